@@ -767,6 +767,14 @@ func faults(rng *rand.Rand) memnet.Faults {
 	}
 }
 
+// printSeed names the seed of a failed run. A failure in a bubble ends the test
+// that made it, so nobody after the bubble could.
+func printSeed(t *testing.T, seed uint64) {
+	if t.Failed() {
+		t.Logf("seed %d", seed)
+	}
+}
+
 // TestRandomConnections sends bytes in both directions through two transports
 // at once, and through a transport and a plain stream, under random faults and
 // kicks. All of it must arrive, in order; no wake-up may be lost, or the bubble
@@ -777,10 +785,10 @@ func TestRandomConnections(t *testing.T) {
 		seeds = 200
 	}
 	for seed := range seeds {
-		synctest.Test(t, func(t *testing.T) { randomConnection(t, seed) })
-		if t.Failed() {
-			t.Fatalf("seed %d", seed)
-		}
+		synctest.Test(t, func(t *testing.T) {
+			defer printSeed(t, seed)
+			randomConnection(t, seed)
+		})
 	}
 }
 
@@ -801,7 +809,7 @@ func randomConnection(t *testing.T, seed uint64) {
 	var wg sync.WaitGroup
 	var gotUp, gotDown []byte
 	c := a.Transport()
-	wg.Go(func() { writeAll(t, c, up, rng.Uint64()) })
+	wg.Go(func() { writeAll(t, c, up, seed) })
 	wg.Go(func() { gotDown = readAll(t, c, seed) })
 	plain := rng.IntN(2) == 0
 	if plain {
@@ -942,10 +950,10 @@ func TestRandomEnds(t *testing.T) {
 		seeds = 100
 	}
 	for seed := range seeds {
-		synctest.Test(t, func(t *testing.T) { randomEnd(t, seed) })
-		if t.Failed() {
-			t.Fatalf("seed %d", seed)
-		}
+		synctest.Test(t, func(t *testing.T) {
+			defer printSeed(t, seed)
+			randomEnd(t, seed)
+		})
 	}
 }
 
