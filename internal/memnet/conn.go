@@ -215,7 +215,8 @@ func (c *conn) Pending() bool {
 	return f.arrived > f.read || f.finArrived || f.goneArrived || c.reset || c.hung || c.closed
 }
 
-// Gone implements transport.Conn.
+// Gone implements transport.Conn. Where both ends have sent a FIN there is
+// nothing left that the peer could be there for: io.EOF, as with a descriptor.
 func (c *conn) Gone() error {
 	c.p.mu.Lock()
 	defer c.p.mu.Unlock()
@@ -223,8 +224,10 @@ func (c *conn) Gone() error {
 	switch {
 	case c.reset:
 		return syscall.ECONNRESET
-	case c.in.goneArrived:
+	case c.in.goneArrived, c.p.overLocked():
 		return io.EOF
+	case c.in.finArrived && c.out.finArrived && c.out.read == c.out.written:
+		return io.EOF // a Unix socket's hang-up, all output having been read
 	}
 	return nil
 }

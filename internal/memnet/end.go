@@ -300,7 +300,9 @@ func (e *End) sendLocked(v [][]byte) (n int, err error) {
 	}
 	broken := false
 	if at := faults.ResetAt[e.index]; at > 0 && f.written+int64(n) >= at {
-		n, broken = int(at-f.written), true
+		// No more room will do: the reset, which may take its time to
+		// come back, is what wakes the writer.
+		n, broken, again = int(at-f.written), true, false
 	}
 	f.putLocked(v, n)
 	switch {

@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -292,6 +291,26 @@ func TestCloseWithUnreadInputResets(t *testing.T) {
 		if n, ok := c.Unacked(); n != 6 || !ok {
 			t.Errorf("Unacked = %d, %v, want 6", n, ok)
 		}
+		c.Close()
+	}
+}
+
+// TestNoResetAfterBothFINs is the case in which a peer throws bytes away and
+// nobody hears of it, on TCP; a Unix socket tells.
+func TestNoResetAfterBothFINs(t *testing.T) {
+	for _, test := range []struct {
+		unix bool
+		want error
+	}{{false, io.EOF}, {true, syscall.ECONNRESET}} {
+		a, b := memnet.Pair(&memnet.Options{Unix: test.unix})
+		c := a.Transport()
+		write(t, c, "data")
+		c.CloseWrite()
+		b.CloseWrite()
+		b.Close()
+		_, err := read(t, c)
+		wantError(t, "TryRead", err, test.want)
+		wantError(t, "Gone", c.Gone(), test.want)
 		c.Close()
 	}
 }
@@ -592,27 +611,6 @@ func TestStall(t *testing.T) {
 	})
 }
 
-// TestNoTimerIsLeft closes a stalled connection and sees that its clock does
-// not go on: nothing wakes the bubble before its own sleep ends.
-func TestNoTimerIsLeft(t *testing.T) {
-	before := runtime.NumGoroutine()
-	synctest.Test(t, func(t *testing.T) {
-		for seed := range uint64(100) {
-			a, b := memnet.Pair(&memnet.Options{Seed: seed, Faults: memnet.Faults{Delay: 0.5, Stall: 0.5}})
-			a.SetDeadline(time.Now().Add(time.Hour))
-			mustWrite(t, a, "x")
-			mustWrite(t, b, "y")
-			a.Close()
-			b.Close()
-		}
-		synctest.Wait()
-		if n := runtime.NumGoroutine(); n > before+2 {
-			t.Errorf("%d goroutines, %d before", n, before)
-		}
-		time.Sleep(2 * time.Hour)
-	})
-}
-
 func TestRulesArePanics(t *testing.T) {
 	for name, breach := range map[string]func(transport.Conn){
 		"two Reads": func(c transport.Conn) {
@@ -833,10 +831,10 @@ func randomConnection(t *testing.T, seed uint64) {
 	if !bytes.Equal(gotUp, up) || !bytes.Equal(gotDown, down) {
 		t.Errorf("got %d and %d bytes, want %d and %d, or they differ", len(gotUp), len(gotDown), len(up), len(down))
 	}
-	if err := c.Gone(); err != nil {
-		t.Errorf("Gone = %v before the peer closed", err)
-	}
 	time.Sleep(time.Second) // the last stall ends
+	if err := c.Gone(); err != io.EOF {
+		t.Errorf("Gone = %v after both FINs", err)
+	}
 	if n, ok := c.Unacked(); n != 0 || !ok {
 		t.Errorf("Unacked = %d, %v at the end", n, ok)
 	}
@@ -844,29 +842,61 @@ func randomConnection(t *testing.T, seed uint64) {
 	b.Close()
 }
 
-// kicker kicks side now and then until stop is called, which returns how often.
-func kicker(c transport.Conn, side transport.Side, seed uint64) (stop func()) {
-	quit, done := make(chan struct{}), make(chan struct{})
+// kicker kicks one side now and then, each time only after the kick before was
+// heard, so that every single one must be.
+type kicker struct {
+	conn  transport.Conn
+	side  transport.Side
+	heard chan struct{} // from the kicked goroutine to the kicker; never closed
+	quit  chan struct{} // closed by stop
+	done  chan struct{} // closed by the kicker when it ends
+	open  bool          // a kick was not heard; owned by the kicker until done
+}
+
+func startKicker(c transport.Conn, side transport.Side, seed uint64) *kicker {
+	k := &kicker{conn: c, side: side, heard: make(chan struct{}), quit: make(chan struct{}), done: make(chan struct{})}
+	rng := rand.New(rand.NewPCG(seed, 2))
 	go func() {
-		defer close(done)
-		rng := rand.New(rand.NewPCG(seed, 2))
+		defer close(k.done)
 		for {
 			select {
-			case <-quit:
+			case <-k.quit:
 				return
 			case <-time.After(time.Duration(rng.IntN(int(10 * time.Millisecond)))):
-				c.Kick(side)
+			}
+			c.Kick(side)
+			select {
+			case <-k.quit:
+				k.open = true
+				return
+			case <-k.heard:
 			}
 		}
 	}()
-	return func() { close(quit); <-done }
+	return k
+}
+
+// stop ends the kicker. The kick that nobody heard is for the next call, and no
+// other one is.
+func (k *kicker) stop(t *testing.T) {
+	close(k.quit)
+	<-k.done
+	wait := k.conn.Read
+	if k.side == transport.WriteSide {
+		wait = k.conn.Write
+	}
+	for _, want := range []bool{k.open, false} {
+		if err := wait(func() bool { return false }); (err != nil) != want {
+			t.Errorf("side %v: got %v, want a kick: %v", k.side, err, want)
+		}
+	}
 }
 
 // writeAll writes data and a FIN as a writer goroutine does.
 func writeAll(t *testing.T, c transport.Conn, data []byte, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 3))
-	stop := kicker(c, transport.WriteSide, seed)
-	defer stop()
+	kicks := startKicker(c, transport.WriteSide, seed)
+	defer kicks.stop(t)
 	turn := func() bool {
 		for len(data) > 0 {
 			want := 1 + rng.IntN(len(data))
@@ -894,7 +924,9 @@ func writeAll(t *testing.T, c transport.Conn, data []byte, seed uint64) {
 			}
 			continue
 		}
-		if err := c.Write(turn); err != nil && !errors.Is(err, transport.ErrKicked) {
+		if err := c.Write(turn); errors.Is(err, transport.ErrKicked) {
+			kicks.heard <- struct{}{}
+		} else if err != nil {
 			t.Errorf("Write: %v", err)
 		}
 	}
@@ -906,8 +938,8 @@ func writeAll(t *testing.T, c transport.Conn, data []byte, seed uint64) {
 // readAll reads to the end of the input as a reader goroutine does.
 func readAll(t *testing.T, c transport.Conn, seed uint64) (got []byte) {
 	rng := rand.New(rand.NewPCG(seed, 4))
-	stop := kicker(c, transport.ReadSide, seed)
-	defer stop()
+	kicks := startKicker(c, transport.ReadSide, seed)
+	defer kicks.stop(t)
 	end := false
 	turn := func() bool {
 		for {
@@ -933,7 +965,9 @@ func readAll(t *testing.T, c transport.Conn, seed uint64) (got []byte) {
 		}
 	}
 	for !end {
-		if err := c.Read(turn); err != nil && !errors.Is(err, transport.ErrKicked) {
+		if err := c.Read(turn); errors.Is(err, transport.ErrKicked) {
+			kicks.heard <- struct{}{}
+		} else if err != nil {
 			t.Errorf("Read: %v", err)
 			return got
 		}

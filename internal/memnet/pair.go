@@ -75,7 +75,7 @@ type Faults struct {
 	// writer, but the reader does not see it. A Reset of the sender
 	// meanwhile loses it.
 	Delay float64
-	// Stall is the probability that a write stalls the whole connection for
+	// Stall is the probability that sending stalls the whole connection for
 	// a random while: nothing arrives in either direction, and no writer
 	// hears of room.
 	Stall float64
@@ -328,9 +328,16 @@ func (p *pair) deliverLocked(f *flow) {
 	}
 }
 
+// overLocked reports that a TCP connection has come to its orderly end: both
+// FINs have arrived. Then it is in the state CLOSE, or TIME_WAIT, and no reset
+// is sent or taken any more, not even for bytes that one end throws away.
+func (p *pair) overLocked() bool {
+	return !p.opts.Unix && p.flows[0].finArrived && p.flows[1].finArrived
+}
+
 // resetLocked sends a reset behind what has arrived of f.
 func (p *pair) resetLocked(f *flow) {
-	if !f.rst {
+	if !f.rst && !p.overLocked() {
 		f.rst, f.cut = true, f.arrived
 		p.deliverLocked(f)
 	}
