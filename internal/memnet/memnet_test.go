@@ -518,6 +518,30 @@ func TestResetAt(t *testing.T) {
 	}
 }
 
+// TestResetAtWaitsForItsReturn has the reset come back late to the writer, which
+// must then sleep: if it tried again at once, the bubble's clock would stand
+// still, and the reset would never come.
+func TestResetAtWaitsForItsReturn(t *testing.T) {
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			defer printSeed(t, seed)
+			a, b := memnet.Pair(&memnet.Options{Seed: seed, Faults: memnet.Faults{
+				ShortWrite: 1, Spurious: 1, Stall: 1, ResetAt: [2]int64{5, 0},
+			}})
+			n, err := a.Write(make([]byte, 100))
+			if n != 5 {
+				t.Errorf("wrote %d bytes, want 5", n)
+			}
+			wantError(t, "Write", err, syscall.ECONNRESET)
+			got, err := io.ReadAll(b)
+			if len(got) != 5 {
+				t.Errorf("%d bytes arrived, want 5", len(got))
+			}
+			wantError(t, "Read", err, syscall.ECONNRESET)
+		})
+	}
+}
+
 func TestFailWriteAt(t *testing.T) {
 	for seed := range uint64(10) {
 		boom := errors.New("boom")
