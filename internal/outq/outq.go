@@ -1,0 +1,388 @@
+// Package outq is the queue of a connection's output: messages already framed
+// for the wire, kept so that many of them leave in one vectored write, and so
+// that at any moment it can be said which of them were written, which was cut
+// and which never left.
+//
+// It only computes: no goroutines, no locks. Its owner serializes the calls.
+package outq
+
+import (
+	"iter"
+	"sync"
+)
+
+const (
+	// Overhead is what a message is charged beside its length.
+	Overhead = 64
+
+	// inline is the size up to which a body is copied behind its header
+	// instead of being referenced: below it, an iovec costs more than the
+	// copy.
+	inline = 2048
+
+	// A block's memory for small bytes: the first block of a burst is
+	// small, so that a connection with one message waiting holds little;
+	// the next ones are as large as a write is worth.
+	smallBlock = 4 << 10
+	largeBlock = 64 << 10
+
+	// A block is closed beyond this many references.
+	maxRefs = 128
+)
+
+// Framing appends the header of a message of n bytes to dst; nil appends
+// nothing (raw bytes).
+type Framing func(dst []byte, n uint64) []byte
+
+// block is a run of whole messages. All headers and small bodies lie in buf,
+// one after the other; large bodies are referenced: refs[i].body follows
+// buf[:refs[i].at]. So a block becomes up to 2×len(refs)+1 slices on the wire.
+type block struct {
+	next *block
+	buf  []byte
+	refs []ref
+	msgs []message
+
+	// Where the first message that was neither written nor dropped begins.
+	msg0, buf0, ref0 int
+	wire             int64 // bytes on the wire from there on
+	bytes            int64 // of bodies from there on
+}
+
+// Blocks that were wholly written are used again. What a report tells of is
+// never given back, so it is the caller's for good.
+var (
+	smallBlocks = sync.Pool{New: func() any { return &block{buf: make([]byte, 0, smallBlock)} }}
+	largeBlocks = sync.Pool{New: func() any { return &block{buf: make([]byte, 0, largeBlock)} }}
+)
+
+func (b *block) recycle() {
+	clear(b.refs) // let go of the bodies
+	*b = block{buf: b.buf[:0], refs: b.refs[:0], msgs: b.msgs[:0]}
+	if cap(b.buf) == smallBlock {
+		smallBlocks.Put(b)
+	} else {
+		largeBlocks.Put(b)
+	}
+}
+
+// shift passes over the first message, and lets go of its referenced body:
+// the small bytes stay until the block goes, as they are one allocation.
+func (b *block) shift() message {
+	m := b.msgs[b.msg0]
+	b.msg0++
+	b.buf0 += m.header()
+	b.wire -= int64(m.wire())
+	b.bytes -= int64(m.body())
+	if !m.byRef() {
+		b.buf0 += m.body()
+		return m
+	}
+	for size := m.body(); size > 0; b.ref0++ {
+		size -= len(b.refs[b.ref0].body)
+		b.refs[b.ref0].body = nil
+	}
+	return m
+}
+
+// at finds the place of the byte n bytes into the first message: in buf, or
+// off bytes into refs[r] where buf[:buf] is written.
+func (b *block) at(n int) (buf, r, off int) {
+	buf, r = b.buf0, b.ref0
+	if n == 0 {
+		return buf, r, 0
+	}
+	m := b.msgs[b.msg0]
+	if !m.byRef() || n <= m.header() {
+		return buf + n, r, 0
+	}
+	for off = n - m.header(); off >= len(b.refs[r].body); r++ {
+		off -= len(b.refs[r].body)
+	}
+	return buf + m.header(), r, off
+}
+
+// bodies yields the bodies from the i-th message after the first on.
+func (b *block) bodies(skip int, yield func([]byte) bool) bool {
+	buf, r := b.buf0, b.ref0
+	for i, m := range b.msgs[b.msg0:] {
+		buf += m.header()
+		var body []byte
+		if m.byRef() {
+			body = b.refs[r].body
+			r++
+			for whole := false; len(body) < m.body(); r++ { // sent as parts
+				if !whole {
+					body, whole = append(make([]byte, 0, m.body()), body...), true
+				}
+				body = append(body, b.refs[r].body...)
+			}
+		} else {
+			body = b.buf[buf : buf+m.body()]
+			buf += m.body()
+		}
+		if i >= skip && !yield(body[:len(body):len(body)]) {
+			return false
+		}
+	}
+	return true
+}
+
+type ref struct {
+	at   int
+	body []byte
+}
+
+// message is what a block remembers of one message: the length of its body,
+// of its header, and whether the body is referenced.
+type message uint64
+
+func newMessage(body, header int, byRef bool) message {
+	m := message(body)<<8 | message(header)<<1
+	if byRef {
+		m |= 1
+	}
+	return m
+}
+
+func (m message) body() int   { return int(m >> 8) }
+func (m message) header() int { return int(m >> 1 & 0x7f) }
+func (m message) byRef() bool { return m&1 != 0 }
+func (m message) wire() int   { return m.body() + m.header() }
+
+// Queue is a FIFO of framed messages. Its zero value is empty.
+type Queue struct {
+	head, tail *block
+	msgs       int
+	bytes      int64 // of bodies
+}
+
+// Len is the number of messages, Bytes that of their bodies' bytes.
+func (q *Queue) Len() int     { return q.msgs }
+func (q *Queue) Bytes() int64 { return q.bytes }
+func (q *Queue) Empty() bool  { return q.msgs == 0 }
+
+// Charge is what the queued messages count against a limit.
+func (q *Queue) Charge() int64 { return q.bytes + int64(q.msgs)*Overhead }
+
+// Append queues one message. A small body is copied, a large one is kept by
+// reference and must not change until it is written.
+func (q *Queue) Append(f Framing, body []byte) {
+	if len(body) > inline {
+		b, header := q.header(f, len(body), 0)
+		b.refs = append(b.refs, ref{len(b.buf), body})
+		q.add(b, len(body), header, true)
+		return
+	}
+	b, header := q.header(f, len(body), len(body))
+	b.buf = append(b.buf, body...)
+	q.add(b, len(body), header, false)
+}
+
+// AppendParts queues one message made of parts, whose lengths add up to size.
+func (q *Queue) AppendParts(f Framing, parts [][]byte, size int) {
+	byRef := size > inline
+	room := size
+	if byRef {
+		room = 0
+	}
+	b, header := q.header(f, size, room)
+	for _, p := range parts {
+		switch {
+		case !byRef:
+			b.buf = append(b.buf, p...)
+		case len(p) > 0:
+			b.refs = append(b.refs, ref{len(b.buf), p})
+		}
+	}
+	q.add(b, size, header, byRef)
+}
+
+// header writes the header of a message of n bytes into the last block, or a
+// new one, if there is not room for it and for more bytes behind it.
+func (q *Queue) header(f Framing, n, more int) (b *block, size int) {
+	const maxHeader = 64
+	b = q.tail
+	if b == nil || len(b.buf)+maxHeader+more > cap(b.buf) || len(b.refs) >= maxRefs {
+		b = q.push(maxHeader + more) // at most inline more: any block has room
+	}
+	if f == nil {
+		return b, 0
+	}
+	at := len(b.buf)
+	b.buf = f(b.buf, uint64(n))
+	return b, len(b.buf) - at
+}
+
+func (q *Queue) push(need int) *block {
+	pool := &smallBlocks
+	if q.tail != nil || need > smallBlock {
+		pool = &largeBlocks
+	}
+	b := pool.Get().(*block)
+	if q.tail == nil {
+		q.head = b
+	} else {
+		q.tail.next = b
+	}
+	q.tail = b
+	return b
+}
+
+func (q *Queue) add(b *block, body, header int, byRef bool) {
+	m := newMessage(body, header, byRef)
+	b.msgs = append(b.msgs, m)
+	b.wire += int64(m.wire())
+	b.bytes += int64(body)
+	q.msgs++
+	q.bytes += int64(body)
+}
+
+// Splice moves everything in p to the end of q and leaves p empty.
+func (q *Queue) Splice(p *Queue) {
+	if p.head == nil {
+		return
+	}
+	if q.tail == nil {
+		q.head = p.head
+	} else {
+		q.tail.next = p.head
+	}
+	q.tail = p.tail
+	q.msgs += p.msgs
+	q.bytes += p.bytes
+	*p = Queue{}
+}
+
+// DropFirst removes the first message and returns the length of its body. The
+// queue must not be empty.
+func (q *Queue) DropFirst() (body int) {
+	b := q.head
+	m := b.shift()
+	q.msgs--
+	q.bytes -= int64(m.body())
+	if b.msg0 == len(b.msgs) {
+		q.pop()
+	}
+	return m.body()
+}
+
+func (q *Queue) pop() {
+	if q.head = q.head.next; q.head == nil {
+		q.tail = nil
+	}
+}
+
+// Bodies yields the bodies of the queued messages in order. The slices are
+// good for as long as they are held.
+func (q *Queue) Bodies() iter.Seq[[]byte] { return q.bodies(0) }
+
+func (q *Queue) bodies(skip int) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		n := skip
+		for b := q.head; b != nil && b.bodies(n, yield); b = b.next {
+			n = 0
+		}
+	}
+}
+
+// Writing is the run of messages that is being written. Its zero value is
+// empty. What Take has moved into it is no longer in the queue; DropFirst
+// cannot touch it.
+type Writing struct {
+	q  Queue
+	in int // bytes written of the first message, its header included
+}
+
+// Take moves all of q behind what w holds.
+func (w *Writing) Take(q *Queue) { w.q.Splice(q) }
+
+// Empty reports that all was written.
+func (w *Writing) Empty() bool { return w.q.msgs == 0 }
+
+// Len and Bytes are those of the messages not wholly written, the one that is
+// partly written included; Charge is what they count against a limit.
+func (w *Writing) Len() int      { return w.q.msgs }
+func (w *Writing) Bytes() int64  { return w.q.bytes }
+func (w *Writing) Charge() int64 { return w.q.Charge() }
+
+// Vec appends to dst the slices to write next: in at most cap(dst) slices, and
+// no further one when there are bytes bytes in them already.
+func (w *Writing) Vec(dst [][]byte, bytes int) [][]byte {
+	in := w.in
+	for b := w.q.head; b != nil; b = b.next {
+		buf, r, off := b.at(in)
+		in = 0
+		for {
+			end := len(b.buf)
+			if r < len(b.refs) {
+				end = b.refs[r].at
+			}
+			if end > buf {
+				if len(dst) == cap(dst) || bytes <= 0 {
+					return dst
+				}
+				dst = append(dst, b.buf[buf:end])
+				bytes -= end - buf
+				buf = end
+			}
+			if r == len(b.refs) {
+				break
+			}
+			if len(dst) == cap(dst) || bytes <= 0 {
+				return dst
+			}
+			dst = append(dst, b.refs[r].body[off:])
+			bytes -= len(b.refs[r].body) - off
+			r, off = r+1, 0
+		}
+	}
+	return dst
+}
+
+// Wrote says that the next n bytes were written, and returns how many
+// messages this completed and the bytes of their bodies.
+func (w *Writing) Wrote(n int) (msgs int, bytes int64) {
+	w.in += n
+	for b := w.q.head; b != nil; b = w.q.head {
+		if int64(w.in) >= b.wire { // the common case: no walk
+			w.in -= int(b.wire)
+			msgs += len(b.msgs) - b.msg0
+			bytes += b.bytes
+			w.q.pop()
+			b.recycle()
+			continue
+		}
+		for w.in >= b.msgs[b.msg0].wire() {
+			m := b.shift()
+			w.in -= m.wire()
+			msgs++
+			bytes += int64(m.body())
+		}
+		break
+	}
+	w.q.msgs -= msgs
+	w.q.bytes -= bytes
+	return msgs, bytes
+}
+
+// Cut tells of the message that is partly written: its body, and how many
+// bytes of the body were written. The header may have been cut too.
+func (w *Writing) Cut() (body []byte, written int, ok bool) {
+	if w.in == 0 {
+		return nil, 0, false
+	}
+	for body = range w.q.bodies(0) {
+		break
+	}
+	m := w.q.head.msgs[w.q.head.msg0]
+	return body, max(0, w.in-m.header()), true
+}
+
+// Unwritten yields the bodies of the messages of which nothing was written.
+func (w *Writing) Unwritten() iter.Seq[[]byte] {
+	if w.in > 0 {
+		return w.q.bodies(1)
+	}
+	return w.q.bodies(0)
+}

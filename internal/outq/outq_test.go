@@ -1,0 +1,182 @@
+package outq
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+func header8(dst []byte, n uint64) []byte { return binary.LittleEndian.AppendUint64(dst, n) }
+
+func body(r *rand.Rand) []byte {
+	n := r.IntN(40)
+	switch r.IntN(8) {
+	case 0:
+		n = 0
+	case 1:
+		n = inline - 2 + r.IntN(5)
+	case 2:
+		n = r.IntN(largeBlock)
+	}
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(r.Uint32())
+	}
+	return b
+}
+
+// A queue under random operations is compared with plain slices of messages.
+func TestQueueAgreesWithPlainSlices(t *testing.T) {
+	for seed := range uint64(40) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		var framing Framing = header8
+		if seed%4 == 3 {
+			framing = nil
+		}
+		var (
+			q, side     Queue
+			w           Writing
+			queued      [][]byte // in q
+			taken       [][]byte // in w
+			gathered    [][]byte // in side
+			in          int      // bytes written of taken[0]
+			sent, wrote bytes.Buffer
+		)
+		frame := func(b []byte) []byte {
+			if framing == nil {
+				return b
+			}
+			return append(framing(nil, uint64(len(b))), b...)
+		}
+		for range 200 {
+			switch r.IntN(8) {
+			case 0, 1, 2:
+				b := body(r)
+				q.Append(framing, b)
+				queued = append(queued, b)
+			case 3:
+				b := body(r)
+				var parts [][]byte
+				for rest := b; ; {
+					k := r.IntN(len(rest) + 1)
+					parts = append(parts, rest[:k])
+					if rest = rest[k:]; len(rest) == 0 {
+						break
+					}
+				}
+				side.AppendParts(framing, parts, len(b))
+				gathered = append(gathered, b)
+			case 4:
+				q.Splice(&side)
+				queued, gathered = append(queued, gathered...), nil
+			case 5:
+				if !q.Empty() {
+					if got := q.DropFirst(); got != len(queued[0]) {
+						t.Fatalf("seed %d: dropped a message of %d bytes, want %d", seed, got, len(queued[0]))
+					}
+					queued = queued[1:]
+				}
+			case 6:
+				w.Take(&q)
+				taken, queued = append(taken, queued...), nil
+			case 7:
+				v := w.Vec(make([][]byte, 0, 2+r.IntN(6)), 1+r.IntN(1<<17))
+				total := 0
+				for _, s := range v {
+					total += len(s)
+				}
+				n := r.IntN(total + 1)
+				flat := slices.Concat(v...)
+				sent.Write(flat[:n])
+				msgs, size := w.Wrote(n)
+				var wantMsgs int
+				var wantSize int64
+				for in += n; len(taken) > 0 && in >= len(frame(taken[0])); taken = taken[1:] {
+					in -= len(frame(taken[0]))
+					wrote.Write(frame(taken[0]))
+					wantMsgs++
+					wantSize += int64(len(taken[0]))
+				}
+				// An empty raw message has no bytes: it goes with its neighbour.
+				if framing != nil && (msgs != wantMsgs || size != wantSize) {
+					t.Fatalf("seed %d: wrote %d messages of %d bytes, want %d of %d", seed, msgs, size, wantMsgs, wantSize)
+				}
+				if framing == nil {
+					taken = taken[len(taken)-w.Len():]
+				}
+			}
+			if q.Len() != len(queued) || w.Len() != len(taken) {
+				t.Fatalf("seed %d: %d queued, %d being written; want %d, %d", seed, q.Len(), w.Len(), len(queued), len(taken))
+			}
+			var size int64
+			for _, b := range queued {
+				size += int64(len(b))
+			}
+			if q.Bytes() != size || q.Charge() != size+int64(len(queued))*Overhead {
+				t.Fatalf("seed %d: %d bytes queued, charge %d; want %d bytes", seed, q.Bytes(), q.Charge(), size)
+			}
+		}
+		if got := slices.Collect(q.Bodies()); !slices.EqualFunc(got, queued, bytes.Equal) {
+			t.Fatalf("seed %d: the bodies queued differ", seed)
+		}
+		rest := taken
+		if cut, n, ok := w.Cut(); ok {
+			if !bytes.Equal(cut, taken[0]) || framing != nil && n != max(0, in-8) {
+				t.Fatalf("seed %d: cut %d bytes after %d, want %d after %d", seed, len(cut), n, len(taken[0]), in-8)
+			}
+			rest = taken[1:]
+		} else if in != 0 {
+			t.Fatalf("seed %d: %d bytes of a message written, but none is cut", seed, in)
+		}
+		if got := slices.Collect(w.Unwritten()); !slices.EqualFunc(got, rest, bytes.Equal) {
+			t.Fatalf("seed %d: the bodies unwritten differ", seed)
+		}
+		if framing != nil {
+			if in > 0 {
+				wrote.Write(frame(taken[0])[:in])
+			}
+			if !bytes.Equal(sent.Bytes(), wrote.Bytes()) {
+				t.Fatalf("seed %d: the bytes on the wire differ", seed)
+			}
+		}
+	}
+}
+
+// 1,000 messages of 9 bytes are few slices of one write.
+func TestSmallMessagesShareSlices(t *testing.T) {
+	var q Queue
+	var w Writing
+	for range 1000 {
+		q.Append(header8, []byte("some data"))
+	}
+	w.Take(&q)
+	if v := w.Vec(make([][]byte, 0, 64), 1<<20); len(v) > 2 {
+		t.Errorf("%d slices, want at most 2", len(v))
+	}
+}
+
+func BenchmarkAppendAndWrite(b *testing.B) {
+	for _, size := range []int{9, 64, 512, 4096} {
+		b.Run(fmt.Sprintf("%dB", size), func(b *testing.B) {
+			msg, v := make([]byte, size), make([][]byte, 0, 64)
+			var q Queue
+			var w Writing
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				q.Append(header8, msg)
+				if i%64 == 63 {
+					for w.Take(&q); !w.Empty(); {
+						n := 0
+						for _, s := range w.Vec(v, 1<<20) {
+							n += len(s)
+						}
+						w.Wrote(n)
+					}
+				}
+			}
+		})
+	}
+}

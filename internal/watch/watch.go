@@ -1,0 +1,162 @@
+// Package watch runs all the clocks of a hub in one goroutine: of each
+// connection it knows one moment at which to look at it, and what the
+// connection finds then decides about the next.
+//
+// The clocks are lazy. Progress on a connection touches nothing here; only
+// when the moment comes that was right without progress is the connection
+// asked, and it names a later one. So a connection costs one operation on a
+// heap for each time-out period, however busy it is.
+package watch
+
+import (
+	"container/heap"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Target is looked at when its moment has come.
+type Target interface {
+	// Check is told the time, as Watch.Now gives it, and returns when to be
+	// called next; 0 for not at all. It is called by Run's goroutine, with
+	// no lock held, and must not block.
+	Check(now time.Duration) (next time.Duration)
+}
+
+// Entry is one Target's place in a Watch. Its owner keeps it, zero at first.
+type Entry struct {
+	at     atomic.Int64 // the next moment; 0: none. Written under Watch.mu
+	index  int          // in the heap, plus 1; 0: not in it
+	target Target
+}
+
+// Watch is the clock of a hub. Create it with New and give it a goroutine
+// with Run.
+type Watch struct {
+	epoch time.Time
+	wake  chan struct{} // sent to by Arm when the first moment moved closer; received by Run; never closed
+
+	mu    sync.Mutex // guards what follows and every Entry; nothing is locked inside it
+	queue queue
+}
+
+// New makes a Watch whose time begins now.
+func New() *Watch {
+	return &Watch{epoch: time.Now(), wake: make(chan struct{}, 1)}
+}
+
+// Now is the monotonic time since New; it is never 0.
+func (w *Watch) Now() time.Duration { return time.Since(w.epoch) + 1 }
+
+// Arm sees to it that target is checked at the given time or earlier. Almost
+// always it is to be checked earlier anyway, and Arm is one load.
+func (w *Watch) Arm(e *Entry, target Target, at time.Duration) {
+	if t := e.at.Load(); t != 0 && t <= int64(at) {
+		return
+	}
+	w.mu.Lock()
+	if t := e.at.Load(); t != 0 && t <= int64(at) {
+		w.mu.Unlock()
+		return
+	}
+	e.target = target
+	e.at.Store(int64(at))
+	if e.index != 0 {
+		heap.Fix(&w.queue, e.index-1)
+	} else {
+		heap.Push(&w.queue, e)
+	}
+	first := w.queue[0] == e
+	w.mu.Unlock()
+	if first {
+		select {
+		case w.wake <- struct{}{}:
+		default: // Run will look anyway
+		}
+	}
+}
+
+// Disarm forgets e. A Check that is running goes on, but is the last.
+func (w *Watch) Disarm(e *Entry) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	e.target = nil
+	e.at.Store(0)
+	if e.index != 0 {
+		heap.Remove(&w.queue, e.index-1)
+	}
+}
+
+// Run checks the targets until done is closed.
+func (w *Watch) Run(done <-chan struct{}) {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		timer.Reset(w.checkDue())
+		select {
+		case <-timer.C:
+		case <-w.wake:
+		case <-done:
+			return
+		}
+	}
+}
+
+// checkDue checks every target whose moment has come and returns how long
+// there is nothing to do.
+func (w *Watch) checkDue() time.Duration {
+	for {
+		w.mu.Lock()
+		if len(w.queue) == 0 {
+			w.mu.Unlock()
+			return time.Hour
+		}
+		e, now := w.queue[0], w.Now()
+		if wait := time.Duration(e.at.Load()) - now; wait > 0 {
+			w.mu.Unlock()
+			return wait
+		}
+		heap.Pop(&w.queue)
+		e.at.Store(0) // from here on, Arm counts
+		target := e.target
+		w.mu.Unlock()
+		if next := target.Check(now); next != 0 {
+			w.rearm(e, next)
+		}
+	}
+}
+
+// rearm is Arm for an entry that may have been disarmed while it was checked.
+func (w *Watch) rearm(e *Entry, at time.Duration) {
+	w.mu.Lock()
+	target := e.target
+	w.mu.Unlock()
+	if target != nil {
+		w.Arm(e, target, at)
+	}
+}
+
+// queue is a heap of entries, the earliest first.
+type queue []*Entry
+
+func (q queue) Len() int           { return len(q) }
+func (q queue) Less(i, j int) bool { return q[i].at.Load() < q[j].at.Load() }
+func (q queue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].index, q[j].index = i+1, j+1
+}
+
+func (q *queue) Push(x any) {
+	e := x.(*Entry)
+	*q = append(*q, e)
+	e.index = len(*q)
+}
+
+func (q *queue) Pop() any {
+	old := *q
+	e := old[len(old)-1]
+	old[len(old)-1] = nil
+	*q = old[:len(old)-1]
+	e.index = 0
+	return e
+}

@@ -1,0 +1,101 @@
+package watch
+
+import (
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// target records when it was checked, and asks for the next check step later,
+// more times.
+type target struct {
+	mu    sync.Mutex
+	step  time.Duration
+	more  int
+	times []time.Duration
+}
+
+func (t *target) Check(now time.Duration) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.times = append(t.times, now-1)
+	if t.more == 0 {
+		return 0
+	}
+	t.more--
+	return now + t.step
+}
+
+func (t *target) seen() []time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.times
+}
+
+// start runs a Watch in the test's bubble.
+func start(t *testing.T) *Watch {
+	w, done := New(), make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() { w.Run(done) })
+	t.Cleanup(func() { close(done); wg.Wait() })
+	return w
+}
+
+func TestChecksAtTheEarliestMomentAndThenAsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t)
+		a, b := &target{step: 2 * time.Second, more: 2}, &target{}
+		var ea, eb Entry
+		w.Arm(&ea, a, w.Now()+5*time.Second)
+		w.Arm(&eb, b, w.Now()+3*time.Second)
+		w.Arm(&ea, a, w.Now()+time.Second)   // earlier: counts
+		w.Arm(&eb, b, w.Now()+9*time.Second) // later: does not
+		<-time.After(time.Minute)
+		synctest.Wait()
+		if d := cmp.Diff([]time.Duration{1e9, 3e9, 5e9}, a.seen()); d != "" {
+			t.Errorf("a was checked at (-want +got):\n%s", d)
+		}
+		if d := cmp.Diff([]time.Duration{3e9}, b.seen()); d != "" {
+			t.Errorf("b was checked at (-want +got):\n%s", d)
+		}
+	})
+}
+
+func TestDisarmedIsNotChecked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t)
+		a := &target{step: time.Second, more: 100}
+		var e Entry
+		w.Arm(&e, a, w.Now()+time.Second)
+		<-time.After(3500 * time.Millisecond)
+		w.Disarm(&e)
+		<-time.After(time.Minute)
+		if n := len(a.seen()); n != 3 {
+			t.Errorf("checked %d times, want 3", n)
+		}
+	})
+}
+
+func TestManyTargets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t)
+		targets, entries := make([]target, 1000), make([]Entry, 1000)
+		for i := range targets {
+			targets[i].step, targets[i].more = time.Duration(1+i%7)*time.Second, 3
+			w.Arm(&entries[i], &targets[i], w.Now()+time.Duration(i)*time.Millisecond)
+		}
+		<-time.After(time.Minute)
+		synctest.Wait()
+		for i := range targets {
+			first := time.Duration(i) * time.Millisecond
+			step := targets[i].step
+			want := []time.Duration{first, first + step, first + 2*step, first + 3*step}
+			if d := cmp.Diff(want, targets[i].seen()); d != "" {
+				t.Fatalf("target %d was checked at (-want +got):\n%s", i, d)
+			}
+		}
+	})
+}
