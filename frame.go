@@ -1,0 +1,289 @@
+package sockhub
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+)
+
+// ErrMessageTooLarge is the reason of a connection whose peer announced a
+// message above MaxMessage (nothing is allocated for it), and the result of a
+// Send of such a message.
+var ErrMessageTooLarge = errors.New("sockhub: message too large")
+
+// Framing is how messages are told apart in a stream of bytes: each is
+// preceded by a header from which its length follows. An implementation must
+// be safe for concurrent use; its methods are called with hub locks held and
+// must only compute.
+type Framing interface {
+	// MaxHeader is the largest size of a header in bytes, at most 64.
+	MaxHeader() int
+
+	// AppendHeader appends the header of a message of n bytes to dst. It
+	// panics if n cannot be expressed; Send has refused such a message
+	// before with ErrMessageTooLarge where LengthPrefix and Uvarint are
+	// concerned.
+	AppendHeader(dst []byte, n uint64) []byte
+
+	// Header reads the header at the start of p. size 0 without an error
+	// means that more bytes are needed, which may be said of at most
+	// MaxHeader bytes. An error ends the connection, with it as the reason.
+	Header(p []byte) (size int, n uint64, err error)
+}
+
+// LengthPrefix is the framing in which the length of a message stands before
+// it in size bytes (1, 2, 4 or 8) of the given order. LengthPrefix(8,
+// binary.LittleEndian) is the default of every connection and the format of
+// FI-ASockIOCore. It panics for another size or a nil order.
+func LengthPrefix(size int, order binary.ByteOrder) Framing {
+	if order == nil {
+		panic("sockhub: LengthPrefix: nil byte order")
+	}
+	switch size {
+	case 1, 2, 4, 8:
+		return lengthPrefix{size, order}
+	}
+	panic(fmt.Sprintf("sockhub: LengthPrefix: size %d is not 1, 2, 4 or 8", size))
+}
+
+type lengthPrefix struct {
+	size  int
+	order binary.ByteOrder
+}
+
+func (f lengthPrefix) MaxHeader() int { return f.size }
+
+// maxLen is the longest message that the header can express.
+func (f lengthPrefix) maxLen() uint64 { return math.MaxUint64 >> (64 - 8*f.size) }
+
+func (f lengthPrefix) AppendHeader(dst []byte, n uint64) []byte {
+	if n > f.maxLen() {
+		panic("sockhub: length does not fit its prefix")
+	}
+	at := len(dst)
+	dst = append(dst, make([]byte, f.size)...)
+	switch p := dst[at:]; f.size {
+	case 1:
+		p[0] = byte(n)
+	case 2:
+		f.order.PutUint16(p, uint16(n))
+	case 4:
+		f.order.PutUint32(p, uint32(n))
+	case 8:
+		f.order.PutUint64(p, n)
+	}
+	return dst
+}
+
+func (f lengthPrefix) Header(p []byte) (size int, n uint64, err error) {
+	if len(p) < f.size {
+		return 0, 0, nil
+	}
+	switch f.size {
+	case 1:
+		n = uint64(p[0])
+	case 2:
+		n = uint64(f.order.Uint16(p))
+	case 4:
+		n = uint64(f.order.Uint32(p))
+	case 8:
+		n = f.order.Uint64(p)
+	}
+	return f.size, n, nil
+}
+
+// Uvarint is the framing in which the length of a message stands before it as
+// an unsigned varint of encoding/binary (the format of Protocol Buffers'
+// delimited messages), of at most 10 bytes.
+func Uvarint() Framing { return uvarint{} }
+
+type uvarint struct{}
+
+func (uvarint) MaxHeader() int { return binary.MaxVarintLen64 }
+
+func (uvarint) AppendHeader(dst []byte, n uint64) []byte { return binary.AppendUvarint(dst, n) }
+
+var errVarint = errors.New("sockhub: message length is no varint of 64 bits")
+
+func (uvarint) Header(p []byte) (size int, n uint64, err error) {
+	n, size = binary.Uvarint(p)
+	if size < 0 || size == 0 && len(p) >= binary.MaxVarintLen64 {
+		return 0, 0, errVarint
+	}
+	return size, n, nil
+}
+
+// headerSize is the size of the default framing's header: the length as an
+// unsigned 64-bit little-endian number.
+const headerSize = 8
+
+// defaultHeader is the default framing's AppendHeader.
+func defaultHeader(dst []byte, n uint64) []byte { return binary.LittleEndian.AppendUint64(dst, n) }
+
+// maxHeader is the largest Framing.MaxHeader.
+const maxHeader = 64
+
+// plainFraming is f, or nil for the default framing, which has a path without
+// interface calls.
+func plainFraming(f Framing) Framing {
+	if f == Framing(lengthPrefix{headerSize, binary.LittleEndian}) {
+		return nil
+	}
+	return f
+}
+
+// expressible reports whether f can announce a message of n bytes.
+func expressible(f Framing, n uint64) bool {
+	if f, ok := f.(lengthPrefix); ok {
+		return n <= f.maxLen()
+	}
+	return true
+}
+
+// growStep is what the buffer of a large message may hold beyond twice what
+// was received: memory follows the bytes that came, not the length announced.
+const growStep = 64 << 10
+
+// decoder cuts a stream of bytes into messages. It reads nothing itself: its
+// owner receives into space and tells it by advance how much came, then takes
+// the complete messages from next until there is none. When full says so, the
+// owner moves it to another chunk, and before it gives the chunk away, it
+// calls park. What a decoder holds between park and move is the unfinished
+// message alone.
+//
+// Whatever way the input is cut, the same messages come out; the fuzz test
+// holds it to that.
+type decoder struct {
+	framing Framing // nil: the default
+	raw     bool    // no frames: whatever came is one piece
+	max     uint64  // longest message accepted
+
+	chunk []byte // where small messages are received; its owner's
+	r, w  int    // chunk[r:w] was received and not yet cut
+	want  int    // bytes from r on that the chunk must have room for
+
+	// A message of more than half a chunk has a buffer of its own.
+	big  []byte // received of it so far; nil: none
+	size int    // its whole length
+
+	rest []byte // between park and move: what was chunk[r:w]
+}
+
+// minChunk is the least size of a chunk: a header, and room beyond it.
+const minChunk = 1024
+
+// move gives the decoder another chunk of at least minChunk bytes to work in,
+// and moves unfinished input to its front. It returns how many bytes of the
+// chunk before are used by messages that next has returned: these are not to
+// be overwritten while the messages are in use.
+func (d *decoder) move(chunk []byte) (used int) {
+	left := d.rest
+	if d.chunk != nil {
+		left = d.chunk[d.r:d.w]
+	}
+	used = d.r
+	d.chunk, d.rest = chunk, nil
+	d.r, d.w = 0, copy(chunk, left)
+	return used
+}
+
+// park takes unfinished input out of the chunk, which is then its owner's
+// again, and returns the same as move.
+func (d *decoder) park() (used int) {
+	if d.r < d.w {
+		d.rest = append([]byte(nil), d.chunk[d.r:d.w]...)
+	}
+	used = d.r
+	d.chunk, d.r, d.w = nil, 0, 0
+	return used
+}
+
+// full reports that what comes next does not fit this chunk: move is due.
+func (d *decoder) full() bool { return d.big == nil && d.r+d.want > len(d.chunk) }
+
+// space is where the next bytes of the stream belong; not empty unless full.
+func (d *decoder) space() []byte {
+	if d.big == nil {
+		return d.chunk[d.w:]
+	}
+	if len(d.big) == cap(d.big) {
+		d.big = append(make([]byte, 0, d.room()), d.big...)
+	}
+	return d.big[len(d.big):cap(d.big)]
+}
+
+// room is the capacity of big that the bytes received so far justify.
+func (d *decoder) room() int { return min(d.size, 2*len(d.big)+growStep) }
+
+// advance says that n bytes were received into space.
+func (d *decoder) advance(n int) {
+	if d.big != nil {
+		d.big = d.big[:len(d.big)+n]
+	} else {
+		d.w += n
+	}
+}
+
+// next returns the next complete message, its capacity clipped to its length,
+// or ok == false if there is none. After an error the stream is lost.
+func (d *decoder) next() (msg []byte, ok bool, err error) {
+	if d.big != nil {
+		if len(d.big) < d.size {
+			return nil, false, nil
+		}
+		msg, d.big = d.big, nil
+		d.want = 1
+		return msg[:len(msg):len(msg)], true, nil
+	}
+	p := d.chunk[d.r:d.w]
+	if d.raw {
+		d.r, d.want = d.w, 1
+		return p[:len(p):len(p)], len(p) > 0, nil
+	}
+	h, n, err := d.header(p)
+	if err != nil || h == 0 {
+		return nil, false, err
+	}
+	// As unsigned 64-bit numbers, before any conversion to int.
+	if n > d.max || n > math.MaxInt-growStep {
+		return nil, false, fmt.Errorf("%w: %d bytes announced", ErrMessageTooLarge, n)
+	}
+	end := h + int(n)
+	if end <= len(p) {
+		d.r += end
+		return p[h:end:end], true, nil
+	}
+	d.want = end
+	if d.full() && end > len(d.chunk)/2 {
+		d.big, d.size = p[h:h], int(n)
+		d.big = append(make([]byte, 0, min(d.size, 2*len(p)+growStep)), p[h:]...)
+		d.r = d.w
+	}
+	return nil, false, nil
+}
+
+// header reads the header at the start of p; h == 0: it is not complete.
+func (d *decoder) header(p []byte) (h int, n uint64, err error) {
+	if d.framing == nil {
+		if len(p) < headerSize {
+			d.want = headerSize
+			return 0, 0, nil
+		}
+		return headerSize, binary.LittleEndian.Uint64(p), nil
+	}
+	longest := d.framing.MaxHeader()
+	h, n, err = d.framing.Header(p)
+	switch {
+	case err != nil:
+		return 0, 0, err
+	case h < 0, h > len(p), h == 0 && len(p) >= longest:
+		return 0, 0, fmt.Errorf("sockhub: %T found no header in %d bytes", d.framing, len(p))
+	case h == 0:
+		d.want = longest
+	}
+	return h, n, nil
+}
+
+// partial is the number of bytes received of an unfinished message.
+func (d *decoder) partial() int { return len(d.big) + len(d.rest) + d.w - d.r }

@@ -1,0 +1,970 @@
+package sockhub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sockhub/sockhub/internal/fanin"
+	"github.com/sockhub/sockhub/internal/pending"
+	"github.com/sockhub/sockhub/internal/registry"
+	"github.com/sockhub/sockhub/internal/watch"
+)
+
+var (
+	// ErrUnknownID: no client has this ID, or none any more.
+	ErrUnknownID = errors.New("sockhub: unknown client ID")
+
+	// ErrTooManyConns: MaxConns of the hub or the listener is reached.
+	ErrTooManyConns = errors.New("sockhub: too many connections")
+
+	// ErrMemoryLimit: a limit that all connections share is reached.
+	ErrMemoryLimit = errors.New("sockhub: memory limit reached")
+)
+
+// ID names a client for the life of its Hub and is never used again. A client
+// registered with Expect keeps its ID over reconnects, and so does a dialed
+// one; the others lose theirs when their Disconnected is taken. 0 is nobody.
+type ID uint64
+
+// client is who has an ID.
+type client struct {
+	id   ID
+	name string               // "" if it gave none
+	conn atomic.Pointer[Conn] // the current connection; nil while there is none
+
+	// Guarded by hub.mu.
+	expected *ClientOptions // registered with Expect; written with hub.mu and fan.mu held, so either is enough to read it
+	owner    *Conn          // holds the name, from its admission to its end
+	claims   []*Conn        // handshakes that wait for owner's end
+
+	// Guarded by hub.fan.mu.
+	ending bool  // a Disconnected of it is in a batch that was not taken
+	next   *Conn // admitted, and published when that was taken
+}
+
+// Number implements registry.Entry.
+func (cl *client) Number() uint64 { return uint64(cl.id) }
+
+// Hub owns connections. Create it with New, add connections with Listen,
+// Serve, Dial and their like, receive from Events, send with Send and its
+// like, and end it with Shutdown or Close. All methods may be called from any
+// goroutine.
+type Hub struct {
+	// Immutable after construction.
+	o        Options // resolved
+	log      *slog.Logger
+	watch    *watch.Watch
+	events   chan *Batch    // sent to and closed by the hub goroutine alone, see package fanin
+	wake     chan struct{}  // capacity 1; sent to without waiting by whoever has something for the hub goroutine; never closed
+	quit     chan struct{}  // closed by Close when the connections are gone: the hub goroutine and the watch end
+	draining chan struct{}  // closed by Shutdown or Close at its begin: nothing new is begun
+	closed   chan struct{}  // closed by Close at its begin: what waits gives up
+	over     chan struct{}  // closed by Close at its end
+	left     chan struct{}  // capacity 1; sent to without waiting when a connection is gone; never closed
+	unbind   func() bool    // takes the hub off its context
+	tasks    errgroup.Group // the hub goroutine, the watch and the listeners; the connections are in live
+
+	table registry.Table[client, *client]
+
+	// mu guards what follows. fan.mu and Conn.mu may be taken inside it.
+	mu        sync.Mutex
+	stage     stage
+	live      map[*Conn]struct{} // every connection whose reader runs, handshakes included
+	listeners map[*Listener]struct{}
+	names     map[string]*client
+	pending   *pending.Table[source, *Conn] // handshakes of accepted connections
+	slots     int                           // connections past their handshake whose Disconnected was not taken
+	totals    Stats
+
+	fan fan // what goes to Events
+}
+
+// stage is how far the hub's end has come.
+type stage int
+
+const (
+	running  stage = iota
+	draining       // Shutdown was called: nothing new
+	closing        // Close was called
+)
+
+// New makes a Hub. When ctx ends, that does what Close does; for a graceful
+// end call Shutdown, and do not give New the context that a signal ends.
+func New(ctx context.Context, o *Options) (*Hub, error) {
+	r, err := o.resolve()
+	if err != nil {
+		return nil, err
+	}
+	h := &Hub{
+		o:         r,
+		log:       r.Logger,
+		watch:     watch.New(),
+		events:    make(chan *Batch, 1),
+		wake:      make(chan struct{}, 1),
+		quit:      make(chan struct{}),
+		closed:    make(chan struct{}),
+		draining:  make(chan struct{}),
+		pending:   pending.New[source, *Conn](r.MaxPending, r.MaxPendingPerSource),
+		over:      make(chan struct{}),
+		left:      make(chan struct{}, 1),
+		live:      make(map[*Conn]struct{}),
+		listeners: make(map[*Listener]struct{}),
+		names:     make(map[string]*client),
+	}
+	if h.log == nil {
+		h.log = slog.New(slog.DiscardHandler)
+	}
+	h.fan.hub, h.fan.next = h, &Batch{seq: 1}
+	h.tasks.Go(func() error { fanin.Run(h.events, h.wake, h.quit, &h.fan); return nil })
+	h.tasks.Go(func() error { h.watch.Run(h.quit); return nil })
+	h.unbind = context.AfterFunc(ctx, func() { h.Close() })
+	return h, nil
+}
+
+// Events is where everything that happens on the connections without a Handler
+// arrives, in batches. Range over it, or select on it beside other channels.
+// It is closed after the last batch, when the hub was closed.
+//
+// While nobody receives, what happens is merged into the batch that waits, so
+// memory is bounded by the limits on input; reading pauses at these.
+func (h *Hub) Events() <-chan *Batch { return h.events }
+
+// Send is Conn.Send on the client's current connection: also if it waits, it
+// stays with that connection. ErrUnknownID and ErrNotConnected, if there is
+// none; ErrClosed once the hub is closed.
+func (h *Hub) Send(ctx context.Context, to ID, msg []byte) error {
+	c, err := h.current(to)
+	if err != nil {
+		return err
+	}
+	return c.Send(ctx, msg)
+}
+
+// TrySend is Conn.TrySend on the client's current connection: ErrBackpressure
+// instead of waiting. Otherwise as Send.
+func (h *Hub) TrySend(to ID, msg []byte) error {
+	c, err := h.current(to)
+	if err != nil {
+		return err
+	}
+	return c.TrySend(msg)
+}
+
+// SendMany is Conn.SendMany on the client's current connection: the first n
+// were accepted, in one run. Errors as those of Send.
+func (h *Hub) SendMany(ctx context.Context, to ID, msgs iter.Seq[[]byte]) (n int, err error) {
+	c, err := h.current(to)
+	if err != nil {
+		return 0, err
+	}
+	return c.SendMany(ctx, msgs)
+}
+
+func (h *Hub) current(id ID) (*Conn, error) {
+	cl := h.table.Get(uint64(id))
+	if cl != nil {
+		if c := cl.conn.Load(); c != nil {
+			return c, nil
+		}
+	}
+	select {
+	case <-h.closed:
+		return nil, ErrClosed
+	default:
+	}
+	if cl == nil {
+		return nil, ErrUnknownID
+	}
+	return nil, ErrNotConnected
+}
+
+// SendError is one connection that a Broadcast could not queue for.
+type SendError struct {
+	Conn *Conn
+	Err  error
+}
+
+// BroadcastError lists the connections that did not accept a Broadcast.
+type BroadcastError struct{ Refused []SendError }
+
+func (e *BroadcastError) Error() string {
+	first := e.Refused[0]
+	if len(e.Refused) == 1 {
+		return fmt.Sprintf("sockhub: broadcast refused by %v: %v", first.Conn, first.Err)
+	}
+	return fmt.Sprintf("sockhub: broadcast refused by %d connections, the first %v: %v", len(e.Refused), first.Conn, first.Err)
+}
+
+// Unwrap returns the error of each connection.
+func (e *BroadcastError) Unwrap() []error {
+	errs := make([]error, len(e.Refused))
+	for i, r := range e.Refused {
+		errs[i] = r.Err
+	}
+	return errs
+}
+
+// Broadcast queues msg for each connection that to yields, and waits for
+// none: n accepted it, and the others are in the *BroadcastError, with the
+// error that TrySend would have returned. It takes ownership of msg.
+func (h *Hub) Broadcast(to iter.Seq[*Conn], msg []byte) (n int, err error) {
+	var refused []SendError
+	for c := range to {
+		if err := c.TrySend(msg); err != nil {
+			refused = append(refused, SendError{c, err})
+		} else {
+			n++
+		}
+	}
+	if refused != nil {
+		return n, &BroadcastError{refused}
+	}
+	return n, nil
+}
+
+// Conn returns the current connection of a client.
+func (h *Hub) Conn(id ID) (*Conn, bool) {
+	if cl := h.table.Get(uint64(id)); cl != nil {
+		if c := cl.conn.Load(); c != nil {
+			return c, true
+		}
+	}
+	return nil, false
+}
+
+// Conns yields every connection past its handshake. No lock is held while it
+// yields: connections that come or go meanwhile may be yielded or not.
+func (h *Hub) Conns() iter.Seq[*Conn] {
+	return func(yield func(*Conn) bool) {
+		for cl := range h.table.All {
+			if c := cl.conn.Load(); c != nil && !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+// Stats are the figures of a hub: the first line and the last as they are now,
+// the others since New.
+type Stats struct {
+	Conns, Connecting, Paused, Expected, Listeners               int    // past their handshake; in it; held back until the user takes their input; registered names; listeners
+	Accepted, Dialed, Disconnected                               uint64 // past their handshake; of these ended
+	RefusedPolicy, RefusedName, RefusedLimit, HandshakeTimeouts  uint64 // handshakes ended by a rule; a bad or taken name; a limit; their deadline
+	AcceptErrors, SlowPeers, ProtocolErrors, Panics              uint64 // failed accepts; ErrSlowPeer; input that is no message; panics of callbacks
+	MessagesIn, MessagesOut, BytesIn, BytesOut, Dropped, Batches uint64 // delivered; handed to the kernel; dropped by DropOldest; batches made
+	QueuedIn, QueuedOut                                          int64  // bytes charged to input not taken; to output not written
+}
+
+// Stats returns the hub's figures. It visits every connection, so it is for
+// every second, not for every message.
+func (h *Hub) Stats() Stats {
+	h.mu.Lock()
+	s := h.totals
+	s.Listeners = len(h.listeners)
+	for _, cl := range h.names {
+		if cl.expected != nil {
+			s.Expected++
+		}
+	}
+	conns := make([]*Conn, 0, len(h.live))
+	for c := range h.live {
+		conns = append(conns, c)
+	}
+	h.mu.Unlock()
+	for _, c := range conns {
+		if c.handshaking() {
+			s.Connecting++
+			continue
+		}
+		s.Conns++
+		s.add(c.Stats())
+	}
+	h.fan.mu.Lock()
+	s.Paused, s.QueuedIn, s.Batches = h.fan.paused, h.fan.untaken, h.fan.made
+	h.fan.mu.Unlock()
+	return s
+}
+
+// add counts in what one connection did.
+func (s *Stats) add(c ConnStats) {
+	s.MessagesIn += c.MessagesIn
+	s.MessagesOut += c.MessagesOut
+	s.BytesIn += c.BytesIn
+	s.BytesOut += c.BytesOut
+	s.QueuedOut += c.QueuedOut
+}
+
+// Close ends everything now: listeners, handshakes and connections, whose
+// output that is not written yet is reported as unsent. It returns when every
+// socket is closed, or shut down where a callback of the user's is running on
+// the connection's reader (it may be Close's own caller), and no other
+// goroutine of the hub is left. Nobody needs to receive from Events, which
+// yields what remains and is then closed. Calling it again waits for the same.
+// The error is always nil.
+func (h *Hub) Close() error {
+	h.mu.Lock()
+	if h.stage == closing {
+		h.mu.Unlock()
+		<-h.over
+		return nil
+	}
+	if h.stage == running {
+		close(h.draining)
+	}
+	h.stage = closing
+	close(h.closed)
+	h.mu.Unlock()
+	conns, listeners := h.everything()
+	for _, l := range listeners {
+		l.stop()
+	}
+	for _, c := range conns {
+		c.fail(ErrClosed)
+	}
+	h.join()
+	close(h.quit)
+	h.tasks.Wait()
+	h.unbind()
+	close(h.over)
+	return nil
+}
+
+// everything is what the hub has to end. Once stage says so, nothing is added.
+func (h *Hub) everything() (conns []*Conn, listeners []*Listener) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for c := range h.live {
+		conns = append(conns, c)
+	}
+	for l := range h.listeners {
+		listeners = append(listeners, l)
+	}
+	return conns, listeners
+}
+
+// join waits for the readers, but not for those that have been in a callback
+// of the user's for some time: such a callback may be waiting for this very
+// call, and its connection is shut down anyway.
+func (h *Hub) join() {
+	const look, patience = 5 * time.Millisecond, 4
+	for in := 0; ; {
+		rest, inCall := h.liveConns()
+		switch {
+		case rest == 0:
+			return
+		case rest == inCall:
+			if in++; in > patience {
+				return
+			}
+		default:
+			in = 0
+		}
+		select {
+		case <-h.left:
+		case <-time.After(look):
+		}
+	}
+}
+
+func (h *Hub) liveConns() (n, inCall int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for c := range h.live {
+		if c.inCall.Load() {
+			inCall++
+		}
+	}
+	return len(h.live), inCall
+}
+
+// Shutdown ends everything gracefully: it stops accepting and dialing, and
+// ends the input of every connection as if its peer had finished. What was
+// read before is delivered and may still be answered until Ended is taken;
+// then each connection's output is flushed and ended, its input drained for at
+// most Options.Linger, and it is closed. When all are, Shutdown does what Close
+// does. When ctx ends before, the rest is closed and reported, and the cause of
+// ctx's end is returned.
+//
+// It may be called where Events is received from: a program that takes no
+// batch for Linger has nothing more to say, and Shutdown goes on without it.
+// Connections with HalfOpen set are the user's to Finish until ctx ends.
+func (h *Hub) Shutdown(ctx context.Context) error {
+	h.mu.Lock()
+	if h.stage == running {
+		h.stage = draining
+		close(h.draining)
+	}
+	h.mu.Unlock()
+	conns, listeners := h.everything()
+	for _, l := range listeners {
+		l.stop()
+	}
+	for _, c := range conns {
+		c.endInput()
+	}
+	err := h.drain(ctx)
+	h.Close()
+	return err
+}
+
+// drain waits until all connections are gone or ctx ends. Whenever the user
+// has not taken a batch for Linger, it counts all Ended as taken.
+func (h *Hub) drain(ctx context.Context) error {
+	const look = 5 * time.Millisecond
+	taken, since := h.fan.taken(), h.watch.Now()
+	for {
+		if n, _ := h.liveConns(); n == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-h.closed:
+			return nil
+		case <-h.left:
+			continue
+		case <-time.After(max(since+h.o.Linger-h.watch.Now(), look)):
+		}
+		if now := h.fan.taken(); now != taken {
+			taken, since = now, h.watch.Now()
+		} else if h.watch.Now()-since >= h.o.Linger {
+			conns, _ := h.everything()
+			for _, c := range conns {
+				c.endTaken()
+			}
+		}
+	}
+}
+
+// ---- clients and names ----
+
+// Lookup returns the ID of the client with this name: an expected one, or an
+// unexpected one that is connected.
+func (h *Hub) Lookup(name string) (ID, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if cl := h.names[name]; cl != nil {
+		return cl.id, true
+	}
+	return 0, false
+}
+
+// admission is what became of a connection that asked to be let in.
+type admission int
+
+const (
+	admitted   admission = iota
+	nameBusy             // the name's owner is about to end; the connection is woken when it has
+	ruleUnread           // another rule holds for the name than the connection was asked
+)
+
+// nameOptions are those with which the name is registered, or nil.
+func (h *Hub) nameOptions(name string) *ClientOptions {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if cl := h.names[name]; cl != nil {
+		return cl.expected
+	}
+	return nil
+}
+
+// admit finds or makes the client of a connection whose handshake is otherwise
+// done, and takes a slot for it. asked is the registration whose rule the
+// connection has passed.
+func (h *Hub) admit(c *Conn, asked *ClientOptions) (admission, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stage != running {
+		return 0, ErrClosed
+	}
+	name := ""
+	if !c.peer.Dialed {
+		name = c.peer.Name
+	}
+	cl := h.names[name]
+	if cl != nil && cl.expected != asked {
+		return ruleUnread, nil
+	}
+	if cl != nil && cl.owner != nil {
+		if !cl.owner.leaving() {
+			return 0, fmt.Errorf("%w: %q", ErrNameTaken, name)
+		}
+		if !slices.Contains(cl.claims, c) {
+			cl.claims = append(cl.claims, c)
+		}
+		return nameBusy, nil
+	}
+	if h.slots >= h.o.MaxConns {
+		return 0, ErrTooManyConns
+	}
+	if l := c.listener; l != nil {
+		if l.conns >= l.o.MaxConns {
+			return 0, ErrTooManyConns
+		}
+		l.conns++
+	}
+	h.slots++
+	if cl == nil {
+		cl = h.table.Add(func(n uint64) *client { return &client{id: ID(n), name: name} })
+		if name != "" {
+			h.names[name] = cl
+		}
+	}
+	if c.peer.Dialed {
+		h.totals.Dialed++
+	} else {
+		h.totals.Accepted++
+	}
+	h.removePendingLocked(c.greet)
+	cl.owner, c.client = c, cl
+	return admitted, nil
+}
+
+func (h *Hub) removePendingLocked(g *greeting) {
+	if g.entry != nil {
+		h.pending.Remove(g.entry)
+		g.entry = nil
+	}
+}
+
+// depart takes a connection whose reader is done out of the hub.
+func (h *Hub) depart(c *Conn, d Disconnection) {
+	stats := c.Stats()
+	stats.QueuedOut = 0
+	var claims []*Conn
+	h.mu.Lock()
+	delete(h.live, c)
+	if c.greet != nil {
+		h.removePendingLocked(c.greet)
+	}
+	h.count(c, d.Err)
+	h.totals.add(stats)
+	h.totals.Dropped += d.Report.DroppedMessages
+	if cl := c.client; cl != nil {
+		h.totals.Disconnected++
+		claims, cl.claims = cl.claims, nil
+		cl.owner = nil
+		cl.conn.CompareAndSwap(c, nil)
+		if cl.expected == nil && h.names[cl.name] == cl {
+			delete(h.names, cl.name)
+		}
+		if l := c.listener; l != nil {
+			l.conns--
+		}
+		// Before anybody who claims the name can be let in, so that the old
+		// connection's end is reported first.
+		if !h.fan.disconnected(c, d) {
+			h.freeLocked(cl)
+		}
+	}
+	h.mu.Unlock()
+	for _, w := range claims {
+		w.wakeReader()
+	}
+	select {
+	case h.left <- struct{}{}:
+	default:
+	}
+}
+
+// free gives back the slots of connections that have ended and of which nobody
+// will hear any more, and the IDs under which nobody will come back.
+func (h *Hub) free(gone []*Conn) {
+	if len(gone) == 0 {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, c := range gone {
+		h.freeLocked(c.client)
+	}
+}
+
+func (h *Hub) freeLocked(cl *client) {
+	h.slots--
+	if cl.expected == nil && cl.owner == nil {
+		h.table.Remove(uint64(cl.id))
+	}
+}
+
+// count files the end of a connection.
+func (h *Hub) count(c *Conn, err error) {
+	var refused *AdmissionError
+	t := &h.totals
+	switch {
+	case c.client != nil:
+		if errors.Is(err, ErrSlowPeer) {
+			t.SlowPeers++
+		}
+		if c.badInput {
+			t.ProtocolErrors++
+		}
+		return
+	case errors.As(err, &refused):
+		t.RefusedPolicy++
+	case errors.Is(err, ErrBadName), errors.Is(err, ErrNameTaken), c.badInput:
+		t.RefusedName++
+	case errors.Is(err, ErrTooManyConns):
+		t.RefusedLimit++
+	case errors.Is(err, ErrHandshakeTimeout):
+		t.HandshakeTimeouts++
+	case errors.Is(err, ErrClosed), errors.Is(err, io.ErrUnexpectedEOF):
+		return
+	}
+	h.log.Info("connection refused", "peer", c, "error", err)
+}
+
+// ---- the fan-in ----
+
+// Batch is what happened on a hub's connections since the batch before. Its
+// fields stand in the order in which to handle them. It concerns at most one
+// connection of any ID.
+type Batch struct {
+	Connected    []*Conn         // expected and dialed clients that connected
+	Unknown      []*Conn         // other clients that connected: anonymous, or with a name nobody registered
+	Received     []Delivery      // data, connection by connection
+	Drained      []*Conn         // output had to wait, and is now all with the kernel; or NotifyDrained asked
+	Ended        []*Conn         // peers that finished sending
+	Disconnected []Disconnection // exactly one for each connection reported before
+
+	// The hub's own notes: what is above is the receiver's to change.
+	seq     uint64
+	charges []charge // of Received, in the same order
+	ended   []*Conn  // as Ended
+	gone    []*Conn  // as in Disconnected
+}
+
+// Delivery is what came on one connection: whole messages, or pieces of raw
+// input. Every slice has cap == len, so appending to one copies it.
+type Delivery struct {
+	Conn     *Conn
+	Messages [][]byte
+	Stream   *Stream // at most one, after Messages; nil mostly
+}
+
+// Disconnection is the end of one connection.
+type Disconnection struct {
+	Conn   *Conn
+	Err    error // never nil: io.EOF for the peer's clean end, ErrClosed for ours, else the reason
+	Report Report
+}
+
+// charge is what a connection's part of a batch counts against its limit.
+type charge struct {
+	conn  *Conn
+	bytes int64
+}
+
+// Messages yields all messages of Received, connection by connection.
+func (b *Batch) Messages() iter.Seq2[*Conn, []byte] {
+	return func(yield func(*Conn, []byte) bool) {
+		for _, d := range b.Received {
+			for _, m := range d.Messages {
+				if !yield(d.Conn, m) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Release gives the buffers of all messages in the batch back, where
+// ReuseBuffers is set; they must not be used after it. Otherwise it does
+// nothing. It may be called once, also after the hub was closed.
+func (b *Batch) Release() {}
+
+// fan gathers what readers and writers report into the next batch, and is the
+// fanin.Source of the hub goroutine, which puts it into Events.
+type fan struct {
+	hub *Hub
+
+	// mu guards what follows and every Conn.ev. It may be taken with hub.mu
+	// held, and nothing is locked inside it.
+	mu      sync.Mutex
+	next    *Batch  // what is reported now goes here
+	some    bool    // there is something in next
+	seq     uint64  // of the last batch that was taken
+	ended   []*Conn // Ended waits until their last data was taken
+	paused  int     // connections that do not read because too much of theirs was not taken
+	untaken int64   // charged to input that was not taken
+	made    uint64  // batches
+}
+
+// connEvents is what the fan knows of one connection.
+type connEvents struct {
+	published bool     // it was reported
+	over      bool     // its Disconnected was, or it never will be
+	ending    bool     // it is in fan.ended
+	paused    bool     // it does not read
+	untaken   int64    // charged to input that was not taken
+	last      uint64   // the batch that its last data is in
+	in        [2]place // where it stands in a batch; the index is the batch's seq mod 2
+}
+
+// place is where a connection stands in a batch that is still added to. There
+// are two of these at most, the one that waits in the channel and the next, and
+// of their numbers one is odd and one even.
+type place struct {
+	seq      uint64 // of the batch; what follows is nothing in another
+	received int    // index in Received plus 1
+	drained  bool   // it is in Drained
+}
+
+// inLocked returns c's place in b.
+func (c *Conn) inLocked(b *Batch) *place {
+	p := &c.ev.in[b.seq%2]
+	if p.seq != b.seq {
+		*p = place{seq: b.seq}
+	}
+	return p
+}
+
+// publish reports a new connection, unless the end of another one of the same
+// client was reported and not taken yet: then that is waited for.
+func (f *fan) publish(c *Conn) (published bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c.client.ending {
+		c.client.next = c
+		return false
+	}
+	c.ev.published = true
+	c.client.conn.Store(c)
+	if c.client.expected != nil || c.peer.Dialed {
+		f.next.Connected = append(f.next.Connected, c)
+	} else {
+		f.next.Unknown = append(f.next.Unknown, c)
+	}
+	f.addedLocked()
+	return true
+}
+
+// deliver reports what came. The caller is to pause reading if it says so,
+// until the connection is told to go on.
+func (f *fan) deliver(c *Conn, msgs [][]byte, bytes int64) (pause bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.receivedLocked(f.next, c, msgs, bytes)
+	f.untaken += bytes
+	c.ev.untaken += bytes
+	pause = c.ev.untaken >= c.set.connIn
+	f.pauseLocked(c, pause)
+	f.addedLocked()
+	return pause
+}
+
+// receivedLocked adds to a batch.
+func (f *fan) receivedLocked(b *Batch, c *Conn, msgs [][]byte, bytes int64) {
+	in := c.inLocked(b)
+	if in.received == 0 {
+		b.Received = append(b.Received, Delivery{Conn: c})
+		b.charges = append(b.charges, charge{conn: c})
+		in.received = len(b.Received)
+	}
+	d := &b.Received[in.received-1]
+	d.Messages = append(d.Messages, msgs...)
+	b.charges[in.received-1].bytes += bytes
+	c.ev.last = b.seq
+}
+
+// ended reports that a peer has finished sending, in a later batch than that
+// with its last data: when it is taken, its receiver has answered that.
+func (f *fan) endedInput(c *Conn) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c.ev.last > f.seq {
+		c.ev.ending = true
+		f.ended = append(f.ended, c)
+		f.hub.signal()
+		return
+	}
+	f.endLocked(c)
+}
+
+func (f *fan) endLocked(c *Conn) {
+	f.next.Ended = append(f.next.Ended, c)
+	f.next.ended = append(f.next.ended, c)
+	f.addedLocked()
+}
+
+// drained reports that a connection's output is with the kernel.
+func (f *fan) drained(c *Conn) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c.ev.published && !c.ev.over {
+		f.drainedLocked(f.next, c)
+		f.addedLocked()
+	}
+}
+
+func (f *fan) drainedLocked(b *Batch, c *Conn) {
+	if in := c.inLocked(b); !in.drained {
+		in.drained = true
+		b.Drained = append(b.Drained, c)
+	}
+}
+
+// disconnected reports the end of a connection, if it was reported itself.
+func (f *fan) disconnected(c *Conn, d Disconnection) (reported bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c.ev.over = true
+	f.pauseLocked(c, false)
+	if c.ev.ending {
+		c.ev.ending = false
+		f.ended = slices.DeleteFunc(f.ended, func(x *Conn) bool { return x == c })
+	}
+	if c.client.next == c {
+		c.client.next = nil
+	}
+	if !c.ev.published {
+		return false
+	}
+	c.client.ending = true
+	f.next.Disconnected = append(f.next.Disconnected, d)
+	f.next.gone = append(f.next.gone, c)
+	f.addedLocked()
+	return true
+}
+
+func (f *fan) pauseLocked(c *Conn, pause bool) {
+	if c.ev.paused == pause {
+		return
+	}
+	c.ev.paused = pause
+	if pause {
+		f.paused++
+	} else {
+		f.paused--
+	}
+}
+
+// addedLocked wakes the hub goroutine for the first thing in a batch.
+func (f *fan) addedLocked() {
+	if !f.some {
+		f.some = true
+		f.hub.signal()
+	}
+}
+
+// taken tells which batch was taken last.
+func (f *fan) taken() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.seq
+}
+
+// Pending implements fanin.Source.
+func (f *fan) Pending() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.some
+}
+
+// Collect implements fanin.Source.
+func (f *fan) Collect(prev *Batch) *Batch {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.some {
+		return prev
+	}
+	b := f.next
+	if prev == nil {
+		f.made++
+	} else {
+		f.mergeLocked(prev, b)
+		b = prev
+	}
+	f.some = false
+	f.next = &Batch{seq: f.next.seq + 1}
+	if f.next.seq%2 == b.seq%2 {
+		f.next.seq++
+	}
+	return b
+}
+
+// mergeLocked adds what is in b, the later one, to a.
+func (f *fan) mergeLocked(a, b *Batch) {
+	a.Connected = append(a.Connected, b.Connected...)
+	a.Unknown = append(a.Unknown, b.Unknown...)
+	for i, d := range b.Received {
+		f.receivedLocked(a, d.Conn, d.Messages, b.charges[i].bytes)
+	}
+	for _, c := range b.Drained {
+		f.drainedLocked(a, c)
+	}
+	a.Ended = append(a.Ended, b.Ended...)
+	a.ended = append(a.ended, b.ended...)
+	a.Disconnected = append(a.Disconnected, b.Disconnected...)
+	a.gone = append(a.gone, b.gone...)
+}
+
+// Wanted implements fanin.Source.
+func (f *fan) Wanted(b *Batch) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.ended) > 0 || f.paused > 0 || len(b.ended) > 0 || len(b.gone) > 0
+}
+
+// Taken implements fanin.Source. What follows from it is done to connections
+// and clients, so outside the fan's lock.
+func (f *fan) Taken(b *Batch) {
+	var resumed []*Conn
+	f.mu.Lock()
+	f.seq = b.seq
+	for _, ch := range b.charges {
+		f.untaken -= ch.bytes
+		e := &ch.conn.ev
+		e.untaken -= ch.bytes
+		if e.paused && e.untaken < ch.conn.set.connIn {
+			f.pauseLocked(ch.conn, false)
+			resumed = append(resumed, ch.conn)
+		}
+	}
+	f.ended = slices.DeleteFunc(f.ended, func(c *Conn) bool {
+		if c.ev.last > b.seq {
+			return false
+		}
+		c.ev.ending = false
+		f.endLocked(c)
+		return true
+	})
+	var next []*Conn
+	for _, c := range b.gone {
+		c.client.ending = false
+		if n := c.client.next; n != nil {
+			c.client.next = nil
+			next = append(next, n)
+		}
+	}
+	f.mu.Unlock()
+
+	for _, c := range resumed {
+		c.resumeReading()
+	}
+	for _, c := range b.ended {
+		c.endTaken()
+	}
+	f.hub.free(b.gone)
+	for _, c := range next {
+		c.resumeReading() // its reader publishes it
+	}
+}
+
+// signal tells the hub goroutine that there is something for it.
+func (h *Hub) signal() {
+	select {
+	case h.wake <- struct{}{}:
+	default: // it knows
+	}
+}

@@ -1,0 +1,6 @@
+// Package nofile tells how many descriptors the process may open.
+package nofile
+
+// Unlimited is what Limit returns where the system has no such limit, or does
+// not tell.
+const Unlimited = 1 << 30

@@ -1,0 +1,563 @@
+package sockhub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/sockhub/sockhub/internal/peercred"
+	"github.com/sockhub/sockhub/internal/pending"
+	"github.com/sockhub/sockhub/internal/transport"
+	"github.com/sockhub/sockhub/internal/unixsock"
+)
+
+// Why a handshake failed.
+var (
+	// ErrNameTaken: the name belongs to a client that is connected.
+	ErrNameTaken = errors.New("sockhub: name is taken")
+
+	// ErrBadName: a name is 1 to MaxNameLen bytes.
+	ErrBadName = errors.New("sockhub: bad name")
+
+	// ErrRefused: the peer we dialed ended the connection instead of
+	// answering OK. It does not say why.
+	ErrRefused = errors.New("sockhub: refused by the peer")
+
+	// ErrHandshakeTimeout: the handshake took longer than HandshakeTimeout.
+	ErrHandshakeTimeout = errors.New("sockhub: handshake timed out")
+)
+
+// Listener accepts connections for a Hub. Its methods may be called from any
+// goroutine.
+type Listener struct {
+	// Immutable after construction.
+	hub     *Hub
+	inner   net.Listener
+	network string
+	o       ListenOptions // resolved
+	set     *settings
+	closed  chan struct{} // closed by stop, once it has been taken out of hub.listeners
+	gone    chan struct{} // closed by the accept loop at its end
+
+	conns int // past their handshake; guarded by hub.mu
+}
+
+// Addr is the address it listens on, with the port that was chosen for 0.
+func (l *Listener) Addr() net.Addr { return l.inner.Addr() }
+
+// Close stops accepting, removes a Unix socket's file, and ends the handshakes
+// under way. The listener's connections live on. Closing again returns
+// ErrClosed.
+func (l *Listener) Close() error {
+	stopped, err := l.stop()
+	if !stopped {
+		return ErrClosed
+	}
+	<-l.gone
+	conns, _ := l.hub.everything()
+	for _, c := range conns {
+		if c.listener == l && c.handshaking() {
+			c.fail(ErrClosed)
+		}
+	}
+	return err
+}
+
+// stop ends the accept loop, and reports whether this call did.
+func (l *Listener) stop() (stopped bool, err error) {
+	l.hub.mu.Lock()
+	_, stopped = l.hub.listeners[l]
+	delete(l.hub.listeners, l)
+	l.hub.mu.Unlock()
+	if stopped {
+		close(l.closed)
+		err = l.inner.Close()
+	}
+	return stopped, err
+}
+
+// Listen opens a listener on a network address, as net.Listen does, and accepts
+// connections for the hub until it or the hub is closed.
+//
+// The networks are tcp, tcp4, tcp6, unix and unixpacket. On unix a path is a socket
+// file, made with mode ListenOptions.FileMode; a file left by a server that is
+// dead is replaced, one of a server that lives never. A name with a leading @
+// is abstract (Linux): it has no file and so no permissions. ctx bounds the
+// call alone.
+func (h *Hub) Listen(ctx context.Context, network, address string, o *ListenOptions) (*Listener, error) {
+	var config net.ListenConfig
+	if o != nil && o.Config != nil {
+		config = *o.Config
+	}
+	if config.KeepAliveConfig == (net.KeepAliveConfig{}) && config.KeepAlive == 0 {
+		config.KeepAliveConfig = keepAlive
+	}
+	var (
+		inner net.Listener
+		err   error
+	)
+	switch network {
+	case "tcp", "tcp4", "tcp6":
+		inner, err = config.Listen(ctx, network, address)
+	case "unix":
+		var mode os.FileMode
+		if o != nil {
+			mode = o.FileMode
+		}
+		inner, err = unixsock.Listen(ctx, &config, network, address, mode)
+	case "unixpacket", "unixgram", "udp", "udp4", "udp6":
+		return nil, &net.OpError{Op: "listen", Net: network, Err: errors.ErrUnsupported}
+	default:
+		return nil, &net.OpError{Op: "listen", Net: network, Err: net.UnknownNetworkError(network)}
+	}
+	if err != nil {
+		return nil, err
+	}
+	l, err := h.serve(inner, network, o)
+	if err != nil {
+		inner.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// keepAlive tells of a dead peer within half a minute, so that its name is
+// free again.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
+
+// Serve accepts connections from a listener of the user's, which the hub
+// closes: in Listener.Close, or when the hub is closed.
+func (h *Hub) Serve(l net.Listener, o *ListenOptions) (*Listener, error) {
+	return h.serve(l, l.Addr().Network(), o)
+}
+
+func (h *Hub) serve(inner net.Listener, network string, o *ListenOptions) (*Listener, error) {
+	r, set, err := o.resolve(&h.o)
+	if err != nil {
+		return nil, err
+	}
+	l := &Listener{
+		hub: h, inner: inner, network: network, o: r, set: set,
+		closed: make(chan struct{}), gone: make(chan struct{}),
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stage != running {
+		return nil, ErrClosed
+	}
+	h.listeners[l] = struct{}{}
+	h.tasks.Go(func() error { l.accept(); return nil })
+	return l, nil
+}
+
+// accept is the listener's goroutine. Accept fails for many passing reasons
+// (no descriptors, no memory, a peer that has gone), so that no error ends it
+// but that of the listener being closed.
+func (l *Listener) accept() {
+	defer close(l.gone)
+	const first, most = 5 * time.Millisecond, time.Second
+	pause := first
+	for {
+		nc, err := l.inner.Accept()
+		switch {
+		case err == nil:
+			pause = first
+			l.hub.accepted(l, nc)
+			continue
+		case errors.Is(err, net.ErrClosed):
+			l.stop() // by the user, perhaps
+			return
+		}
+		l.hub.mu.Lock()
+		l.hub.totals.AcceptErrors++
+		l.hub.mu.Unlock()
+		l.hub.log.Warn("accept failed", "listener", l.Addr(), "error", err, "retry", pause)
+		select {
+		case <-time.After(pause):
+			pause = min(2*pause, most)
+		case <-l.closed:
+			return
+		}
+	}
+}
+
+// accepted begins the handshake of a connection that a listener has accepted.
+func (h *Hub) accepted(l *Listener, nc net.Conn) {
+	c := h.newConn(nc, l.network, l.set)
+	c.listener = l
+	c.greet = &greeting{admit: l.o.Admit}
+	h.start(c, nc)
+}
+
+// ServePacket serves datagrams; not built yet: errors.ErrUnsupported.
+func (h *Hub) ServePacket(pc net.PacketConn, o *ListenOptions) (*Listener, error) {
+	return nil, fmt.Errorf("sockhub: ServePacket: %w", errors.ErrUnsupported)
+}
+
+// ServeConn is the accepting side of a connection that is open already: a
+// net.Conn, a pipe, anything that reads, writes and closes. The hub closes it,
+// also when ServeConn fails. It returns after the handshake, with the reason
+// if the peer was not let in; ctx bounds this call alone.
+//
+// What has neither a descriptor nor deadlines can be ended only by its Close;
+// where that does not unblock a Read, the promises about closing in time do
+// not hold.
+func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOptions) (*Conn, error) {
+	r, set, err := o.resolve(&h.o)
+	if err != nil {
+		rwc.Close()
+		return nil, err
+	}
+	c := h.newConn(rwc, "", set)
+	c.greet = &greeting{admit: r.Admit, done: make(chan error, 1)}
+	return c.handshake(ctx, rwc)
+}
+
+// Dial connects to a network address, as net.Dial does, and returns after the
+// handshake: in mode Named when the peer has answered OK, or with ErrRefused
+// when it has not. ctx and DialOptions.Timeout bound the call. The networks are
+// those of Listen.
+func (h *Hub) Dial(ctx context.Context, network, address string, o *DialOptions) (*Conn, error) {
+	r, set, err := o.resolve(&h.o)
+	if err != nil {
+		return nil, err
+	}
+	switch network {
+	case "tcp", "tcp4", "tcp6", "unix":
+	case "unixpacket", "unixgram", "udp", "udp4", "udp6":
+		return nil, &net.OpError{Op: "dial", Net: network, Err: errors.ErrUnsupported}
+	default:
+		return nil, &net.OpError{Op: "dial", Net: network, Err: net.UnknownNetworkError(network)}
+	}
+	ctx, cancel := withTimeout(ctx, r.Timeout)
+	defer cancel()
+	ctx, stop := h.untilClosed(ctx)
+	defer stop()
+	var dialer net.Dialer
+	if r.Dialer != nil {
+		dialer = *r.Dialer
+	}
+	if dialer.KeepAliveConfig == (net.KeepAliveConfig{}) && dialer.KeepAlive == 0 {
+		dialer.KeepAliveConfig = keepAlive
+	}
+	nc, err := dialer.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, h.orClosed(err)
+	}
+	return h.attach(ctx, nc, network, r, set)
+}
+
+// Attach is the dialing side of a connection that is open already; see
+// ServeConn. ctx and DialOptions.Timeout bound the call.
+func (h *Hub) Attach(ctx context.Context, rwc io.ReadWriteCloser, o *DialOptions) (*Conn, error) {
+	r, set, err := o.resolve(&h.o)
+	if err != nil {
+		rwc.Close()
+		return nil, err
+	}
+	ctx, cancel := withTimeout(ctx, r.Timeout)
+	defer cancel()
+	return h.attach(ctx, rwc, "", r, set)
+}
+
+func (h *Hub) attach(ctx context.Context, rwc io.ReadWriteCloser, network string, o DialOptions, set *settings) (*Conn, error) {
+	c := h.newConn(rwc, network, set)
+	c.peer.Dialed = true
+	if set.mode.named() {
+		c.peer.Name = o.Name
+	}
+	c.greet = &greeting{done: make(chan error, 1)}
+	return c.handshake(ctx, rwc)
+}
+
+func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if d == 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, d)
+}
+
+// untilClosed is ctx, ended also by the hub's end.
+func (h *Hub) untilClosed(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-h.draining:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(); <-done }
+}
+
+// orClosed is err, or ErrClosed if the hub ends.
+func (h *Hub) orClosed(err error) error {
+	select {
+	case <-h.draining:
+		return ErrClosed
+	default:
+		return err
+	}
+}
+
+// ---- the handshake ----
+
+// greeting is a handshake under way. It belongs to the reader goroutine.
+type greeting struct {
+	admit Rule           // the listener's
+	asked *ClientOptions // the name's registration whose rule was asked, or nil
+	busy  bool           // waits for the end of the connection that has the name
+	gated bool           // admitted; waits until its predecessor's Disconnected was taken
+	done  chan error     // capacity 1, sent to once by the reader; nil: nobody waits
+	entry *pendingEntry  // guarded by hub.mu; nil: not in hub.pending
+}
+
+type pendingEntry = pending.Entry[source, *Conn]
+
+// waits reports whether the handshake waits for something other than input.
+func (g *greeting) waits() bool { return g.busy || g.gated }
+
+// tell tells the outcome to whom waits for it.
+func (g *greeting) tell(err error) {
+	if g.done != nil {
+		g.done <- err
+	}
+}
+
+// newConn makes a connection that is not running yet.
+func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings) *Conn {
+	t := transport.New(rwc)
+	if network == "" {
+		if nc, ok := rwc.(net.Conn); ok && nc.LocalAddr() != nil {
+			network = nc.LocalAddr().Network()
+		}
+	}
+	c := &Conn{hub: h, t: t, set: set, born: h.watch.Now()}
+	c.peer = newPeer(network, t.LocalAddr(), t.RemoteAddr())
+	c.peer.Tag = set.tag
+	if nc, ok := rwc.(net.Conn); ok {
+		if cred, err := peercred.Of(nc); err == nil {
+			c.peer.Cred = &Cred{PID: cred.PID, UID: cred.UID, GID: cred.GID}
+		}
+	}
+	c.dec = decoder{framing: set.framing, max: set.maxMessage}
+	if set.mode.named() {
+		c.dec.max = MaxNameLen
+	}
+	c.out.framing = defaultHeader
+	if set.framing != nil {
+		c.out.framing = set.framing.AppendHeader
+	}
+	c.out.limit, c.out.policy = set.connOut, set.overflow
+	c.lastRead, c.quiet, c.shaking = c.born, c.born, true
+	return c
+}
+
+// start runs a new connection, unless the hub has no place for it.
+func (h *Hub) start(c *Conn, rwc io.Closer) error {
+	evicted, err := h.add(c)
+	if err != nil {
+		c.t.Close()
+		return err
+	}
+	if evicted != nil {
+		evicted.fail(fmt.Errorf("%w: MaxPending", ErrTooManyConns))
+	}
+	if !c.peer.Dialed && h.o.HandshakeTimeout > 0 {
+		c.mu.Lock()
+		c.deadline = c.born + h.o.HandshakeTimeout
+		c.mu.Unlock()
+		h.watch.Arm(&c.clock, c, c.born+h.o.HandshakeTimeout)
+	}
+	go c.serve()
+	return nil
+}
+
+// add enters a connection among those that the hub has to end, and among the
+// handshakes under way.
+func (h *Hub) add(c *Conn) (evicted *Conn, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stage != running {
+		return nil, ErrClosed
+	}
+	if !c.peer.Dialed {
+		in, out := h.pending.Add(sourceOf(c.peer), c, time.Now())
+		if in == nil {
+			h.totals.RefusedLimit++
+			return nil, fmt.Errorf("%w: MaxPending", ErrTooManyConns)
+		}
+		c.greet.entry = in
+		if out != nil {
+			evicted = out.Value()
+		}
+	}
+	h.live[c] = struct{}{}
+	return evicted, nil
+}
+
+// source is who accounts for a handshake: an IPv4 address, an IPv6 network of
+// 64 bits, the user behind a Unix socket.
+type source struct {
+	net netip.Prefix
+	uid int64
+}
+
+func sourceOf(p Peer) source {
+	switch addr := p.AddrPort.Addr(); {
+	case addr.Is4():
+		return source{net: netip.PrefixFrom(addr, 32)}
+	case addr.Is6():
+		net, _ := addr.Prefix(64)
+		return source{net: net}
+	case p.Cred != nil:
+		return source{uid: int64(p.Cred.UID)}
+	}
+	return source{uid: -1}
+}
+
+// handshake runs a new connection until it is admitted, fails, or ctx ends.
+func (c *Conn) handshake(ctx context.Context, rwc io.Closer) (*Conn, error) {
+	done := c.greet.done // the greeting is the reader's from now on
+	if err := c.hub.start(c, rwc); err != nil {
+		return nil, err
+	}
+	select {
+	case err := <-done:
+		if err != nil {
+			return nil, err
+		}
+		return c, nil
+	case <-ctx.Done():
+	}
+	c.fail(context.Cause(ctx))
+	if err := <-done; err != nil {
+		return nil, err
+	}
+	return c, nil // it was admitted just before
+}
+
+// answer is what an accepting side sends to a peer that is let in.
+const answer = "OK"
+
+// begin is the first act of the reader.
+func (c *Conn) begin() error {
+	switch {
+	case c.set.mode.named() && c.peer.Dialed:
+		c.say(c.peer.Name)
+		return nil
+	case c.set.mode.named():
+		return nil // the peer begins
+	case !c.peer.Dialed:
+		if err := c.ask(c.hub.o.Admit, c.greet.admit); err != nil {
+			return err
+		}
+	}
+	return c.enter()
+}
+
+// greeted is told the first message: the name, or the answer to ours.
+func (c *Conn) greeted(msg []byte) error {
+	if c.peer.Dialed {
+		if string(msg) != answer {
+			return fmt.Errorf("%w: answered %.20q", ErrRefused, msg)
+		}
+		return c.enter()
+	}
+	name := string(msg)
+	if err := checkName(name); err != nil {
+		return err
+	}
+	c.peer.Name = name
+	if err := c.ask(c.hub.o.Admit, c.greet.admit); err != nil {
+		return err
+	}
+	return c.enter()
+}
+
+// ask asks the rules about the peer.
+func (c *Conn) ask(rules ...Rule) error {
+	c.inCall.Store(true)
+	defer c.inCall.Store(false)
+	return admit(c.peer, rules...)
+}
+
+// enter goes on with the handshake when nothing but the hub can be in its
+// way, as far as that lets it.
+func (c *Conn) enter() error {
+	g := c.greet
+	for c.client == nil {
+		if c.set.mode.named() && !c.peer.Dialed {
+			if o := c.hub.nameOptions(c.peer.Name); o != g.asked {
+				if o != nil {
+					if err := c.ask(o.Admit); err != nil {
+						return err
+					}
+				}
+				g.asked = o
+			}
+		}
+		a, err := c.hub.admit(c, g.asked)
+		if err != nil {
+			return err
+		}
+		if g.busy = a == nameBusy; g.busy {
+			return nil
+		}
+		if a == admitted {
+			c.admitted()
+		}
+	}
+	if g.gated = !c.hub.fan.publish(c); !g.gated {
+		c.greet = nil
+		g.tell(nil)
+	}
+	return nil
+}
+
+// admitted ends the handshake proper: the answer is queued, as the first of
+// the output, and the limits of the handshake are lifted.
+func (c *Conn) admitted() {
+	if c.set.mode.named() && !c.peer.Dialed {
+		c.say(answer)
+	}
+	c.dec.max = c.set.maxMessage
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.shaking, c.deadline = false, 0
+	c.quiet = c.hub.watch.Now()
+}
+
+// say queues a message of the handshake, which no report counts.
+func (c *Conn) say(text string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.out.refuse != nil {
+		return // the end is near
+	}
+	c.out.q.Append(c.out.framing, []byte(text))
+	c.out.greeting = len(text) + 1
+	c.startWriterLocked()
+}
+
+// refused makes ErrRefused of the ways in which a peer can end a connection
+// before its answer.
+func (c *Conn) refused(err error) error {
+	if c.greet == nil || !c.peer.Dialed || !c.set.mode.named() || errors.Is(err, ErrRefused) {
+		return err
+	}
+	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED} {
+		if errors.Is(err, end) {
+			return fmt.Errorf("%w: %w", ErrRefused, err)
+		}
+	}
+	return err
+}

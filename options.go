@@ -1,0 +1,423 @@
+package sockhub
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/sockhub/sockhub/internal/nofile"
+)
+
+// The documented defaults. A zero field of an options struct means the
+// constant of its name here; a negative limit or duration means none.
+const (
+	DefaultMaxPending          = 1024     // handshakes under way in a hub
+	DefaultMaxPendingPerSource = 64       // of them from one address or uid before it counts as heavy
+	DefaultMaxMessage          = 64 << 20 // bytes of one buffered message
+	DefaultConnInbound         = 4 << 20  // bytes charged to input that the user has not taken, per connection
+	DefaultConnOutbound        = 4 << 20  // bytes charged to queued output, per connection
+	DefaultInboundLimit        = 512 << 20
+	DefaultOutboundLimit       = 512 << 20
+	DefaultMemoryLimit         = 2 << 30
+	DefaultHandshakeTimeout    = 5 * time.Second
+	DefaultFrameTimeout        = 30 * time.Second
+	DefaultWriteTimeout        = 10 * time.Second
+	DefaultLinger              = 500 * time.Millisecond
+	DefaultDialTimeout         = 5 * time.Second
+	DefaultFileMode            = fs.FileMode(0o600) // of a Unix socket file
+
+	// MessageCharge is what each queued message counts against a limit
+	// beside its length, so that tiny and empty messages are not free.
+	MessageCharge = 64
+
+	// MaxNameLen is the longest name, in bytes, that a peer may give itself.
+	MaxNameLen = 255
+
+	maxConnsCeiling = 65536 // DefaultMaxConns: this, or less where descriptors are scarcer
+	handshakeBytes  = 1024  // read of a peer at most before its name is accepted
+)
+
+// Options are the settings of a Hub. They are copied by New. A nil *Options
+// and a zero field mean the defaults; a negative limit or duration means no
+// limit. A contradiction is an error from New.
+type Options struct {
+	// Name is the name that this program gives when it dials in mode Named,
+	// unless DialOptions.Name says otherwise. 1 to MaxNameLen bytes.
+	Name string
+
+	// Logger is told what has no event of its own: refused peers, accept
+	// errors. Nil means silence. Nothing is logged per message.
+	Logger *slog.Logger
+
+	// Admit is asked about every accepted connection, beside the listener's
+	// and the name's own rules: all must admit. Nil admits everybody.
+	Admit Rule
+
+	Unexpected UnexpectedPolicy // what happens to names that nobody registered
+	Duplicates DuplicatePolicy  // what happens to a second claim on a live name
+	Overflow   OverflowPolicy   // what a Send does that finds the queue full
+
+	// MaxConns bounds the connections past their handshake, those included
+	// whose Disconnected was not taken yet. Default: 65,536, or fewer where
+	// the process may open fewer descriptors (some are left free).
+	MaxConns int
+
+	// MaxPending bounds the handshakes under way. When it is full, the
+	// oldest one of the heaviest source makes room, if it is older than a
+	// second. Default 1,024.
+	MaxPending int
+
+	// MaxPendingPerSource is the number of handshakes under way from which
+	// on a source (an IP address, or the uid behind a Unix socket) counts as
+	// heavy. Default 64.
+	MaxPendingPerSource int
+
+	// MaxMessage is the largest message, in bytes, that is received into
+	// memory or sent; a larger one ends its connection with
+	// ErrMessageTooLarge. Default 64 MiB.
+	MaxMessage int64
+
+	// StreamOver is the size, in bytes, above which a message is delivered
+	// as a *Stream instead. Default: never.
+	StreamOver int64
+
+	// ConnInbound is the charge (see MessageCharge) of one connection's
+	// input that the user has not taken from Events, from which on its
+	// reading pauses. ConnOutbound is the charge of one connection's queue
+	// from which on a Send has to wait or is refused. One message always
+	// enters an empty queue, whatever its size. Default 4 MiB each.
+	ConnInbound, ConnOutbound int64
+
+	// InboundLimit, OutboundLimit and MemoryLimit bound the same for all
+	// connections of the hub together, in bytes: received and not taken,
+	// queued and not written, and both with what unread reports hold.
+	// Defaults 512 MiB, 512 MiB, 2 GiB.
+	InboundLimit, OutboundLimit, MemoryLimit int64
+
+	// Budget, if set, is used instead of the three limits, which must then
+	// be zero. Hubs that share a Budget share its limits.
+	Budget *Budget
+
+	HandshakeTimeout time.Duration // from accept to the accepted name, absolute: progress does not extend it. Default 5 s
+	FrameTimeout     time.Duration // for a message that has begun and makes no progress. Default 30 s
+	WriteTimeout     time.Duration // for output that makes no progress at all; a slow peer is not a stuck one. Default 10 s
+	IdleTimeout      time.Duration // without any input. Default: none
+	Linger           time.Duration // how long the input of a finished connection is drained, so that a reset does not destroy our last output. Default 500 ms
+
+	// ReuseBuffers makes received messages borrowed memory: see
+	// Batch.Release and Handler. Without it they are the user's for good.
+	ReuseBuffers bool
+}
+
+// ListenOptions are the settings of a Listener and of the connections that it
+// accepts. They are copied. Where a field exists in Options too, zero means
+// the hub's value.
+type ListenOptions struct {
+	Mode    Mode        // default Named, on packet networks Anonymous
+	Framing Framing     // default LengthPrefix(8, binary.LittleEndian)
+	TLS     *tls.Config // not nil: TLS on every connection
+	Admit   Rule        // nil admits; Options.Admit must admit too
+
+	// Classify chooses, before the handshake, which options a connection is
+	// served with. It sees the peer's address and the first bytes it sent
+	// (none at the first call). use nil means this listener's own options;
+	// more > 0 asks to be called again when that many bytes have come; an
+	// error refuses the connection.
+	Classify func(p Peer, first []byte) (use *ListenOptions, more int, err error)
+
+	// Handler makes the Handler of a connection. Nil, or a nil result: the
+	// connection reports to Events.
+	Handler func(*Conn) Handler
+
+	Tag          string            // told to rules as Peer.Tag, so that they can tell listeners apart
+	ReusePort    bool              // several processes may listen on the same port; where the system has no safe way: errors.ErrUnsupported
+	FileMode     fs.FileMode       // of a Unix socket file, in force before it can be connected to. Default 0600
+	HalfOpen     bool              // a peer that finished sending is not finished by us: the user calls Conn.Finish
+	ReuseBuffers bool              // as Options.ReuseBuffers; either one turns it on
+	ProxyFrom    []netip.Prefix    // sources whose PROXY v1/v2 header is believed
+	Config       *net.ListenConfig // socket options of the user's own
+
+	MaxConns                                          int // connections of this listener alone. Default: no limit of its own
+	MaxMessage, StreamOver, ConnInbound, ConnOutbound int64
+	IdleTimeout                                       time.Duration
+	Overflow                                          OverflowPolicy
+}
+
+// DialOptions are the settings of one dialed client. They are copied.
+type DialOptions struct {
+	Name         string              // given to the peer in mode Named. Default Options.Name
+	Mode         Mode                // default Named, on packet networks Anonymous
+	Framing      Framing             // default LengthPrefix(8, binary.LittleEndian)
+	TLS          *tls.Config         // not nil: TLS
+	Handler      func(*Conn) Handler // nil, or a nil result: Events
+	Tag          string              // kept as Peer.Tag
+	Reconnect    *Backoff            // nil: the connection is not dialed again
+	Timeout      time.Duration       // of each attempt, connecting and handshake together. Default 5 s; negative: only ctx bounds it
+	HalfOpen     bool                // as ListenOptions.HalfOpen
+	ReuseBuffers bool                // as Options.ReuseBuffers
+	Dialer       *net.Dialer         // socket options of the user's own
+}
+
+// ClientOptions are the settings of one expected client. They are copied.
+type ClientOptions struct {
+	Admit      Rule                // nil admits; the hub's and the listener's rules must admit too
+	Duplicates DuplicatePolicy     // zero: the hub's
+	Overflow   OverflowPolicy      // zero: the listener's
+	Handler    func(*Conn) Handler // beats the listener's
+}
+
+// Backoff says how long to wait before dialing again: Min after the first
+// failure, Factor times as long after each further one, Max at most, each
+// wait varied at random by ± Jitter of itself.
+type Backoff struct {
+	Min    time.Duration // default 100 ms
+	Max    time.Duration // default 30 s
+	Factor float64       // default 1.6; 1 or more
+	Jitter float64       // default 0.2; from 0 to 1; negative: none
+}
+
+// Mode is what a connection speaks.
+type Mode int
+
+const (
+	Named     Mode = iota + 1 // the dialing side gives its name first
+	Anonymous                 // messages, no handshake
+	Raw                       // bytes, no handshake
+	NamedRaw                  // a name first, then bytes
+)
+
+// String returns the constant's name.
+func (m Mode) String() string {
+	switch m {
+	case Named:
+		return "Named"
+	case Anonymous:
+		return "Anonymous"
+	case Raw:
+		return "Raw"
+	case NamedRaw:
+		return "NamedRaw"
+	}
+	return fmt.Sprintf("Mode(%d)", int(m))
+}
+
+func (m Mode) named() bool { return m == Named || m == NamedRaw }
+func (m Mode) raw() bool   { return m == Raw || m == NamedRaw }
+
+// settings are the resolved options of a group of connections: those of one
+// listener or one dialed client. They never change and are shared.
+type settings struct {
+	mode        Mode
+	framing     Framing // nil: the default, which has a path without interface calls
+	handler     func(*Conn) Handler
+	tag         string
+	halfOpen    bool
+	overflow    OverflowPolicy
+	maxMessage  uint64
+	connIn      int64
+	connOut     int64
+	idleTimeout time.Duration // 0: none
+}
+
+// or resolves a field of the "zero means default, negative means none" kind;
+// none becomes the largest value that an int holds too.
+func or(v, def int64) int64 {
+	switch {
+	case v == 0:
+		return def
+	case v < 0:
+		return math.MaxInt
+	}
+	return v
+}
+
+// orDuration is or for durations, where 0 in the result means none.
+func orDuration(v, def time.Duration) time.Duration {
+	switch {
+	case v == 0:
+		return def
+	case v < 0:
+		return 0
+	}
+	return v
+}
+
+// orElse returns v, or def if v is the zero value.
+func orElse[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}
+
+// optionError says which field of which options is wrong, and why.
+func optionError(field, format string, args ...any) error {
+	return fmt.Errorf("sockhub: %s: %w", field, fmt.Errorf(format, args...))
+}
+
+func unsupported(field string) error { return optionError(field, "%w", errors.ErrUnsupported) }
+
+// resolve copies o and fills in the defaults.
+func (o *Options) resolve() (Options, error) {
+	var r Options
+	if o != nil {
+		r = *o
+	}
+	if r.Name != "" {
+		if err := checkName(r.Name); err != nil {
+			return r, err
+		}
+	}
+	switch {
+	case r.Unexpected < 0 || r.Unexpected > RefuseUnexpected:
+		return r, optionError("Options.Unexpected", "no such policy: %d", r.Unexpected)
+	case r.Duplicates < 0 || r.Duplicates > ReplaceOld:
+		return r, optionError("Options.Duplicates", "no such policy: %d", r.Duplicates)
+	case r.Overflow < 0 || r.Overflow > DisconnectPeer:
+		return r, optionError("Options.Overflow", "no such policy: %d", r.Overflow)
+	case r.Budget != nil && (r.InboundLimit != 0 || r.OutboundLimit != 0 || r.MemoryLimit != 0):
+		return r, optionError("Options.Budget", "set beside InboundLimit, OutboundLimit or MemoryLimit, which it replaces")
+	case r.StreamOver != 0:
+		return r, unsupported("Options.StreamOver")
+	}
+	r.Unexpected = orElse(r.Unexpected, HoldUnexpected)
+	r.Duplicates = orElse(r.Duplicates, RefuseNew)
+	r.Overflow = orElse(r.Overflow, BlockSender)
+	r.MaxConns = int(or(int64(r.MaxConns), int64(defaultMaxConns())))
+	r.MaxPending = int(or(int64(r.MaxPending), DefaultMaxPending))
+	r.MaxPendingPerSource = int(or(int64(r.MaxPendingPerSource), DefaultMaxPendingPerSource))
+	r.MaxMessage = or(r.MaxMessage, DefaultMaxMessage)
+	r.ConnInbound = or(r.ConnInbound, DefaultConnInbound)
+	r.ConnOutbound = or(r.ConnOutbound, DefaultConnOutbound)
+	r.HandshakeTimeout = orDuration(r.HandshakeTimeout, DefaultHandshakeTimeout)
+	r.FrameTimeout = orDuration(r.FrameTimeout, DefaultFrameTimeout)
+	r.WriteTimeout = orDuration(r.WriteTimeout, DefaultWriteTimeout)
+	r.IdleTimeout = orDuration(r.IdleTimeout, 0)
+	r.Linger = orDuration(r.Linger, DefaultLinger)
+	return r, nil
+}
+
+// resolve copies o, fills in the defaults and makes the settings of the
+// connections that a listener with these options accepts.
+func (o *ListenOptions) resolve(hub *Options) (ListenOptions, *settings, error) {
+	var r ListenOptions
+	if o != nil {
+		r = *o
+	}
+	switch {
+	case r.Mode < 0 || r.Mode > NamedRaw:
+		return r, nil, optionError("ListenOptions.Mode", "no such mode: %d", r.Mode)
+	case r.Overflow < 0 || r.Overflow > DisconnectPeer:
+		return r, nil, optionError("ListenOptions.Overflow", "no such policy: %d", r.Overflow)
+	case r.FileMode != r.FileMode.Perm():
+		return r, nil, optionError("ListenOptions.FileMode", "%v has more than permissions", r.FileMode)
+	case r.Mode.raw():
+		return r, nil, unsupported("ListenOptions.Mode")
+	case r.TLS != nil:
+		return r, nil, unsupported("ListenOptions.TLS")
+	case r.Classify != nil:
+		return r, nil, unsupported("ListenOptions.Classify")
+	case r.Handler != nil:
+		return r, nil, unsupported("ListenOptions.Handler")
+	case r.ReusePort:
+		return r, nil, unsupported("ListenOptions.ReusePort")
+	case r.ProxyFrom != nil:
+		return r, nil, unsupported("ListenOptions.ProxyFrom")
+	case r.StreamOver != 0:
+		return r, nil, unsupported("ListenOptions.StreamOver")
+	}
+	if err := checkFraming("ListenOptions.Framing", r.Framing); err != nil {
+		return r, nil, err
+	}
+	r.Mode = orElse(r.Mode, Named)
+	r.MaxConns = int(or(int64(r.MaxConns), math.MaxInt))
+	return r, &settings{
+		mode:        r.Mode,
+		framing:     plainFraming(r.Framing),
+		handler:     r.Handler,
+		tag:         r.Tag,
+		halfOpen:    r.HalfOpen,
+		overflow:    orElse(r.Overflow, hub.Overflow),
+		maxMessage:  uint64(or(r.MaxMessage, hub.MaxMessage)),
+		connIn:      or(r.ConnInbound, hub.ConnInbound),
+		connOut:     or(r.ConnOutbound, hub.ConnOutbound),
+		idleTimeout: orDuration(r.IdleTimeout, hub.IdleTimeout),
+	}, nil
+}
+
+// resolve copies o, fills in the defaults and makes the settings of the
+// connections that are dialed with these options.
+func (o *DialOptions) resolve(hub *Options) (DialOptions, *settings, error) {
+	var r DialOptions
+	if o != nil {
+		r = *o
+	}
+	switch {
+	case r.Mode < 0 || r.Mode > NamedRaw:
+		return r, nil, optionError("DialOptions.Mode", "no such mode: %d", r.Mode)
+	case r.Mode.raw():
+		return r, nil, unsupported("DialOptions.Mode")
+	case r.TLS != nil:
+		return r, nil, unsupported("DialOptions.TLS")
+	case r.Handler != nil:
+		return r, nil, unsupported("DialOptions.Handler")
+	case r.Reconnect != nil:
+		return r, nil, unsupported("DialOptions.Reconnect")
+	}
+	if err := checkFraming("DialOptions.Framing", r.Framing); err != nil {
+		return r, nil, err
+	}
+	r.Mode = orElse(r.Mode, Named)
+	r.Name = orElse(r.Name, hub.Name)
+	if r.Mode.named() {
+		if err := checkName(r.Name); err != nil {
+			return r, nil, err
+		}
+	}
+	r.Timeout = orDuration(r.Timeout, DefaultDialTimeout)
+	return r, &settings{
+		mode:        r.Mode,
+		framing:     plainFraming(r.Framing),
+		handler:     r.Handler,
+		tag:         r.Tag,
+		halfOpen:    r.HalfOpen,
+		overflow:    hub.Overflow,
+		maxMessage:  uint64(hub.MaxMessage),
+		connIn:      hub.ConnInbound,
+		connOut:     hub.ConnOutbound,
+		idleTimeout: hub.IdleTimeout,
+	}, nil
+}
+
+// checkFraming refuses a framing whose header has no sensible size.
+func checkFraming(field string, f Framing) error {
+	if f == nil {
+		return nil
+	}
+	if n := f.MaxHeader(); n < 1 || n > maxHeader {
+		return optionError(field, "%T.MaxHeader is %d, not 1 to %d", f, n, maxHeader)
+	}
+	return nil
+}
+
+// checkName refuses what is no name.
+func checkName(name string) error {
+	if name == "" || len(name) > MaxNameLen {
+		return fmt.Errorf("%w: %d bytes, not 1 to %d", ErrBadName, len(name), MaxNameLen)
+	}
+	return nil
+}
+
+// defaultMaxConns is the default of Options.MaxConns: some descriptors stay
+// free, for the program's files and for telling a peer that there are too many.
+func defaultMaxConns() int {
+	n := nofile.Limit()
+	return max(1, min(maxConnsCeiling, n-max(8, n/16)))
+}

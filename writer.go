@@ -1,0 +1,646 @@
+package sockhub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sockhub/sockhub/internal/outq"
+	"github.com/sockhub/sockhub/internal/transport"
+)
+
+var (
+	// ErrBackpressure: the queue is full, and the call may not wait.
+	ErrBackpressure = errors.New("sockhub: output queue is full")
+
+	// ErrSlowPeer: the peer took nothing for WriteTimeout, or its queue was
+	// full under DisconnectPeer.
+	ErrSlowPeer = errors.New("sockhub: peer is too slow")
+)
+
+// output is a connection's out-queue and what has become of it so far.
+// Everything in it is guarded by Conn.mu.
+//
+// Whoever writes to the transport holds the token (writing). A message is
+// only queued by one who does not get the token; one who gets it starts the
+// writer goroutine, which holds the token as long as there is output and then
+// is gone. It is joined by the reader, which outlives it (joinWriterLocked).
+type output struct {
+	framing outq.Framing
+	limit   int64
+	policy  OverflowPolicy
+
+	q       outq.Queue    // accepted, and nobody writes it yet
+	w       outq.Writing  // taken out of q by the holder of the token
+	writing bool          // the token
+	gone    chan struct{} // made by who waits for the token's release, closed by it
+
+	waiters []*waiter // Sends that wait, in the order in which they came
+	run     bool      // a SendMany is between its first message and its last
+
+	refuse  error // what a Send gets now; nil: it is accepted
+	fin     bool  // after the queue, our end of the stream
+	finSent bool
+	frozen  bool  // nothing more is written
+	err     error // of the write that failed
+	finish  error // not nil: the connection ends after the queue, for this reason
+
+	waited bool // output had to wait, so Drained is due when the queue is empty
+	notify bool // NotifyDrained asked for it
+
+	// greeting is the length plus 1 of the handshake's message, which is the
+	// first of all and nobody's, until it is written.
+	greeting int
+
+	since   time.Duration // begin of the current lack of progress; 0: nothing to write
+	last    time.Duration // of the last progress
+	probing bool          // the next write without progress is the last
+	unacked int           // at the last look during a lack of progress, -1 at first
+
+	accepted, written, dropped counter
+}
+
+// counter counts messages and the bytes of their bodies.
+type counter struct{ msgs, bytes uint64 }
+
+func (n *counter) add(msgs int, bytes int64) {
+	n.msgs += uint64(msgs)
+	n.bytes += uint64(bytes)
+}
+
+// waiter is a Send that waits for its turn.
+type waiter struct {
+	turn  chan struct{} // closed, under mu, when it is this waiter's turn
+	woken bool
+}
+
+func (o *output) charge() int64 { return o.q.Charge() + o.w.Charge() }
+func (o *output) len() int      { return o.q.Len() + o.w.Len() }
+func (o *output) empty() bool   { return o.q.Empty() && o.w.Empty() }
+
+// ---- accepting messages ----
+
+// Send queues msg for the peer, and waits for room in the queue until ctx ends
+// if the policy is BlockSender. A nil error means that the message is in the
+// queue, exactly once; an error means that nothing of it is.
+//
+// Send takes ownership of msg, as a channel send does: it must not be changed
+// afterwards, but may be sent to others too.
+//
+// Errors: ErrMessageTooLarge; ErrClosed after our Close, Finish, CloseWrite or
+// Shutdown, else ErrNotConnected; ErrBackpressure under DropNewest; ErrSlowPeer
+// under DisconnectPeer; the cause of ctx's end.
+func (c *Conn) Send(ctx context.Context, msg []byte) error {
+	return c.send(ctx, len(msg), func(q *outq.Queue, f outq.Framing) { q.Append(f, msg) })
+}
+
+// TrySend is Send, but ErrBackpressure instead of waiting.
+func (c *Conn) TrySend(msg []byte) error {
+	return c.send(nil, len(msg), func(q *outq.Queue, f outq.Framing) { q.Append(f, msg) })
+}
+
+// SendParts is Send of one message that is made of parts, which are not joined
+// in memory if they are large.
+func (c *Conn) SendParts(ctx context.Context, parts ...[]byte) error {
+	size := 0
+	for _, p := range parts {
+		size += len(p)
+	}
+	return c.send(ctx, size, func(q *outq.Queue, f outq.Framing) { q.AppendParts(f, parts, size) })
+}
+
+// send queues one message of size bytes; without a ctx it does not wait.
+func (c *Conn) send(ctx context.Context, size int, put func(*outq.Queue, outq.Framing)) error {
+	if err := c.checkSize(size); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.admitLocked(ctx, false); err != nil {
+		return err
+	}
+	put(&c.out.q, c.out.framing)
+	c.acceptedLocked(1, int64(size))
+	return nil
+}
+
+func (c *Conn) checkSize(size int) error {
+	if uint64(size) > c.set.maxMessage || !expressible(c.set.framing, uint64(size)) {
+		return fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size)
+	}
+	return nil
+}
+
+// admitLocked returns when a message may be queued, or why none may. mine: the
+// caller is in a run of its own. It gives mu up while it waits.
+func (c *Conn) admitLocked(ctx context.Context, mine bool) error {
+	o := &c.out
+	var w *waiter
+	for {
+		free := mine || !o.run && (len(o.waiters) == 0 || o.waiters[0] == w)
+		switch {
+		case o.refuse != nil:
+			return c.leaveLocked(w, o.refuse)
+		case free && (o.charge() < o.limit || c.makeRoomLocked()):
+			return c.leaveLocked(w, nil)
+		case o.refuse != nil: // makeRoomLocked gave the peer up
+			return c.leaveLocked(w, ErrSlowPeer)
+		case ctx == nil || o.policy == DropNewest && free:
+			o.waited = true
+			return c.leaveLocked(w, ErrBackpressure)
+		case ctx.Err() != nil:
+			return c.leaveLocked(w, context.Cause(ctx))
+		}
+		o.waited = true
+		switch {
+		case w == nil && mine:
+			w = &waiter{turn: make(chan struct{})}
+			o.waiters = slices.Insert(o.waiters, 0, w)
+		case w == nil:
+			w = &waiter{turn: make(chan struct{})}
+			o.waiters = append(o.waiters, w)
+		case w.woken:
+			w.turn, w.woken = make(chan struct{}), false
+		}
+		turn := w.turn
+		c.mu.Unlock()
+		select {
+		case <-turn:
+		case <-ctx.Done():
+		}
+		c.mu.Lock()
+	}
+}
+
+// leaveLocked takes w out of the line; the next one may then go.
+func (c *Conn) leaveLocked(w *waiter, err error) error {
+	if w != nil {
+		c.out.waiters = slices.DeleteFunc(c.out.waiters, func(x *waiter) bool { return x == w })
+	}
+	if err != nil {
+		c.roomLocked()
+	}
+	return err
+}
+
+// roomLocked wakes the first who waits, if his turn has come. It is called
+// whenever that may have become true: charge fell, a run ended, one left the
+// line or was accepted, the queue was closed (then all go).
+func (c *Conn) roomLocked() {
+	o := &c.out
+	for i, w := range o.waiters {
+		if o.refuse == nil && (i > 0 || o.charge() >= o.limit) {
+			return
+		}
+		if !w.woken {
+			w.woken = true
+			close(w.turn)
+		}
+	}
+}
+
+// makeRoomLocked does what the policy says about a full queue, and reports
+// whether there is room then.
+func (c *Conn) makeRoomLocked() bool {
+	o := &c.out
+	switch o.policy {
+	case DropOldest:
+		for !o.q.Empty() && o.charge() >= o.limit && (o.greeting == 0 || !o.w.Empty()) {
+			o.dropped.add(1, int64(o.q.DropFirst()))
+		}
+		// What is being written cannot be dropped any more. It alone may
+		// fill the queue: then one more message fits, and is the oldest.
+		return true
+	case DisconnectPeer:
+		if c.closeErr == nil {
+			c.closeErr = ErrSlowPeer
+		}
+		c.freezeLocked(ErrNotConnected)
+		c.t.Hangup()
+	}
+	return false
+}
+
+// acceptedLocked counts messages that were put into q, and sees to it that
+// they are written.
+func (c *Conn) acceptedLocked(msgs int, bytes int64) {
+	c.out.accepted.add(msgs, bytes)
+	c.startWriterLocked()
+	if len(c.out.waiters) > 0 {
+		c.roomLocked()
+	}
+}
+
+// SendMany queues the messages that m yields, in one run: nobody else's come
+// between them. It waits for room as Send does. It returns how many were
+// accepted, which are the first n that m yielded; m may have been asked for
+// some more.
+//
+// m runs on the caller's goroutine, without any lock of the hub; meanwhile
+// other Sends to this connection may have to wait, so m must not send to it.
+// If m panics, what it yielded before is queued.
+//
+// In a loop over Events whose answers go to peers that do the same, use TrySend
+// or another goroutine: two loops that wait for each other's queues stand still
+// until WriteTimeout.
+func (c *Conn) SendMany(ctx context.Context, m iter.Seq[[]byte]) (n int, err error) {
+	r := run{c: c, ctx: ctx}
+	if err := r.flush(); err != nil { // learns how much room there is
+		return 0, err
+	}
+	defer func() { n = r.end() }() // also when m panics
+	for msg := range m {
+		if err := c.checkSize(len(msg)); err != nil {
+			return 0, errors.Join(r.flush(), err)
+		}
+		if r.side.Charge() >= r.room {
+			if err := r.flush(); err != nil {
+				return 0, err
+			}
+		}
+		r.side.Append(c.out.framing, msg)
+		r.yielded = true
+	}
+	r.yielded = false
+	return 0, r.flush()
+}
+
+// run is a SendMany under way.
+type run struct {
+	c       *Conn
+	ctx     context.Context
+	side    outq.Queue // gathered, and accepted at the next flush
+	room    int64      // charge that may be gathered before that
+	begun   bool       // the first flush was, so c.out.run is ours
+	yielded bool       // m has not come to its end
+	n       int        // accepted
+}
+
+// flush queues what was gathered, when there is room for it.
+func (r *run) flush() error {
+	r.c.mu.Lock()
+	defer r.c.mu.Unlock()
+	if r.c.out.refuse != nil {
+		return r.c.out.refuse
+	}
+	if !r.side.Empty() {
+		if err := r.c.admitLocked(r.ctx, r.begun); err != nil {
+			r.side, r.yielded = outq.Queue{}, false
+			return err
+		}
+		r.acceptLocked()
+	}
+	r.room = min(r.c.out.limit-r.c.out.charge(), gather)
+	return nil
+}
+
+func (r *run) acceptLocked() {
+	msgs, bytes := r.side.Len(), r.side.Bytes()
+	r.c.out.run, r.begun = true, true
+	r.c.out.q.Splice(&r.side)
+	r.c.acceptedLocked(msgs, bytes)
+	r.n += msgs
+}
+
+// end lets others send again and returns how many messages were accepted. If
+// m panicked, what it yielded is accepted now, whatever the limit says: the
+// panic is not to wait for a peer.
+func (r *run) end() int {
+	r.c.mu.Lock()
+	defer r.c.mu.Unlock()
+	if r.yielded && !r.side.Empty() && r.c.out.refuse == nil {
+		r.acceptLocked()
+	}
+	if r.begun {
+		r.c.out.run = false
+		r.c.roomLocked()
+	}
+	return r.n
+}
+
+// gather is the charge after which SendMany hands over what it has, so that the
+// writer has something to do meanwhile.
+const gather = 256 << 10
+
+// NotifyDrained asks for one Drained: now if nothing is queued, else when
+// everything queued is with the kernel.
+func (c *Conn) NotifyDrained() {
+	c.mu.Lock()
+	now := c.out.empty() && !c.out.writing && !c.over
+	c.out.notify = !now && !c.over
+	c.mu.Unlock()
+	if now {
+		c.hub.fan.drained(c)
+	}
+}
+
+// ---- ending the output ----
+
+// endOutputLocked refuses further messages with the given error, and ends our
+// side of the stream after the queue.
+func (c *Conn) endOutputLocked(refuse error) {
+	if c.out.refuse == nil {
+		c.out.refuse = refuse
+	}
+	c.roomLocked()
+	c.out.fin = true
+	c.startWriterLocked()
+}
+
+// freezeLocked stops the output where it is.
+func (c *Conn) freezeLocked(refuse error) {
+	if c.out.refuse == nil {
+		c.out.refuse = refuse
+	}
+	c.out.frozen = true
+	c.roomLocked()
+}
+
+// joinWriterLocked waits for the release of the token. The output is frozen,
+// so nobody takes it again.
+func (c *Conn) joinWriterLocked() {
+	for c.out.writing {
+		gone := make(chan struct{})
+		c.out.gone = gone
+		c.mu.Unlock()
+		c.t.Hangup()
+		<-gone
+		c.mu.Lock()
+	}
+}
+
+// ---- the writer goroutine ----
+
+const (
+	writeSlices = 64      // in one call; few messages are worth more
+	writeBytes  = 1 << 20 // in one call, or one message of more
+)
+
+// vec is the slices of one write. It is pooled.
+type vec struct{ slices [writeSlices][]byte }
+
+var vecs = sync.Pool{New: func() any { return new(vec) }}
+
+func (c *Conn) startWriterLocked() {
+	o := &c.out
+	if o.writing || o.frozen || o.empty() && (!o.fin || o.finSent) {
+		return
+	}
+	o.writing = true
+	if t := c.hub.o.WriteTimeout; t > 0 {
+		o.since, o.unacked = c.hub.watch.Now(), -1
+		c.hub.watch.Arm(&c.clock, c, o.since+t/4)
+	}
+	go c.write()
+}
+
+// write is the writer goroutine. It ends by releasing the token, which the
+// reader waits for before it ends itself.
+func (c *Conn) write() {
+	v := vecs.Get().(*vec)
+	released := false
+	turn := func() (park bool) {
+		park, released = c.writeTurn(v)
+		return park
+	}
+	for !released {
+		if err := c.t.Write(turn); err != nil && err != transport.ErrKicked {
+			c.wrote(0, 0, c.opError("write", err))
+		}
+		if !released { // kicked: perhaps because the output is frozen
+			_, more := c.nextWrite(v)
+			released = !more
+		}
+	}
+	clear(v.slices[:])
+	vecs.Put(v)
+}
+
+// writeTurn writes until everything is written, and the token released, or
+// the transport is full.
+func (c *Conn) writeTurn(v *vec) (park, released bool) {
+	for {
+		slices, more := c.nextWrite(v)
+		if !more {
+			return false, true
+		}
+		size := 0
+		for _, s := range slices {
+			size += len(s)
+		}
+		n, err := 0, error(nil)
+		if size > 0 {
+			if n, err = c.t.TryWritev(slices); err != nil {
+				err = c.opError("write", err)
+			}
+		}
+		c.wrote(n, size, err)
+		if err == nil && n < size {
+			return true, false
+		}
+	}
+}
+
+// nextWrite gathers what to write next. If there is nothing, or the output is
+// frozen, it gives the token back and returns false.
+func (c *Conn) nextWrite(v *vec) (slices [][]byte, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := &c.out
+	for !o.frozen {
+		if o.w.Empty() {
+			o.w.Take(&o.q)
+		}
+		switch {
+		case !o.w.Empty():
+			return o.w.Vec(v.slices[:0], writeBytes), true
+		case o.waited || o.notify:
+			o.waited, o.notify = false, false
+			c.mu.Unlock()
+			c.hub.fan.drained(c)
+			c.mu.Lock()
+		case o.fin && !o.finSent:
+			o.finSent = true
+			c.mu.Unlock()
+			err := c.t.CloseWrite()
+			c.mu.Lock()
+			if err != nil && !errors.Is(err, errors.ErrUnsupported) && o.finish == nil {
+				o.err = c.opError("shutdown", err)
+				c.freezeLocked(ErrNotConnected)
+			}
+		default:
+			c.releaseLocked()
+			return nil, false
+		}
+	}
+	c.releaseLocked()
+	return nil, false
+}
+
+func (c *Conn) releaseLocked() {
+	o := &c.out
+	o.writing, o.since, o.probing = false, 0, false
+	if o.gone != nil {
+		close(o.gone)
+		o.gone = nil
+	}
+	if o.finish != nil || o.err != nil {
+		c.t.Kick(transport.ReadSide) // it may have waited for this
+	}
+}
+
+// wrote accounts for an attempt to write size bytes, n of which were written.
+func (c *Conn) wrote(n, size int, err error) {
+	now := c.hub.watch.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := &c.out
+	if n > 0 || size == 0 && err == nil { // empty raw messages are written by being passed over
+		msgs, bytes := o.w.Wrote(n)
+		if o.greeting > 0 && msgs > 0 {
+			msgs, bytes, o.greeting = msgs-1, bytes-int64(o.greeting-1), 0
+		}
+		o.written.add(msgs, bytes)
+		o.last, o.since, o.unacked, o.probing = now, now, -1, false
+		c.roomLocked()
+	}
+	switch {
+	case err != nil:
+		if o.err == nil {
+			o.err = err
+		}
+		c.freezeLocked(ErrNotConnected)
+	case n < size && o.probing:
+		if c.closeErr == nil {
+			c.closeErr = ErrSlowPeer
+		}
+		c.freezeLocked(ErrNotConnected)
+		c.t.Hangup()
+	case n < size:
+		o.waited = true
+	}
+}
+
+// stuckLocked looks, four times within WriteTimeout, for progress that no
+// write shows: the kernel asks for more output only when a good part of its
+// buffer is free, which a slow peer may take many times WriteTimeout for, while
+// the bytes that it acknowledged can be seen. It reports whether the writer is
+// to try for the last time.
+func (c *Conn) stuckLocked(now time.Duration, due func(time.Duration) bool) bool {
+	o, t := &c.out, c.hub.o.WriteTimeout
+	if n, ok := c.t.Unacked(); ok {
+		if n < o.unacked {
+			o.since = now
+		}
+		o.unacked = n
+	}
+	if !due(o.since + t) {
+		due(now + t/4)
+		return false
+	}
+	o.probing = true
+	due(now + t/4)
+	return true
+}
+
+// ---- the report ----
+
+// Report tells what became of one connection's output:
+//
+//	AcceptedMessages = WrittenMessages + UnsentMessages + DroppedMessages + (1 if Cut)
+//	AcceptedBytes    = WrittenBytes    + UnsentBytes    + DroppedBytes    + CutSize
+//
+// Unsent and dropped messages certainly did not reach the peer. Of a cut one
+// the peer has a part at most, and delivers nothing if it speaks the same
+// framing. Written ones were handed to the kernel: those whose bytes are not
+// among Unacked are in the peer's kernel; of the others nobody knows. Whether
+// the peer's program has handled a message, only its answer can tell.
+type Report struct {
+	AcceptedMessages, WrittenMessages, UnsentMessages, DroppedMessages uint64
+	AcceptedBytes, WrittenBytes, UnsentBytes, DroppedBytes             uint64 // of bodies of whole messages; AcceptedBytes includes CutSize
+
+	Cut                 bool   // one message was partly written
+	CutSize, CutWritten uint64 // its length, and how much of that was written
+
+	// Unacked is how many bytes on the wire, headers included, were written
+	// and not acknowledged by the peer's kernel; -1 if unknown.
+	Unacked int64
+
+	left *leftover // nil: nothing
+}
+
+// leftover is output that was accepted and not written.
+type leftover struct {
+	w    outq.Writing
+	q    outq.Queue
+	skip int // a message of the handshake stands first
+	cut  []byte
+}
+
+// Unsent yields the messages that were accepted and of which nothing was
+// written, in order. They are the caller's for good. It may be called again,
+// also concurrently.
+func (r Report) Unsent() iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		if r.left == nil {
+			return
+		}
+		skip := r.left.skip
+		for _, bodies := range []iter.Seq[[]byte]{r.left.w.Unwritten(), r.left.q.Bodies()} {
+			for b := range bodies {
+				if skip > 0 {
+					skip--
+				} else if !yield(b) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// CutMessage is the message that was partly written; nil if there is none.
+func (r Report) CutMessage() []byte {
+	if r.left == nil {
+		return nil
+	}
+	return r.left.cut
+}
+
+// report is made by the reader when nobody writes nor will.
+func (o *output) report(t transport.Conn) Report {
+	r := Report{
+		AcceptedMessages: o.accepted.msgs, AcceptedBytes: o.accepted.bytes,
+		WrittenMessages: o.written.msgs, WrittenBytes: o.written.bytes,
+		DroppedMessages: o.dropped.msgs, DroppedBytes: o.dropped.bytes,
+		Unacked: -1,
+	}
+	if n, ok := t.Unacked(); ok {
+		r.Unacked = int64(n)
+	}
+	if o.empty() {
+		return r
+	}
+	l := &leftover{w: o.w, q: o.q}
+	o.w, o.q = outq.Writing{}, outq.Queue{}
+	msgs, bytes := uint64(l.w.Len()+l.q.Len()), uint64(l.w.Bytes()+l.q.Bytes())
+	body, written, cut := l.w.Cut()
+	switch {
+	case o.greeting == 0 && cut:
+		r.Cut, r.CutSize, r.CutWritten, l.cut = true, uint64(len(body)), uint64(written), body
+		msgs, bytes = msgs-1, bytes-r.CutSize
+	case o.greeting > 0:
+		msgs, bytes = msgs-1, bytes-uint64(o.greeting-1)
+		if !cut {
+			l.skip = 1
+		}
+	}
+	r.UnsentMessages, r.UnsentBytes = msgs, bytes
+	if msgs > 0 || r.Cut {
+		r.left = l
+	}
+	return r
+}
