@@ -697,6 +697,13 @@ func (c *Conn) leaving() bool {
 	return c.input != reading || c.closeErr != nil || c.out.finish != nil || c.out.err != nil
 }
 
+// finished reports whether the connection's end has been decided on.
+func (c *Conn) finished() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closeErr != nil || c.out.finish != nil
+}
+
 // handshaking reports whether the peer is still to be admitted.
 func (c *Conn) handshaking() bool {
 	c.mu.Lock()

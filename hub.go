@@ -43,9 +43,10 @@ type client struct {
 	conn atomic.Pointer[Conn] // the current connection; nil while there is none
 
 	// Guarded by hub.mu.
-	expected *ClientOptions // registered with Expect; written with hub.mu and fan.mu held, so either is enough to read it
-	owner    *Conn          // holds the name, from its admission to its end
-	claims   []*Conn        // handshakes that wait for owner's end
+	expected *ClientOptions     // registered with Expect; written with fan.mu held too, so either is enough to read it
+	redial   context.CancelFunc // dialed, and dialed again when the connection ends; nil: not, or no longer
+	owner    *Conn              // holds the name, from its admission to its end
+	claims   []*Conn            // handshakes that wait for owner's end
 
 	// Guarded by hub.fan.mu.
 	ending bool  // a Disconnected of it is in a batch that was not taken
@@ -61,18 +62,19 @@ func (cl *client) Number() uint64 { return uint64(cl.id) }
 // goroutine.
 type Hub struct {
 	// Immutable after construction.
-	o        Options // resolved
-	log      *slog.Logger
-	watch    *watch.Watch
-	events   chan *Batch    // sent to and closed by the hub goroutine alone, see package fanin
-	wake     chan struct{}  // capacity 1; sent to without waiting by whoever has something for the hub goroutine; never closed
-	quit     chan struct{}  // closed by Close when the connections are gone: the hub goroutine and the watch end
-	draining chan struct{}  // closed by Shutdown or Close at its begin: nothing new is begun
-	closed   chan struct{}  // closed by Close at its begin: what waits gives up
-	over     chan struct{}  // closed by Close at its end
-	left     chan struct{}  // capacity 1; sent to without waiting when a connection is gone; never closed
-	unbind   func() bool    // takes the hub off its context
-	tasks    errgroup.Group // the hub goroutine, the watch and the listeners; the connections are in live
+	o         Options // resolved
+	log       *slog.Logger
+	watch     *watch.Watch
+	events    chan *Batch     // sent to and closed by the hub goroutine alone, see package fanin
+	wake      chan struct{}   // capacity 1; sent to without waiting by whoever has something for the hub goroutine; never closed
+	quit      chan struct{}   // closed by Close when the connections are gone: the hub goroutine and the watch end
+	dials     context.Context // ends when Shutdown or Close begins: nothing new is dialed
+	stopDials context.CancelFunc
+	closed    chan struct{}  // closed by Close at its begin: what waits gives up
+	over      chan struct{}  // closed by Close at its end
+	left      chan struct{}  // capacity 1; sent to without waiting when a connection is gone; never closed
+	unbind    func() bool    // takes the hub off its context
+	tasks     errgroup.Group // the hub goroutine, the watch and the listeners; the connections are in live
 
 	table registry.Table[client, *client]
 
@@ -113,7 +115,6 @@ func New(ctx context.Context, o *Options) (*Hub, error) {
 		wake:      make(chan struct{}, 1),
 		quit:      make(chan struct{}),
 		closed:    make(chan struct{}),
-		draining:  make(chan struct{}),
 		pending:   pending.New[source, *Conn](r.MaxPending, r.MaxPendingPerSource),
 		over:      make(chan struct{}),
 		left:      make(chan struct{}, 1),
@@ -121,6 +122,7 @@ func New(ctx context.Context, o *Options) (*Hub, error) {
 		listeners: make(map[*Listener]struct{}),
 		names:     make(map[string]*client),
 	}
+	h.dials, h.stopDials = context.WithCancel(context.Background())
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
@@ -318,10 +320,8 @@ func (h *Hub) Close() error {
 		<-h.over
 		return nil
 	}
-	if h.stage == running {
-		close(h.draining)
-	}
 	h.stage = closing
+	h.stopDials()
 	close(h.closed)
 	h.mu.Unlock()
 	conns, listeners := h.everything()
@@ -402,7 +402,7 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 	h.mu.Lock()
 	if h.stage == running {
 		h.stage = draining
-		close(h.draining)
+		h.stopDials()
 	}
 	h.mu.Unlock()
 	conns, listeners := h.everything()
@@ -459,6 +459,130 @@ func (h *Hub) Lookup(name string) (ID, bool) {
 	return 0, false
 }
 
+// Expect registers a client by its name, and returns the ID that it has from
+// then on, connected or not. If a peer is connected under this name already, it
+// becomes the client, keeps its ID and is reported in Connected; but if
+// ClientOptions.Admit does not admit it, its connection ends.
+//
+// Errors: ErrBadName; ErrNameTaken if the name is registered; ErrClosed.
+func (h *Hub) Expect(name string, o *ClientOptions) (ID, error) {
+	if err := checkName(name); err != nil {
+		return 0, err
+	}
+	r, err := o.resolve()
+	if err != nil {
+		return 0, err
+	}
+	for {
+		owner, err := h.unexpectedOwner(name)
+		if err != nil {
+			return 0, err
+		}
+		var denied error
+		if owner != nil {
+			denied = admit(owner.peer, r.Admit)
+		}
+		if id, done := h.register(name, r, owner, denied); done {
+			if denied != nil {
+				owner.fail(denied)
+			}
+			return id, nil
+		}
+	}
+}
+
+// unexpectedOwner returns the connection that has a name which is not
+// registered, or nil.
+func (h *Hub) unexpectedOwner(name string) (*Conn, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stage != running {
+		return nil, ErrClosed
+	}
+	cl := h.names[name]
+	switch {
+	case cl == nil:
+		return nil, nil
+	case cl.expected != nil:
+		return nil, fmt.Errorf("%w: %q is registered", ErrNameTaken, name)
+	}
+	return cl.owner, nil
+}
+
+// register is the last step of Expect. It is not done if the name changed
+// hands meanwhile.
+func (h *Hub) register(name string, o *ClientOptions, owner *Conn, denied error) (id ID, done bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	cl := h.names[name]
+	if cl == nil && owner != nil || cl != nil && (cl.expected != nil || cl.owner != owner) {
+		return 0, false
+	}
+	if cl == nil || denied != nil || owner.finished() {
+		// Who is not admitted, or about to be gone, keeps the ID that he had,
+		// and the name to his very end.
+		old := cl
+		if cl = h.newClientLocked(name); old != nil {
+			cl.owner, old.claims, cl.claims = owner, nil, old.claims
+		}
+		cl.expected = o
+		return cl.id, true
+	}
+	if o.Overflow != 0 {
+		owner.mu.Lock()
+		owner.out.policy = o.Overflow
+		owner.mu.Unlock()
+	}
+	h.fan.adopt(owner, o)
+	return cl.id, true
+}
+
+func (h *Hub) newClientLocked(name string) *client {
+	cl := h.table.Add(func(n uint64) *client { return &client{id: ID(n), name: name} })
+	if name != "" {
+		h.names[name] = cl
+	}
+	return cl
+}
+
+// Forget ends what Expect or Dial began: the name is not registered any more,
+// or the peer not dialed again, and the live connection ends with ErrClosed.
+// The ID is gone when its Disconnected was taken. ErrUnknownID if there is no
+// such client.
+func (h *Hub) Forget(id ID) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	cl := h.table.Get(uint64(id))
+	if cl == nil {
+		return ErrUnknownID
+	}
+	h.letGoLocked(cl)
+	if c := cl.owner; c != nil && c.client == cl { // else it only keeps the name until it has ended
+		c.fail(ErrClosed) // before anybody can Expect the name and adopt it
+	}
+	return nil
+}
+
+// letGoLocked makes cl a client who does not come back.
+func (h *Hub) letGoLocked(cl *client) {
+	if cl.redial != nil {
+		cl.redial()
+		cl.redial = nil
+	}
+	h.fan.mu.Lock()
+	cl.expected = nil
+	ending := cl.ending
+	h.fan.mu.Unlock()
+	if cl.owner == nil {
+		if h.names[cl.name] == cl {
+			delete(h.names, cl.name)
+		}
+		if !ending { // else at that moment
+			h.table.Remove(uint64(cl.id))
+		}
+	}
+}
+
 // admission is what became of a connection that asked to be let in.
 type admission int
 
@@ -479,46 +603,49 @@ func (h *Hub) nameOptions(name string) *ClientOptions {
 }
 
 // admit finds or makes the client of a connection whose handshake is otherwise
-// done, and takes a slot for it. asked is the registration whose rule the
-// connection has passed.
-func (h *Hub) admit(c *Conn, asked *ClientOptions) (admission, error) {
+// done, and takes a slot for it. If another connection has to go first, that
+// is returned too, for the caller to end it.
+func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.stage != running {
-		return 0, ErrClosed
+		return 0, nil, ErrClosed
 	}
-	name := ""
+	name, cl := "", c.greet.client
 	if !c.peer.Dialed {
 		name = c.peer.Name
+		cl = h.names[name]
 	}
-	cl := h.names[name]
-	if cl != nil && cl.expected != asked {
-		return ruleUnread, nil
+	if cl != nil && cl.expected != c.greet.asked {
+		return ruleUnread, nil, nil
 	}
 	if cl != nil && cl.owner != nil {
-		if !cl.owner.leaving() {
-			return 0, fmt.Errorf("%w: %q", ErrNameTaken, name)
+		switch leaving := cl.owner.leaving(); {
+		case !leaving && cl.duplicates(h) == RefuseNew:
+			return 0, nil, fmt.Errorf("%w: %q", ErrNameTaken, name)
+		case !leaving:
+			replaced = cl.owner
 		}
 		if !slices.Contains(cl.claims, c) {
 			cl.claims = append(cl.claims, c)
 		}
-		return nameBusy, nil
+		return nameBusy, replaced, nil
+	}
+	if name != "" && (cl == nil || cl.expected == nil) && h.o.Unexpected == RefuseUnexpected {
+		return 0, nil, &AdmissionError{Peer: c.peer, Err: errUnexpected}
 	}
 	if h.slots >= h.o.MaxConns {
-		return 0, ErrTooManyConns
+		return 0, nil, ErrTooManyConns
 	}
 	if l := c.listener; l != nil {
 		if l.conns >= l.o.MaxConns {
-			return 0, ErrTooManyConns
+			return 0, nil, ErrTooManyConns
 		}
 		l.conns++
 	}
 	h.slots++
 	if cl == nil {
-		cl = h.table.Add(func(n uint64) *client { return &client{id: ID(n), name: name} })
-		if name != "" {
-			h.names[name] = cl
-		}
+		cl = h.newClientLocked(name)
 	}
 	if c.peer.Dialed {
 		h.totals.Dialed++
@@ -527,7 +654,17 @@ func (h *Hub) admit(c *Conn, asked *ClientOptions) (admission, error) {
 	}
 	h.removePendingLocked(c.greet)
 	cl.owner, c.client = c, cl
-	return admitted, nil
+	return admitted, nil, nil
+}
+
+var errUnexpected = errors.New("nobody is expected under this name")
+
+// duplicates is the policy that holds for a second claim on the name.
+func (cl *client) duplicates(h *Hub) DuplicatePolicy {
+	if cl.expected != nil && cl.expected.Duplicates != 0 {
+		return cl.expected.Duplicates
+	}
+	return h.o.Duplicates
 }
 
 func (h *Hub) removePendingLocked(g *greeting) {
@@ -552,11 +689,10 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	h.totals.Dropped += d.Report.DroppedMessages
 	if cl := c.client; cl != nil {
 		h.totals.Disconnected++
-		claims, cl.claims = cl.claims, nil
-		cl.owner = nil
 		cl.conn.CompareAndSwap(c, nil)
-		if cl.expected == nil && h.names[cl.name] == cl {
-			delete(h.names, cl.name)
+		claims = append(claims, h.disownLocked(cl, c)...)
+		if n := h.names[cl.name]; n != nil && n != cl {
+			claims = append(claims, h.disownLocked(n, c)...)
 		}
 		if l := c.listener; l != nil {
 			l.conns--
@@ -577,6 +713,20 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	}
 }
 
+// disownLocked takes a client from its owner, if that is c, and returns the
+// connections that have waited for this.
+func (h *Hub) disownLocked(cl *client, c *Conn) (claims []*Conn) {
+	if cl.owner != c {
+		return nil
+	}
+	cl.owner = nil
+	if cl.expected == nil && h.names[cl.name] == cl {
+		delete(h.names, cl.name)
+	}
+	claims, cl.claims = cl.claims, nil
+	return claims
+}
+
 // free gives back the slots of connections that have ended and of which nobody
 // will hear any more, and the IDs under which nobody will come back.
 func (h *Hub) free(gone []*Conn) {
@@ -592,7 +742,7 @@ func (h *Hub) free(gone []*Conn) {
 
 func (h *Hub) freeLocked(cl *client) {
 	h.slots--
-	if cl.expected == nil && cl.owner == nil {
+	if cl.expected == nil && cl.redial == nil && cl.owner == nil {
 		h.table.Remove(uint64(cl.id))
 	}
 }
@@ -703,6 +853,7 @@ type fan struct {
 // connEvents is what the fan knows of one connection.
 type connEvents struct {
 	published bool     // it was reported
+	adopted   bool     // by Expect, after that
 	over      bool     // its Disconnected was, or it never will be
 	ending    bool     // it is in fan.ended
 	paused    bool     // it does not read
@@ -747,6 +898,25 @@ func (f *fan) publish(c *Conn) (published bool) {
 	}
 	f.addedLocked()
 	return true
+}
+
+// adopt makes the client of an unexpected connection an expected one.
+func (f *fan) adopt(c *Conn, o *ClientOptions) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c.client.expected = o
+	if !c.ev.published {
+		return // it will be reported as what it is then
+	}
+	c.ev.adopted = true
+	f.adoptedLocked(f.next, c)
+	f.addedLocked()
+}
+
+// adoptedLocked reports a connection in b as an expected one's.
+func (f *fan) adoptedLocked(b *Batch, c *Conn) {
+	b.Unknown = slices.DeleteFunc(b.Unknown, func(x *Conn) bool { return x == c })
+	b.Connected = append(b.Connected, c)
 }
 
 // deliver reports what came. The caller is to pause reading if it says so,
@@ -895,7 +1065,13 @@ func (f *fan) Collect(prev *Batch) *Batch {
 
 // mergeLocked adds what is in b, the later one, to a.
 func (f *fan) mergeLocked(a, b *Batch) {
-	a.Connected = append(a.Connected, b.Connected...)
+	for _, c := range b.Connected {
+		if c.ev.adopted {
+			f.adoptedLocked(a, c)
+		} else {
+			a.Connected = append(a.Connected, c)
+		}
+	}
 	a.Unknown = append(a.Unknown, b.Unknown...)
 	for i, d := range b.Received {
 		f.receivedLocked(a, d.Conn, d.Messages, b.charges[i].bytes)

@@ -25,6 +25,9 @@ var (
 	// ErrBadName: a name is 1 to MaxNameLen bytes.
 	ErrBadName = errors.New("sockhub: bad name")
 
+	// ErrReplaced: another peer has taken the name over, as ReplaceOld lets it.
+	ErrReplaced = errors.New("sockhub: replaced by a new connection of the same name")
+
 	// ErrRefused: the peer we dialed ended the connection instead of
 	// answering OK. It does not say why.
 	ErrRefused = errors.New("sockhub: refused by the peer")
@@ -221,8 +224,14 @@ func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOp
 
 // Dial connects to a network address, as net.Dial does, and returns after the
 // handshake: in mode Named when the peer has answered OK, or with ErrRefused
-// when it has not. ctx and DialOptions.Timeout bound the call. The networks are
-// those of Listen.
+// when it has not. The networks are those of Listen. The Connected that reports
+// the connection may be in a batch before Dial returns.
+//
+// ctx bounds the call, and DialOptions.Timeout each attempt. Without Reconnect
+// there is one attempt. With it, Dial tries until ctx ends, and from then on
+// the client is dialed again whenever its connection has ended, under the same
+// ID, until Forget, an end that this side asked for (Conn.Close, Conn.Finish),
+// or the hub's end.
 func (h *Hub) Dial(ctx context.Context, network, address string, o *DialOptions) (*Conn, error) {
 	r, set, err := o.resolve(&h.o)
 	if err != nil {
@@ -235,44 +244,168 @@ func (h *Hub) Dial(ctx context.Context, network, address string, o *DialOptions)
 	default:
 		return nil, &net.OpError{Op: "dial", Net: network, Err: net.UnknownNetworkError(network)}
 	}
-	ctx, cancel := withTimeout(ctx, r.Timeout)
+	d := &dialing{hub: h, network: network, address: address, o: r, set: set}
+	if r.Reconnect == nil {
+		return d.attempt(ctx)
+	}
+	return d.begin(ctx)
+}
+
+// dialing is one Dial, and what follows from it.
+type dialing struct {
+	// Immutable.
+	hub              *Hub
+	network, address string
+	o                DialOptions // resolved
+	set              *settings
+
+	client *client // that every attempt is for; nil without Reconnect
+}
+
+// attempt dials once.
+func (d *dialing) attempt(ctx context.Context) (*Conn, error) {
+	ctx, cancel := withTimeout(ctx, d.o.Timeout)
 	defer cancel()
-	ctx, stop := h.untilClosed(ctx)
-	defer stop()
+	defer context.AfterFunc(d.hub.dials, cancel)()
 	var dialer net.Dialer
-	if r.Dialer != nil {
-		dialer = *r.Dialer
+	if d.o.Dialer != nil {
+		dialer = *d.o.Dialer
 	}
 	if dialer.KeepAliveConfig == (net.KeepAliveConfig{}) && dialer.KeepAlive == 0 {
 		dialer.KeepAliveConfig = keepAlive
 	}
-	nc, err := dialer.DialContext(ctx, network, address)
-	if err != nil {
-		return nil, h.orClosed(err)
+	nc, err := dialer.DialContext(ctx, d.network, d.address)
+	if err == nil {
+		var c *Conn
+		if c, err = d.hub.attach(ctx, nc, d.network, d); err == nil {
+			return c, nil
+		}
 	}
-	return h.attach(ctx, nc, network, r, set)
+	if d.hub.dials.Err() != nil {
+		return nil, ErrClosed
+	}
+	return nil, err
+}
+
+// begin dials until there is a connection or ctx ends, and leaves a goroutine
+// behind that dials again.
+func (d *dialing) begin(ctx context.Context) (*Conn, error) {
+	h := d.hub
+	life, stop := context.WithCancel(h.dials)
+	h.mu.Lock()
+	if h.stage != running {
+		h.mu.Unlock()
+		stop()
+		return nil, ErrClosed
+	}
+	d.client = h.newClientLocked("")
+	d.client.redial = stop
+	h.mu.Unlock()
+
+	first, cancel := context.WithCancelCause(ctx)
+	defer context.AfterFunc(life, func() { cancel(ErrClosed) })()
+	c, err := d.persist(first)
+	cancel(nil)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err != nil {
+		h.letGoLocked(d.client)
+		return nil, err
+	}
+	if h.stage == running { // else c ends, and life has
+		h.tasks.Go(func() error { d.redial(life, c); return nil })
+	}
+	return c, nil
+}
+
+// persist dials until there is a connection or ctx ends. It returns the last
+// attempt's error then.
+func (d *dialing) persist(ctx context.Context) (*Conn, error) {
+	for wait := time.Duration(0); ; {
+		c, err := d.attempt(ctx)
+		if err == nil {
+			return c, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		wait = d.o.Reconnect.next(wait)
+		d.hub.log.Info("dial failed", "network", d.network, "address", d.address, "error", err, "retry", wait)
+		if !sleep(ctx, d.o.Reconnect.vary(wait)) {
+			return nil, fmt.Errorf("%w; last attempt: %w", context.Cause(ctx), err)
+		}
+	}
+}
+
+// redial is the goroutine that dials again, until life ends.
+func (d *dialing) redial(life context.Context, c *Conn) {
+	defer func() {
+		d.hub.mu.Lock()
+		defer d.hub.mu.Unlock()
+		d.hub.letGoLocked(d.client)
+	}()
+	for wait := time.Duration(0); ; {
+		ended := c.Context()
+		select {
+		case <-ended.Done():
+		case <-life.Done():
+			return
+		}
+		if errors.Is(context.Cause(ended), ErrClosed) {
+			return // as this side asked for
+		}
+		// A peer that takes connections only to end them is no better than
+		// one that refuses them.
+		if d.hub.watch.Now()-c.born > wait {
+			wait = 0
+		}
+		wait = d.o.Reconnect.next(wait)
+		if !sleep(life, d.o.Reconnect.vary(wait)) {
+			return
+		}
+		var err error
+		if c, err = d.persist(life); err != nil {
+			return
+		}
+	}
+}
+
+// sleep waits, and reports whether ctx did not end meanwhile.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // Attach is the dialing side of a connection that is open already; see
-// ServeConn. ctx and DialOptions.Timeout bound the call.
+// ServeConn. ctx and DialOptions.Timeout bound the call. DialOptions.Reconnect
+// must be nil: there is nothing to dial.
 func (h *Hub) Attach(ctx context.Context, rwc io.ReadWriteCloser, o *DialOptions) (*Conn, error) {
 	r, set, err := o.resolve(&h.o)
+	if err == nil && r.Reconnect != nil {
+		err = optionError("DialOptions.Reconnect", "set for Attach, which has nothing to dial")
+	}
 	if err != nil {
 		rwc.Close()
 		return nil, err
 	}
 	ctx, cancel := withTimeout(ctx, r.Timeout)
 	defer cancel()
-	return h.attach(ctx, rwc, "", r, set)
+	return h.attach(ctx, rwc, "", &dialing{o: r, set: set})
 }
 
-func (h *Hub) attach(ctx context.Context, rwc io.ReadWriteCloser, network string, o DialOptions, set *settings) (*Conn, error) {
-	c := h.newConn(rwc, network, set)
+func (h *Hub) attach(ctx context.Context, rwc io.ReadWriteCloser, network string, d *dialing) (*Conn, error) {
+	c := h.newConn(rwc, network, d.set)
 	c.peer.Dialed = true
-	if set.mode.named() {
-		c.peer.Name = o.Name
+	if d.set.mode.named() {
+		c.peer.Name = d.o.Name
 	}
-	c.greet = &greeting{done: make(chan error, 1)}
+	c.greet = &greeting{client: d.client, done: make(chan error, 1)}
 	return c.handshake(ctx, rwc)
 }
 
@@ -283,41 +416,17 @@ func withTimeout(ctx context.Context, d time.Duration) (context.Context, context
 	return context.WithTimeout(ctx, d)
 }
 
-// untilClosed is ctx, ended also by the hub's end.
-func (h *Hub) untilClosed(ctx context.Context) (context.Context, func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		select {
-		case <-h.draining:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	return ctx, func() { cancel(); <-done }
-}
-
-// orClosed is err, or ErrClosed if the hub ends.
-func (h *Hub) orClosed(err error) error {
-	select {
-	case <-h.draining:
-		return ErrClosed
-	default:
-		return err
-	}
-}
-
 // ---- the handshake ----
 
 // greeting is a handshake under way. It belongs to the reader goroutine.
 type greeting struct {
-	admit Rule           // the listener's
-	asked *ClientOptions // the name's registration whose rule was asked, or nil
-	busy  bool           // waits for the end of the connection that has the name
-	gated bool           // admitted; waits until its predecessor's Disconnected was taken
-	done  chan error     // capacity 1, sent to once by the reader; nil: nobody waits
-	entry *pendingEntry  // guarded by hub.mu; nil: not in hub.pending
+	admit  Rule           // the listener's
+	asked  *ClientOptions // the name's registration whose rule was asked, or nil
+	client *client        // that is dialed again; nil: a new one
+	busy   bool           // waits for the end of the connection that has the name
+	gated  bool           // admitted; waits until its predecessor's Disconnected was taken
+	done   chan error     // capacity 1, sent to once by the reader; nil: nobody waits
+	entry  *pendingEntry  // guarded by hub.mu; nil: not in hub.pending
 }
 
 type pendingEntry = pending.Entry[source, *Conn]
@@ -505,9 +614,12 @@ func (c *Conn) enter() error {
 				g.asked = o
 			}
 		}
-		a, err := c.hub.admit(c, g.asked)
+		a, replaced, err := c.hub.admit(c)
 		if err != nil {
 			return err
+		}
+		if replaced != nil {
+			replaced.fail(ErrReplaced)
 		}
 		if g.busy = a == nameBusy; g.busy {
 			return nil
@@ -532,6 +644,9 @@ func (c *Conn) admitted() {
 	c.dec.max = c.set.maxMessage
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if o := c.greet.asked; o != nil && o.Overflow != 0 {
+		c.out.policy = o.Overflow
+	}
 	c.shaking, c.deadline = false, 0
 	c.quiet = c.hub.watch.Now()
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"math"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"time"
@@ -30,6 +31,10 @@ const (
 	DefaultWriteTimeout        = 10 * time.Second
 	DefaultLinger              = 500 * time.Millisecond
 	DefaultDialTimeout         = 5 * time.Second
+	DefaultBackoffMin          = 100 * time.Millisecond
+	DefaultBackoffMax          = 30 * time.Second
+	DefaultBackoffFactor       = 1.6
+	DefaultBackoffJitter       = 0.2
 	DefaultFileMode            = fs.FileMode(0o600) // of a Unix socket file
 
 	// MessageCharge is what each queued message counts against a limit
@@ -368,8 +373,13 @@ func (o *DialOptions) resolve(hub *Options) (DialOptions, *settings, error) {
 		return r, nil, unsupported("DialOptions.TLS")
 	case r.Handler != nil:
 		return r, nil, unsupported("DialOptions.Handler")
-	case r.Reconnect != nil:
-		return r, nil, unsupported("DialOptions.Reconnect")
+	}
+	if r.Reconnect != nil {
+		b, err := r.Reconnect.resolve()
+		if err != nil {
+			return r, nil, err
+		}
+		r.Reconnect = b
 	}
 	if err := checkFraming("DialOptions.Framing", r.Framing); err != nil {
 		return r, nil, err
@@ -394,6 +404,55 @@ func (o *DialOptions) resolve(hub *Options) (DialOptions, *settings, error) {
 		connOut:     hub.ConnOutbound,
 		idleTimeout: hub.IdleTimeout,
 	}, nil
+}
+
+// resolve copies o.
+func (o *ClientOptions) resolve() (*ClientOptions, error) {
+	var r ClientOptions
+	if o != nil {
+		r = *o
+	}
+	switch {
+	case r.Duplicates < 0 || r.Duplicates > ReplaceOld:
+		return nil, optionError("ClientOptions.Duplicates", "no such policy: %d", r.Duplicates)
+	case r.Overflow < 0 || r.Overflow > DisconnectPeer:
+		return nil, optionError("ClientOptions.Overflow", "no such policy: %d", r.Overflow)
+	case r.Handler != nil:
+		return nil, unsupported("ClientOptions.Handler")
+	}
+	return &r, nil
+}
+
+// resolve copies b and fills in the defaults.
+func (b *Backoff) resolve() (*Backoff, error) {
+	r := *b
+	switch {
+	case r.Min < 0 || r.Max < 0:
+		return nil, optionError("Backoff", "negative wait")
+	case r.Factor != 0 && !(r.Factor >= 1 && r.Factor <= math.MaxFloat32):
+		return nil, optionError("Backoff.Factor", "%v is less than 1 or not a number", r.Factor)
+	case !(r.Jitter <= 1):
+		return nil, optionError("Backoff.Jitter", "%v is more than 1 or not a number", r.Jitter)
+	}
+	r.Min = orElse(r.Min, DefaultBackoffMin)
+	r.Max = orElse(r.Max, max(r.Min, DefaultBackoffMax))
+	if r.Max < r.Min {
+		return nil, optionError("Backoff.Max", "%v is less than Min, %v", r.Max, r.Min)
+	}
+	r.Factor = orElse(r.Factor, DefaultBackoffFactor)
+	r.Jitter = max(0, orElse(r.Jitter, DefaultBackoffJitter))
+	return &r, nil
+}
+
+// next is the wait after one of the given length, 0 for the first, without
+// jitter.
+func (b *Backoff) next(wait time.Duration) time.Duration {
+	return max(b.Min, time.Duration(min(float64(wait)*b.Factor, float64(b.Max))))
+}
+
+// vary applies the jitter.
+func (b *Backoff) vary(wait time.Duration) time.Duration {
+	return time.Duration(float64(wait) * (1 + b.Jitter*(2*rand.Float64()-1)))
 }
 
 // checkFraming refuses a framing whose header has no sensible size.

@@ -48,6 +48,9 @@ func New() *Watch {
 // Now is the monotonic time since New; it is never 0.
 func (w *Watch) Now() time.Duration { return time.Since(w.epoch) + 1 }
 
+// Time is the wall clock's time of a moment that Now has given.
+func (w *Watch) Time(at time.Duration) time.Time { return w.epoch.Add(at - 1) }
+
 // Arm sees to it that target is checked at the given time or earlier. Almost
 // always it is to be checked earlier anyway, and Arm is one load.
 func (w *Watch) Arm(e *Entry, target Target, at time.Duration) {
