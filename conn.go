@@ -1,10 +1,12 @@
 package sockhub
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"os"
 	"runtime"
@@ -14,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sockhub/sockhub/internal/outq"
 	"github.com/sockhub/sockhub/internal/transport"
 	"github.com/sockhub/sockhub/internal/watch"
 )
@@ -60,12 +63,18 @@ type Conn struct {
 
 	// Owned by the reader goroutine.
 	dec      decoder
-	greet    *greeting // the handshake under way; nil after it
-	paused   bool      // input waits for the user to take what he has
-	badInput bool      // what came is no message
+	greet    *greeting  // the handshake under way; nil after it
+	handler  Handler    // nil: Events
+	reply    Reply      // the handler's
+	paused   bool       // input waits for the user to take what he has, or for room for answers
+	gated    bool       // input waits until the Disconnected of the same client's last connection was taken
+	stopped  bool       // a callback closed or finished the connection
+	diverted *diversion // input waits for what Events has not given away yet; nil mostly
+	badInput bool       // what came is no message
 
-	inCall atomic.Bool // the reader is in a callback of the user's, which may take any time
-	clock  watch.Entry // the next moment at which check runs
+	closing atomic.Bool // closeErr is set
+	inCall  atomic.Bool // the reader is in a callback of the user's, which may take any time
+	clock   watch.Entry // the next moment at which check runs
 
 	value atomic.Pointer[any]
 
@@ -83,6 +92,8 @@ type Conn struct {
 	holding  bool          // ... because we hold it back (paused)
 	resume   bool          // told to go on reading
 	endRead  bool          // told to end the input, by Shutdown
+	change   *change       // told to do by SetHandler and SetRaw; nil: nothing
+	raw      bool          // what Raw answers
 	shaking  bool          // the handshake is under way
 	deadline time.Duration // of the handshake, later of the drain; 0: none
 	overdue  bool          // the drain's deadline has passed
@@ -245,12 +256,18 @@ func (c *Conn) fail(err error) {
 		c.mu.Unlock()
 		return
 	}
-	if c.closeErr == nil {
-		c.closeErr = err
-	}
-	c.freezeLocked(refusal(c.closeErr))
+	c.failLocked(err)
 	c.mu.Unlock()
 	c.t.Hangup()
+}
+
+// failLocked is fail without the Hangup that has to follow.
+func (c *Conn) failLocked(err error) {
+	if c.closeErr == nil {
+		c.closeErr = err
+		c.closing.Store(true)
+	}
+	c.freezeLocked(refusal(c.closeErr))
 }
 
 // opError wraps an error of the transport, once, as package net does.
@@ -279,6 +296,13 @@ type turn struct {
 }
 
 var turns = sync.Pool{New: func() any { return &turn{free: make([]byte, readChunk)} }}
+
+// reserve makes free at least n bytes long.
+func (t *turn) reserve(n int) {
+	if len(t.free) < n {
+		t.free = make([]byte, max(n, readChunk))
+	}
+}
 
 // spend takes away the first n bytes of free, which messages lie in now.
 func (t *turn) spend(n int) {
@@ -317,30 +341,49 @@ func (c *Conn) recoverCall() {
 // attend looks at what others have asked of this connection while its reader
 // was busy or parked, and reports whether it is over.
 func (c *Conn) attend() (over bool) {
-	if c.greet != nil && c.greet.waits() {
+	if c.greet != nil && c.greet.busy || c.gated {
 		if err := c.enter(); err != nil {
 			c.fail(err)
 		}
 	}
 	c.mu.Lock()
+	ch := c.change
+	c.change = nil
+	ending := c.endRead && c.input == reading
+	resumed := c.resume
+	if resumed {
+		c.resume, c.paused, c.holding = false, false, false
+		c.quiet = c.hub.watch.Now()
+	}
+	c.mu.Unlock()
+	if ch != nil {
+		c.applyChange(ch)
+	}
+	if c.diverted != nil {
+		c.undivert()
+	}
+	if c.handler != nil {
+		if ending && !c.paused {
+			c.cutRest()
+		}
+		c.flush()
+	}
+
+	c.mu.Lock()
 	before := c.input
 	over = c.attendLocked()
 	c.mu.Unlock()
 	if before == reading && c.input == held {
-		c.hub.fan.endedInput(c)
+		c.reportEnd()
 	}
 	return over
 }
 
 func (c *Conn) attendLocked() (over bool) {
-	if c.resume {
-		c.resume, c.paused, c.holding = false, false, false
-		c.quiet = c.hub.watch.Now()
-	}
 	if c.closeErr != nil {
 		return true
 	}
-	if c.endRead && c.input == reading {
+	if c.endRead && c.input == reading && !c.out.wantRoom {
 		c.input, c.endErr = held, ErrClosed
 	}
 	if c.out.finish == nil {
@@ -349,6 +392,7 @@ func (c *Conn) attendLocked() (over bool) {
 	}
 	if c.input < discarding {
 		c.input, c.paused, c.holding = discarding, false, false
+		c.out.wantRoom = false
 	}
 	switch {
 	case c.out.err != nil:
@@ -373,13 +417,14 @@ func (c *Conn) turn() (park bool) {
 	switch {
 	case c.input == ended:
 		return c.watchPeer()
-	case c.input == held, c.holdsBack():
+	case c.input == held, c.input == reading && c.holdsBack():
 		return true
 	}
 	t := turns.Get().(*turn)
 	if c.input == discarding {
 		park = c.discard(t.free)
 	} else {
+		t.reserve(c.dec.need())
 		c.dec.move(t.free)
 		park = c.readSome(t)
 		t.spend(c.dec.park())
@@ -389,7 +434,9 @@ func (c *Conn) turn() (park bool) {
 }
 
 // holdsBack reports whether the input has to wait.
-func (c *Conn) holdsBack() bool { return c.paused || c.greet != nil && c.greet.waits() }
+func (c *Conn) holdsBack() bool {
+	return c.paused || c.gated || c.stopped || c.closing.Load() || c.diverted != nil || c.greet != nil && c.greet.busy
+}
 
 // readSome is turn, with something to read into.
 func (c *Conn) readSome(t *turn) (park bool) {
@@ -418,15 +465,15 @@ func (c *Conn) readSome(t *turn) (park bool) {
 		runtime.Gosched() // the others' turn
 		return false
 	}
-	return true
+	return !c.stopped && !c.reply.drained
 }
 
 // receive reads once.
 func (c *Conn) receive(t *turn) (n int, drained bool, err error) {
 	if c.dec.full() {
-		chunk := make([]byte, readChunk)
-		c.dec.move(chunk)
-		t.free = chunk
+		t.free = nil // its bytes are messages', and those of the unfinished one, which move
+		t.reserve(c.dec.need())
+		c.dec.move(t.free)
 	}
 	space := c.dec.space()
 	if c.greet != nil {
@@ -463,41 +510,55 @@ func (c *Conn) discard(p []byte) (park bool) {
 }
 
 // cut takes the complete messages out of what was received and delivers them.
-func (c *Conn) cut(t *turn) error {
-	bytes := 0
-	for c.greet == nil || !c.greet.waits() {
-		msg, ok, err := c.dec.next()
-		if err != nil {
-			c.badInput = true
-			c.deliver(t, bytes)
-			return err
+func (c *Conn) cut(t *turn) (err error) {
+	var msgs, size int
+	for !c.holdsBack() {
+		msg, ok, e := c.dec.next()
+		if e != nil {
+			c.badInput, err = true, e
+			break
 		}
 		if !ok {
 			break
 		}
-		if c.greet != nil {
+		switch {
+		case c.greet != nil:
 			if err := c.greeted(msg); err != nil {
 				return err
 			}
 			continue
+		case c.handler != nil:
+			c.handle(msg)
+		default:
+			t.msgs = append(t.msgs, msg)
 		}
-		t.msgs = append(t.msgs, msg)
-		bytes += len(msg)
+		msgs++
+		size += len(msg)
 	}
-	c.deliver(t, bytes)
-	return nil
+	if msgs == 0 {
+		return err
+	}
+	c.mu.Lock()
+	c.inMsgs += uint64(msgs)
+	c.inBytes += uint64(size)
+	c.mu.Unlock()
+	if len(t.msgs) > 0 {
+		c.deliver(t)
+	}
+	if c.handler != nil {
+		c.flush()
+		c.inCall.Store(false)
+	}
+	return err
 }
 
 // deliver hands the messages in t to the hub.
-func (c *Conn) deliver(t *turn, bytes int) {
-	if len(t.msgs) == 0 {
-		return
+func (c *Conn) deliver(t *turn) {
+	charge := int64(len(t.msgs)) * MessageCharge
+	for _, m := range t.msgs {
+		charge += int64(len(m))
 	}
-	c.mu.Lock()
-	c.inMsgs += uint64(len(t.msgs))
-	c.inBytes += uint64(bytes)
-	c.mu.Unlock()
-	if c.hub.fan.deliver(c, t.msgs, int64(bytes)+int64(len(t.msgs))*MessageCharge) {
+	if c.hub.fan.deliver(c, t.msgs, charge) {
 		c.paused = true
 	}
 	clear(t.msgs)
@@ -547,8 +608,22 @@ func (c *Conn) inputEnded() {
 	if c.greet != nil {
 		c.fail(io.ErrUnexpectedEOF)
 	} else if before == reading {
-		c.hub.fan.endedInput(c)
+		c.reportEnd()
 	}
+}
+
+// reportEnd reports the end of the input. Unless the user keeps the connection
+// half-open, its output ends when that has been answered.
+func (c *Conn) reportEnd() {
+	if c.handler == nil {
+		c.hub.fan.endedInput(c)
+		return
+	}
+	if h, ok := c.handler.(EndHandler); ok {
+		c.call(func(r *Reply) { h.Ended(r) })
+		c.flush()
+	}
+	c.endTaken()
 }
 
 // watchPeer is the turn of a reader that has seen the end of the input: it
@@ -647,9 +722,13 @@ func (c *Conn) end() {
 	if cancel != nil {
 		cancel(err)
 	}
-	c.hub.depart(c, Disconnection{Conn: c, Err: err, Report: report})
-	if c.greet != nil {
-		c.greet.tell(err)
+	d := Disconnection{Conn: c, Err: err, Report: report}
+	if g := c.greet; g != nil {
+		defer g.tell(err)
+	}
+	defer c.hub.depart(c, d) // whatever the handler does
+	if c.handler != nil {
+		c.lastCall(d)
 	}
 }
 
@@ -728,15 +807,432 @@ func (e *PanicError) Unwrap() error {
 	return err
 }
 
-// Handler takes what a connection reports, on its reader goroutine.
+// ---- handlers ----
+
+// Handler takes what a connection reports, on the connection's own goroutine,
+// instead of Events: the fastest way. Calls for one connection never overlap.
+//
+// A call may block. It then holds back its own peer alone, and its time counts
+// toward no timeout. A call that panics ends its connection with a
+// *PanicError.
+//
+// Messages are the handler's for good, but with ReuseBuffers only until the
+// call returns.
 type Handler interface {
 	Message(r *Reply, msg []byte) // a whole message, or a piece of raw input
-	Drained(r *Reply)             // all output is with the kernel
+	Drained(r *Reply)             // everything queued so far is with the kernel
 	Disconnected(d Disconnection) // the last call
 }
 
-// Reply is how a Handler answers.
-type Reply struct{}
+// BaseHandler does nothing. Embed it to write only the methods that matter.
+type BaseHandler struct{}
+
+// Message implements Handler.
+func (BaseHandler) Message(*Reply, []byte) {}
+
+// Drained implements Handler.
+func (BaseHandler) Drained(*Reply) {}
+
+// Disconnected implements Handler.
+func (BaseHandler) Disconnected(Disconnection) {}
+
+// StreamHandler is what a Handler may implement too, for messages above
+// StreamOver. What Stream leaves unread is skipped when it returns.
+type StreamHandler interface{ Stream(r *Reply, s *Stream) }
+
+// EndHandler is what a Handler may implement too: Ended tells that the peer
+// has finished sending. When it returns, the connection ends after what was
+// queued, unless HalfOpen is set.
+type EndHandler interface{ Ended(r *Reply) }
+
+// SetHandler gives the connection to a Handler: everything not in a batch that
+// was already taken goes to it, in order. nil gives it back to Events. It may
+// be called at any time, does not wait, and takes effect when a call of the
+// current Handler, if one is running, has returned; the current Handler hears
+// nothing more. The end of a connection that was reported to Events is reported
+// there too.
+//
+// The error is that of Send when the connection has ended.
+func (c *Conn) SetHandler(h Handler) error {
+	return c.order(func(ch *change) { ch.setHandler, ch.handler = true, h })
+}
+
+// Raw reports whether what comes is delivered as it comes, without frames.
+func (c *Conn) Raw() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.raw
+}
+
+// SetRaw switches between messages and raw bytes. Output switches with the
+// next message that is sent. Input switches where it happens to be, and keeps
+// what was read and not delivered; that is exact only if the peer waits for our
+// next bytes. (Reply.SetRaw is always exact.)
+//
+// The error is that of Send when the connection has ended.
+func (c *Conn) SetRaw(raw bool) error {
+	return c.order(func(ch *change) {
+		ch.setRaw, ch.raw = true, raw
+		c.raw = raw
+		c.out.framing = c.set.header(raw)
+	})
+}
+
+// change is what SetHandler and SetRaw ask of the reader.
+type change struct {
+	setHandler, setRaw bool
+	handler            Handler
+	raw                bool
+}
+
+// order adds to what is asked of the reader. edit is called with mu held.
+func (c *Conn) order(edit func(*change)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.over || c.closeErr != nil {
+		return refusal(c.closeErr)
+	}
+	if c.change == nil {
+		c.change = new(change)
+	}
+	edit(c.change)
+	c.t.Kick(transport.ReadSide)
+	return nil
+}
+
+// applyChange does what SetHandler and SetRaw have asked for.
+func (c *Conn) applyChange(ch *change) {
+	if ch.setRaw {
+		c.dec.setRaw(ch.raw)
+		c.reply.framing = c.set.header(ch.raw)
+	}
+	switch {
+	case !ch.setHandler:
+	case c.handler != nil || c.diverted != nil:
+		c.setHandler(ch.handler)
+	case ch.handler != nil:
+		c.diverted = &diversion{handler: ch.handler}
+		c.hub.fan.divert(c)
+	}
+}
+
+// setHandler gives the connection to another Handler, or to Events.
+func (c *Conn) setHandler(h Handler) {
+	if c.diverted != nil {
+		c.diverted.handler = h // nil: what is withdrawn is delivered again
+		return
+	}
+	c.useHandler(h)
+	if h == nil {
+		c.gated = !c.hub.fan.publish(c)
+	}
+}
+
+// useHandler makes h the connection's handler.
+func (c *Conn) useHandler(h Handler) {
+	c.handler = h
+	c.reply.c, c.reply.framing = c, c.set.header(c.dec.raw)
+	c.mu.Lock()
+	c.out.handled = h != nil
+	c.mu.Unlock()
+}
+
+// diversion is the way from Events to a Handler: what is in a batch that was
+// not taken is withdrawn. The reader waits for that meanwhile.
+type diversion struct {
+	handler Handler
+
+	// Guarded by hub.fan.mu until done.
+	done  bool
+	msgs  [][]byte
+	ended bool // Ended was withdrawn too
+}
+
+// undivert gives the handler what was withdrawn from Events, if that is done.
+func (c *Conn) undivert() {
+	d := c.diverted
+	if !c.hub.fan.isDiverted(d) {
+		return
+	}
+	c.diverted = nil
+	if c.useHandler(d.handler); d.handler == nil {
+		t := turns.Get().(*turn)
+		t.msgs = append(t.msgs, d.msgs...)
+		c.deliver(t)
+		turns.Put(t)
+	} else {
+		if len(d.msgs) > 1 && c.dec.raw {
+			d.msgs = [][]byte{bytes.Join(d.msgs, nil)} // for Unread
+		}
+		for _, m := range d.msgs {
+			if c.handle(m); c.stopped {
+				break
+			}
+		}
+		c.inCall.Store(false)
+	}
+	if d.ended {
+		c.reportEnd()
+	}
+}
+
+// handle calls the handler with one message. inCall stays set, for the next:
+// the caller clears it.
+func (c *Conn) handle(msg []byte) {
+	if !c.inCall.Load() {
+		c.inCall.Store(true)
+	}
+	r := &c.reply
+	r.begin()
+	c.handler.Message(r, msg)
+	r.end()
+	if r.full {
+		c.makeRoom()
+	}
+}
+
+// call calls the handler otherwise.
+func (c *Conn) call(f func(*Reply)) {
+	c.inCall.Store(true)
+	c.reply.begin()
+	f(&c.reply)
+	c.reply.end()
+	c.inCall.Store(false)
+}
+
+// lastCall tells the handler the end. A panic ends nothing any more.
+func (c *Conn) lastCall(d Disconnection) {
+	defer func() {
+		if c.inCall.Swap(false) {
+			recover()
+			c.hub.countPanic()
+		}
+	}()
+	c.inCall.Store(true)
+	c.handler.Disconnected(d)
+	c.inCall.Store(false)
+}
+
+// cutRest delivers what was read and had to wait for room.
+func (c *Conn) cutRest() {
+	t := turns.Get().(*turn)
+	t.reserve(c.dec.need())
+	c.dec.move(t.free)
+	if err := c.cut(t); err != nil {
+		c.fail(err)
+	}
+	t.spend(c.dec.park())
+	turns.Put(t)
+}
+
+// makeRoom writes what the handler has answered, and pauses the input if that
+// leaves no room for another answer.
+func (c *Conn) makeRoom() {
+	c.writeNow()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o := &c.out; o.refuse == nil && o.charge() >= o.limit {
+		o.wantRoom, c.paused = true, true
+		c.startWriterLocked()
+	}
+}
+
+// flush writes what the handler has answered, and calls its Drained when
+// everything is written, again if that answered something. A handler that
+// always does gets back to it when something else had its turn.
+func (c *Conn) flush() {
+	for range 16 {
+		c.writeNow()
+		c.mu.Lock()
+		c.reply.drained = c.out.drained
+		c.out.drained = false
+		c.mu.Unlock()
+		if !c.reply.drained || c.stopped {
+			return
+		}
+		c.reply.drained = false
+		c.call(c.handler.Drained)
+	}
+	c.reply.drained = true
+}
+
+// Reply is how a Handler answers. It belongs to the call that it was given to:
+// using it later panics, and another goroutine may not use it at all. For
+// answers that come later, or from elsewhere, there is Conn.
+//
+// What a call sends is gathered, and takes its place in the queue when the call
+// returns, before what others send after that. It is written when the handler
+// has seen all that had been received, so a Handler that takes its time calls
+// Flush.
+type Reply struct {
+	c       *Conn
+	active  bool
+	framing outq.Framing
+	side    outq.Queue // gathered
+	sent    int        // messages gathered in this call, Flush or not
+	room    int64      // charge that may be gathered, if sent > 0
+	full    bool       // the queue is over its limit
+	drained bool       // Drained is due
+}
+
+func (r *Reply) begin() { r.active, r.sent, r.full = true, 0, false }
+
+func (r *Reply) end() {
+	r.accept()
+	r.active = false
+}
+
+// conn is r's Conn, for as long as the call lasts.
+func (r *Reply) conn() *Conn {
+	if !r.active {
+		panic("sockhub: Reply used after its call")
+	}
+	return r.c
+}
+
+// accept queues what was gathered.
+func (r *Reply) accept() {
+	if r.side.Empty() {
+		return
+	}
+	o := &r.c.out
+	r.c.mu.Lock()
+	defer r.c.mu.Unlock()
+	if o.refuse != nil {
+		r.side = outq.Queue{}
+		return
+	}
+	o.accepted.add(r.side.Len(), r.side.Bytes())
+	if o.run {
+		o.behind.Splice(&r.side)
+	} else {
+		o.q.Splice(&r.side)
+	}
+	r.full = o.charge() >= o.limit
+}
+
+// admit says whether one more message may be gathered: the first of a call
+// always.
+func (r *Reply) admit(size int) error {
+	c := r.conn()
+	if err := c.checkSize(size); err != nil {
+		return err
+	}
+	if r.sent == 1 {
+		c.mu.Lock()
+		r.room = c.out.limit - c.out.charge()
+		c.mu.Unlock()
+	}
+	if r.sent > 0 && r.side.Charge() >= r.room {
+		return ErrBackpressure
+	}
+	r.sent++
+	return nil
+}
+
+// Conn is the connection.
+func (r *Reply) Conn() *Conn { return r.conn() }
+
+// Send answers with one message. It never waits: the message is gathered, or
+// refused with ErrBackpressure when the queue is full, which the first message
+// of a call never is; or with ErrMessageTooLarge. It takes ownership of msg as
+// Conn.Send does, but msg may also be the message that the call was given, or a
+// part of it.
+func (r *Reply) Send(msg []byte) error {
+	if err := r.admit(len(msg)); err != nil {
+		return err
+	}
+	r.side.Append(r.framing, msg)
+	return nil
+}
+
+// SendParts is Send of one message made of parts, which are not joined in
+// memory if they are large.
+func (r *Reply) SendParts(parts ...[]byte) error {
+	size := 0
+	for _, p := range parts {
+		size += len(p)
+	}
+	if err := r.admit(size); err != nil {
+		return err
+	}
+	r.side.AppendParts(r.framing, parts, size)
+	return nil
+}
+
+// SendMany is Send of what m yields, until one is refused: the first n were
+// gathered.
+func (r *Reply) SendMany(m iter.Seq[[]byte]) (n int, err error) {
+	r.conn()
+	for msg := range m {
+		if err := r.Send(msg); err != nil {
+			return n, err
+		}
+		n++
+	}
+	return n, nil
+}
+
+// Flush gives what was gathered its place in the queue now, and has it written,
+// not when the call returns.
+func (r *Reply) Flush() {
+	c := r.conn()
+	r.accept()
+	c.writeNow()
+	if r.sent > 0 {
+		r.sent = 1 // room is looked up again
+	}
+}
+
+// Unread gives back the end of the message that the call was given, in raw
+// mode: the next input starts with it, and comes when there is more of it, or
+// when Reply.SetRaw(false) has made messages of it. It panics if rest is not
+// the end of that message.
+func (r *Reply) Unread(rest []byte) { r.conn().dec.unread(rest) }
+
+// SetRaw switches between messages and raw bytes, exactly: input from the byte
+// after this message on, output from the next message on.
+func (r *Reply) SetRaw(raw bool) {
+	c := r.conn()
+	c.dec.setRaw(raw)
+	r.accept()
+	r.framing = c.set.header(raw)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.raw, c.out.framing = raw, r.framing
+}
+
+// SetHandler gives the connection to another Handler, from the next call on;
+// nil gives it to Events. The current one hears nothing more.
+func (r *Reply) SetHandler(h Handler) { r.conn().setHandler(h) }
+
+// CloseWrite is Conn.CloseWrite, after what this call has sent.
+func (r *Reply) CloseWrite() {
+	r.settle()
+	r.c.CloseWrite()
+}
+
+// Finish is Conn.Finish, after what this call has sent. No further call but
+// Disconnected is made.
+func (r *Reply) Finish() {
+	r.settle()
+	r.c.Finish()
+	r.c.stopped = true
+}
+
+// Close is Conn.Close: what was sent and not written is reported as unsent. No
+// further call but Disconnected is made.
+func (r *Reply) Close() {
+	r.settle()
+	r.c.Close()
+	r.c.stopped = true
+}
+
+// settle is accept for the methods that end the output.
+func (r *Reply) settle() {
+	r.conn()
+	r.accept()
+}
 
 // Stream is one message too large to buffer.
 type Stream struct{}

@@ -157,24 +157,27 @@ const growStep = 64 << 10
 type decoder struct {
 	framing Framing // nil: the default
 	raw     bool    // no frames: whatever came is one piece
+	kept    int     // ... if it is more than this, which the user has seen
 	max     uint64  // longest message accepted
 
 	chunk []byte // where small messages are received; its owner's
 	r, w  int    // chunk[r:w] was received and not yet cut
 	want  int    // bytes from r on that the chunk must have room for
 
-	// A message of more than half a chunk has a buffer of its own.
+	// A message that does not fit, and is more than half a chunk, has a buffer of its own.
 	big  []byte // received of it so far; nil: none
 	size int    // its whole length
 
 	rest []byte // between park and move: what was chunk[r:w]
 }
 
+// need is the least size of the chunk for the next move.
+func (d *decoder) need() int { return max(minChunk, d.want, len(d.rest)+1, d.w-d.r+1) }
+
 // minChunk is the least size of a chunk: a header, and room beyond it.
 const minChunk = 1024
 
-// move gives the decoder another chunk of at least minChunk bytes to work in,
-// and moves unfinished input to its front. It returns how many bytes of the
+// move gives the decoder another chunk of at least need() bytes to work in, and moves unfinished input to its front. It returns how many bytes of the
 // chunk before are used by messages that next has returned: these are not to
 // be overwritten while the messages are in use.
 func (d *decoder) move(chunk []byte) (used int) {
@@ -238,8 +241,18 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 	}
 	p := d.chunk[d.r:d.w]
 	if d.raw {
-		d.r, d.want = d.w, 1
-		return p[:len(p):len(p)], len(p) > 0, nil
+		if len(p) <= d.kept {
+			if uint64(len(p)) >= d.max {
+				return nil, false, fmt.Errorf("%w: %d bytes unread", ErrMessageTooLarge, len(p))
+			}
+			d.want = 2 * len(p) // doubling, however little comes each time
+			if len(d.chunk) >= d.want {
+				d.want = len(p) + 1
+			}
+			return nil, false, nil
+		}
+		d.r, d.want, d.kept = d.w, 1, 0
+		return p[:len(p):len(p)], true, nil
 	}
 	h, n, err := d.header(p)
 	if err != nil || h == 0 {
@@ -258,9 +271,32 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 	if d.full() && end > len(d.chunk)/2 {
 		d.big, d.size = p[h:h], int(n)
 		d.big = append(make([]byte, 0, min(d.size, 2*len(p)+growStep)), p[h:]...)
-		d.r = d.w
+		d.r, d.want = d.w, 1
 	}
 	return nil, false, nil
+}
+
+// setRaw switches between frames and raw bytes where the input stands. A large
+// message that has begun is completed first.
+func (d *decoder) setRaw(raw bool) {
+	d.raw, d.kept, d.want = raw, 0, 1
+}
+
+// unread takes back the end of the raw piece that next returned last.
+func (d *decoder) unread(rest []byte) {
+	if len(rest) == 0 {
+		return
+	}
+	if at := d.r - len(rest); d.chunk == nil {
+		d.rest = append([]byte(nil), rest...) // it came before, and was withdrawn from Events
+	} else if at < 0 || &d.chunk[at] != &rest[0] {
+		panic("sockhub: Unread of what is not the end of the raw input")
+	} else {
+		d.r = at
+	}
+	if d.raw {
+		d.kept = len(rest)
+	}
 }
 
 // header reads the header at the start of p; h == 0: it is not complete.

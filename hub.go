@@ -749,8 +749,14 @@ func (h *Hub) freeLocked(cl *client) {
 
 // count files the end of a connection.
 func (h *Hub) count(c *Conn, err error) {
-	var refused *AdmissionError
-	t := &h.totals
+	var (
+		refused  *AdmissionError
+		panicked *PanicError
+		t        = &h.totals
+	)
+	if errors.As(err, &panicked) {
+		t.Panics++
+	}
 	switch {
 	case c.client != nil:
 		if errors.Is(err, ErrSlowPeer) {
@@ -845,6 +851,7 @@ type fan struct {
 	some    bool    // there is something in next
 	seq     uint64  // of the last batch that was taken
 	ended   []*Conn // Ended waits until their last data was taken
+	diverts []*Conn // what of them is in no batch that was taken is withdrawn
 	paused  int     // connections that do not read because too much of theirs was not taken
 	untaken int64   // charged to input that was not taken
 	made    uint64  // batches
@@ -880,12 +887,22 @@ func (c *Conn) inLocked(b *Batch) *place {
 	return p
 }
 
+// present makes a connection the one of its client.
+func (f *fan) present(c *Conn) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c.client.conn.Store(c)
+}
+
 // publish reports a new connection, unless the end of another one of the same
 // client was reported and not taken yet: then that is waited for.
 func (f *fan) publish(c *Conn) (published bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if c.client.ending {
+	switch {
+	case c.ev.published:
+		return true // before it had a Handler
+	case c.client.ending:
 		c.client.next = c
 		return false
 	}
@@ -997,6 +1014,7 @@ func (f *fan) disconnected(c *Conn, d Disconnection) (reported bool) {
 	if c.client.next == c {
 		c.client.next = nil
 	}
+	f.diverts = slices.DeleteFunc(f.diverts, func(x *Conn) bool { return x == c })
 	if !c.ev.published {
 		return false
 	}
@@ -1005,6 +1023,47 @@ func (f *fan) disconnected(c *Conn, d Disconnection) (reported bool) {
 	f.next.gone = append(f.next.gone, c)
 	f.addedLocked()
 	return true
+}
+
+// divert withdraws everything of a connection that is in no batch that was
+// taken, for its new Handler; its reader is told when that is done. Nothing may
+// be delivered meanwhile.
+func (f *fan) divert(c *Conn) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.diverts = append(f.diverts, c)
+	f.addedLocked()
+}
+
+func (f *fan) isDiverted(d *diversion) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return d.done
+}
+
+// withdrawLocked takes what was delivered of c out of b, which holds all that
+// was not taken.
+func (f *fan) withdrawLocked(b *Batch, c *Conn) {
+	d := c.diverted
+	if in := c.inLocked(b); in.received > 0 {
+		i, last := in.received-1, len(b.Received)-1
+		d.msgs = b.Received[i].Messages
+		f.untaken -= b.charges[i].bytes
+		c.ev.untaken -= b.charges[i].bytes
+		b.Received[i], b.charges[i] = b.Received[last], b.charges[last]
+		b.Received[i].Conn.inLocked(b).received = in.received
+		b.Received, b.charges = b.Received[:last], b.charges[:last]
+		in.received = 0
+	}
+	isC := func(x *Conn) bool { return x == c }
+	if c.ev.ending || slices.Contains(b.ended, c) {
+		f.ended = slices.DeleteFunc(f.ended, isC)
+		b.ended = slices.DeleteFunc(b.ended, isC)
+		b.Ended = slices.DeleteFunc(b.Ended, isC)
+		c.ev.ending, d.ended = false, true
+	}
+	f.pauseLocked(c, false)
+	d.done = true
 }
 
 func (f *fan) pauseLocked(c *Conn, pause bool) {
@@ -1055,6 +1114,11 @@ func (f *fan) Collect(prev *Batch) *Batch {
 		f.mergeLocked(prev, b)
 		b = prev
 	}
+	for _, c := range f.diverts {
+		f.withdrawLocked(b, c)
+		c.wakeReader()
+	}
+	f.diverts = nil
 	f.some = false
 	f.next = &Batch{seq: f.next.seq + 1}
 	if f.next.seq%2 == b.seq%2 {
@@ -1135,6 +1199,13 @@ func (f *fan) Taken(b *Batch) {
 	for _, c := range next {
 		c.resumeReading() // its reader publishes it
 	}
+}
+
+// countPanic counts the panic of a callback that ended nothing.
+func (h *Hub) countPanic() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.totals.Panics++
 }
 
 // signal tells the hub goroutine that there is something for it.

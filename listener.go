@@ -424,15 +424,11 @@ type greeting struct {
 	asked  *ClientOptions // the name's registration whose rule was asked, or nil
 	client *client        // that is dialed again; nil: a new one
 	busy   bool           // waits for the end of the connection that has the name
-	gated  bool           // admitted; waits until its predecessor's Disconnected was taken
 	done   chan error     // capacity 1, sent to once by the reader; nil: nobody waits
 	entry  *pendingEntry  // guarded by hub.mu; nil: not in hub.pending
 }
 
 type pendingEntry = pending.Entry[source, *Conn]
-
-// waits reports whether the handshake waits for something other than input.
-func (g *greeting) waits() bool { return g.busy || g.gated }
 
 // tell tells the outcome to whom waits for it.
 func (g *greeting) tell(err error) {
@@ -461,10 +457,7 @@ func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings) *Co
 	if set.mode.named() {
 		c.dec.max = MaxNameLen
 	}
-	c.out.framing = defaultHeader
-	if set.framing != nil {
-		c.out.framing = set.framing.AppendHeader
-	}
+	c.out.framing = set.header(false)
 	c.out.limit, c.out.policy = set.connOut, set.overflow
 	c.lastRead, c.quiet, c.shaking = c.born, c.born, true
 	return c
@@ -626,13 +619,36 @@ func (c *Conn) enter() error {
 		}
 		if a == admitted {
 			c.admitted()
+			c.makeHandler()
 		}
 	}
-	if g.gated = !c.hub.fan.publish(c); !g.gated {
+	if c.handler != nil {
+		c.hub.fan.present(c)
+	} else if c.gated = !c.hub.fan.publish(c); c.gated {
+		return nil
+	}
+	if g != nil {
 		c.greet = nil
 		g.tell(nil)
 	}
 	return nil
+}
+
+// makeHandler asks the user for the connection's Handler.
+func (c *Conn) makeHandler() {
+	factory := c.set.handler
+	if o := c.greet.asked; o != nil && o.Handler != nil {
+		factory = o.Handler
+	}
+	if factory == nil {
+		return
+	}
+	c.inCall.Store(true)
+	h := factory(c)
+	c.inCall.Store(false)
+	if h != nil {
+		c.useHandler(h)
+	}
 }
 
 // admitted ends the handshake proper: the answer is queued, as the first of
@@ -642,8 +658,11 @@ func (c *Conn) admitted() {
 		c.say(answer)
 	}
 	c.dec.max = c.set.maxMessage
+	c.dec.setRaw(c.set.mode.raw())
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.raw = c.dec.raw
+	c.out.framing = c.set.header(c.raw)
 	if o := c.greet.asked; o != nil && o.Overflow != 0 {
 		c.out.policy = o.Overflow
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sockhub/sockhub/internal/nofile"
+	"github.com/sockhub/sockhub/internal/outq"
 )
 
 // The documented defaults. A zero field of an options struct means the
@@ -230,6 +231,17 @@ type settings struct {
 	idleTimeout time.Duration // 0: none
 }
 
+// header is how the length of a message is written; nil for raw bytes.
+func (s *settings) header(raw bool) outq.Framing {
+	switch {
+	case raw:
+		return nil
+	case s.framing == nil:
+		return defaultHeader
+	}
+	return s.framing.AppendHeader
+}
+
 // or resolves a field of the "zero means default, negative means none" kind;
 // none becomes the largest value that an int holds too.
 func or(v, def int64) int64 {
@@ -323,14 +335,10 @@ func (o *ListenOptions) resolve(hub *Options) (ListenOptions, *settings, error) 
 		return r, nil, optionError("ListenOptions.Overflow", "no such policy: %d", r.Overflow)
 	case r.FileMode != r.FileMode.Perm():
 		return r, nil, optionError("ListenOptions.FileMode", "%v has more than permissions", r.FileMode)
-	case r.Mode.raw():
-		return r, nil, unsupported("ListenOptions.Mode")
 	case r.TLS != nil:
 		return r, nil, unsupported("ListenOptions.TLS")
 	case r.Classify != nil:
 		return r, nil, unsupported("ListenOptions.Classify")
-	case r.Handler != nil:
-		return r, nil, unsupported("ListenOptions.Handler")
 	case r.ReusePort:
 		return r, nil, unsupported("ListenOptions.ReusePort")
 	case r.ProxyFrom != nil:
@@ -367,12 +375,8 @@ func (o *DialOptions) resolve(hub *Options) (DialOptions, *settings, error) {
 	switch {
 	case r.Mode < 0 || r.Mode > NamedRaw:
 		return r, nil, optionError("DialOptions.Mode", "no such mode: %d", r.Mode)
-	case r.Mode.raw():
-		return r, nil, unsupported("DialOptions.Mode")
 	case r.TLS != nil:
 		return r, nil, unsupported("DialOptions.TLS")
-	case r.Handler != nil:
-		return r, nil, unsupported("DialOptions.Handler")
 	}
 	if r.Reconnect != nil {
 		b, err := r.Reconnect.resolve()
@@ -417,8 +421,6 @@ func (o *ClientOptions) resolve() (*ClientOptions, error) {
 		return nil, optionError("ClientOptions.Duplicates", "no such policy: %d", r.Duplicates)
 	case r.Overflow < 0 || r.Overflow > DisconnectPeer:
 		return nil, optionError("ClientOptions.Overflow", "no such policy: %d", r.Overflow)
-	case r.Handler != nil:
-		return nil, unsupported("ClientOptions.Handler")
 	}
 	return &r, nil
 }

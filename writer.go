@@ -39,6 +39,8 @@ type output struct {
 	writing bool          // the token
 	gone    chan struct{} // made by who waits for the token's release, closed by it
 
+	behind outq.Queue // of a Handler's, accepted during a run; queued at its end
+
 	waiters []*waiter // Sends that wait, in the order in which they came
 	run     bool      // a SendMany is between its first message and its last
 
@@ -48,6 +50,12 @@ type output struct {
 	frozen  bool  // nothing more is written
 	err     error // of the write that failed
 	finish  error // not nil: the connection ends after the queue, for this reason
+
+	handled  bool // the connection has a Handler
+	inline   bool // its reader has the token, in writeNow
+	flushed  bool // something was written since the queue was empty last
+	drained  bool // Handler.Drained is due
+	wantRoom bool // the reader waits until charge is below limit
 
 	waited bool // output had to wait, so Drained is due when the queue is empty
 	notify bool // NotifyDrained asked for it
@@ -78,9 +86,9 @@ type waiter struct {
 	woken bool
 }
 
-func (o *output) charge() int64 { return o.q.Charge() + o.w.Charge() }
-func (o *output) len() int      { return o.q.Len() + o.w.Len() }
-func (o *output) empty() bool   { return o.q.Empty() && o.w.Empty() }
+func (o *output) charge() int64 { return o.q.Charge() + o.w.Charge() + o.behind.Charge() }
+func (o *output) len() int      { return o.q.Len() + o.w.Len() + o.behind.Len() }
+func (o *output) empty() bool   { return o.q.Empty() && o.w.Empty() && o.behind.Empty() }
 
 // ---- accepting messages ----
 
@@ -192,6 +200,11 @@ func (c *Conn) leaveLocked(w *waiter, err error) error {
 // line or was accepted, the queue was closed (then all go).
 func (c *Conn) roomLocked() {
 	o := &c.out
+	if o.wantRoom && (o.refuse != nil || o.charge() < o.limit) {
+		o.wantRoom = false
+		c.resume = true
+		c.t.Kick(transport.ReadSide)
+	}
 	for i, w := range o.waiters {
 		if o.refuse == nil && (i > 0 || o.charge() >= o.limit) {
 			return
@@ -216,10 +229,7 @@ func (c *Conn) makeRoomLocked() bool {
 		// fill the queue: then one more message fits, and is the oldest.
 		return true
 	case DisconnectPeer:
-		if c.closeErr == nil {
-			c.closeErr = ErrSlowPeer
-		}
-		c.freezeLocked(ErrNotConnected)
+		c.failLocked(ErrSlowPeer)
 		c.t.Hangup()
 	}
 	return false
@@ -262,7 +272,7 @@ func (c *Conn) SendMany(ctx context.Context, m iter.Seq[[]byte]) (n int, err err
 				return 0, err
 			}
 		}
-		r.side.Append(c.out.framing, msg)
+		r.side.Append(r.framing, msg)
 		r.yielded = true
 	}
 	r.yielded = false
@@ -273,6 +283,7 @@ func (c *Conn) SendMany(ctx context.Context, m iter.Seq[[]byte]) (n int, err err
 type run struct {
 	c       *Conn
 	ctx     context.Context
+	framing outq.Framing
 	side    outq.Queue // gathered, and accepted at the next flush
 	room    int64      // charge that may be gathered before that
 	begun   bool       // the first flush was, so c.out.run is ours
@@ -295,6 +306,7 @@ func (r *run) flush() error {
 		r.acceptLocked()
 	}
 	r.room = min(r.c.out.limit-r.c.out.charge(), gather)
+	r.framing = r.c.out.framing
 	return nil
 }
 
@@ -316,7 +328,12 @@ func (r *run) end() int {
 		r.acceptLocked()
 	}
 	if r.begun {
-		r.c.out.run = false
+		o := &r.c.out
+		o.run = false
+		if !o.behind.Empty() {
+			o.q.Splice(&o.behind)
+			r.c.startWriterLocked()
+		}
 		r.c.roomLocked()
 	}
 	return r.n
@@ -332,8 +349,13 @@ func (c *Conn) NotifyDrained() {
 	c.mu.Lock()
 	now := c.out.empty() && !c.out.writing && !c.over
 	c.out.notify = !now && !c.over
+	handled := c.out.handled
+	if now && handled {
+		c.out.drained = true
+		c.t.Kick(transport.ReadSide)
+	}
 	c.mu.Unlock()
-	if now {
+	if now && !handled {
 		c.hub.fan.drained(c)
 	}
 }
@@ -391,6 +413,12 @@ func (c *Conn) startWriterLocked() {
 		return
 	}
 	o.writing = true
+	c.runWriterLocked()
+}
+
+// runWriterLocked starts the writer goroutine, and gives it the token.
+func (c *Conn) runWriterLocked() {
+	o := &c.out
 	if t := c.hub.o.WriteTimeout; t > 0 {
 		o.since, o.unacked = c.hub.watch.Now(), -1
 		c.hub.watch.Arm(&c.clock, c, o.since+t/4)
@@ -445,6 +473,46 @@ func (c *Conn) writeTurn(v *vec) (park, released bool) {
 	}
 }
 
+// writeNow is the writer's work done by the reader, for what a Handler has
+// answered: one attempt, which mostly is enough. What is left is the writer
+// goroutine's.
+func (c *Conn) writeNow() {
+	c.mu.Lock()
+	o := &c.out
+	if o.writing || o.frozen || o.q.Empty() && o.w.Empty() {
+		c.mu.Unlock()
+		return
+	}
+	o.writing, o.inline = true, true
+	c.mu.Unlock()
+	v := vecs.Get().(*vec)
+	slices, more := c.nextWrite(v)
+	if more {
+		size := 0
+		for _, s := range slices {
+			size += len(s)
+		}
+		if size > 0 {
+			n, ok, err := c.t.WriteNow(slices)
+			if err != nil {
+				err = c.opError("write", err)
+			}
+			if ok || err != nil {
+				c.wrote(n, size, err)
+			}
+		}
+		_, more = c.nextWrite(v)
+	}
+	clear(v.slices[:])
+	vecs.Put(v)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o.inline = false
+	if more {
+		c.runWriterLocked()
+	}
+}
+
 // nextWrite gathers what to write next. If there is nothing, or the output is
 // frozen, it gives the token back and returns false.
 func (c *Conn) nextWrite(v *vec) (slices [][]byte, ok bool) {
@@ -458,6 +526,8 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, ok bool) {
 		switch {
 		case !o.w.Empty():
 			return o.w.Vec(v.slices[:0], writeBytes), true
+		case o.handled && (o.flushed || o.notify):
+			o.flushed, o.waited, o.notify, o.drained = false, false, false, true
 		case o.waited || o.notify:
 			o.waited, o.notify = false, false
 			c.mu.Unlock()
@@ -488,7 +558,7 @@ func (c *Conn) releaseLocked() {
 		close(o.gone)
 		o.gone = nil
 	}
-	if o.finish != nil || o.err != nil {
+	if o.finish != nil || o.err != nil || o.drained && !o.inline {
 		c.t.Kick(transport.ReadSide) // it may have waited for this
 	}
 }
@@ -505,6 +575,7 @@ func (c *Conn) wrote(n, size int, err error) {
 			msgs, bytes, o.greeting = msgs-1, bytes-int64(o.greeting-1), 0
 		}
 		o.written.add(msgs, bytes)
+		o.flushed = true
 		o.last, o.since, o.unacked, o.probing = now, now, -1, false
 		c.roomLocked()
 	}
@@ -515,10 +586,7 @@ func (c *Conn) wrote(n, size int, err error) {
 		}
 		c.freezeLocked(ErrNotConnected)
 	case n < size && o.probing:
-		if c.closeErr == nil {
-			c.closeErr = ErrSlowPeer
-		}
-		c.freezeLocked(ErrNotConnected)
+		c.failLocked(ErrSlowPeer)
 		c.t.Hangup()
 	case n < size:
 		o.waited = true
@@ -624,6 +692,7 @@ func (o *output) report(t transport.Conn) Report {
 	if o.empty() {
 		return r
 	}
+	o.q.Splice(&o.behind)
 	l := &leftover{w: o.w, q: o.q}
 	o.w, o.q = outq.Writing{}, outq.Queue{}
 	msgs, bytes := uint64(l.w.Len()+l.q.Len()), uint64(l.w.Bytes()+l.q.Bytes())

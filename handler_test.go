@@ -1,0 +1,356 @@
+package sockhub_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/memnet"
+)
+
+// handlerFuncs is a Handler made of functions; nil ones do nothing.
+type handlerFuncs struct {
+	message      func(*sockhub.Reply, []byte)
+	drained      func(*sockhub.Reply)
+	ended        func(*sockhub.Reply)
+	disconnected func(sockhub.Disconnection)
+}
+
+func (h *handlerFuncs) Message(r *sockhub.Reply, m []byte) {
+	if h.message != nil {
+		h.message(r, m)
+	}
+}
+func (h *handlerFuncs) Drained(r *sockhub.Reply) {
+	if h.drained != nil {
+		h.drained(r)
+	}
+}
+func (h *handlerFuncs) Ended(r *sockhub.Reply) {
+	if h.ended != nil {
+		h.ended(r)
+	}
+}
+func (h *handlerFuncs) Disconnected(d sockhub.Disconnection) {
+	if h.disconnected != nil {
+		h.disconnected(d)
+	}
+}
+
+// serveHandler serves one end of an in-memory connection with h, as mode says,
+// and returns the hub and the other end.
+func serveHandler(t *testing.T, mode sockhub.Mode, h sockhub.Handler, o *sockhub.Options) (*sockhub.Hub, *sockhub.Conn, *memnet.End) {
+	t.Helper()
+	hub, err := sockhub.New(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { hub.Close() })
+	ours, theirs := memnet.Pair(nil)
+	lo := &sockhub.ListenOptions{Mode: mode}
+	if h != nil {
+		lo.Handler = func(*sockhub.Conn) sockhub.Handler { return h }
+	}
+	c, err := hub.ServeConn(t.Context(), ours, lo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hub, c, theirs
+}
+
+// frame is m on the wire.
+func frame(m string) []byte {
+	return append(sockhub.LengthPrefix(8, leOrder).AppendHeader(nil, uint64(len(m))), m...)
+}
+
+func frames(ms ...string) (wire []byte) {
+	for _, m := range ms {
+		wire = append(wire, frame(m)...)
+	}
+	return wire
+}
+
+// expect reads exactly want from r.
+func expect(t *testing.T, r io.Reader, want []byte) {
+	t.Helper()
+	got := make([]byte, len(want))
+	if n, err := io.ReadFull(r, got); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("read %q, %v; want %q", got[:n], err, want)
+	}
+}
+
+func TestHandlerEchoesInOrderAndHearsTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log []string
+		h := &handlerFuncs{
+			message: func(r *sockhub.Reply, m []byte) { r.Send(m) },
+			ended:   func(r *sockhub.Reply) { log = append(log, "ended"); r.Send([]byte("bye")) },
+			disconnected: func(d sockhub.Disconnection) {
+				log = append(log, fmt.Sprint("disconnected ", d.Err, d.Report.WrittenMessages))
+			},
+		}
+		hub, _, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+		in := frames("a", "", strings.Repeat("b", 100000))
+		go peer.Write(in)
+		expect(t, peer, in)
+		peer.CloseWrite()
+		expect(t, peer, frame("bye"))
+		if n, err := peer.Read(make([]byte, 1)); err != io.EOF {
+			t.Fatal(n, err)
+		}
+		peer.Close()
+		synctest.Wait()
+		if got := strings.Join(log, "; "); got != "ended; disconnected EOF 4" {
+			t.Error(got)
+		}
+		hub.Close()
+		for b := range hub.Events() {
+			t.Errorf("Events of a program of handlers: %+v", b)
+		}
+	})
+}
+
+func TestPanicInAHandlerEndsItsConnectionAlone(t *testing.T) {
+	for _, how := range []string{"panic", "Goexit"} {
+		synctest.Test(t, func(t *testing.T) {
+			var end error
+			h := &handlerFuncs{
+				message:      func(*sockhub.Reply, []byte) { leave(how) },
+				disconnected: func(d sockhub.Disconnection) { end = d.Err },
+			}
+			hub, _, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+			peer.Write(frame("x"))
+			if _, err := peer.Read(make([]byte, 1)); err == nil {
+				t.Error("still open")
+			}
+			synctest.Wait()
+			var p *sockhub.PanicError
+			if !errors.As(end, &p) || how == "panic" && p.Value != "boom" || len(p.Stack) == 0 {
+				t.Errorf("ended with %v", end)
+			}
+			if n := hub.Stats().Panics; n != 1 {
+				t.Errorf("%d panics", n)
+			}
+		})
+	}
+}
+
+func TestReplyPanicsAfterItsCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var kept *sockhub.Reply
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { kept = r }}
+		_, _, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+		peer.Write(frame("x"))
+		synctest.Wait()
+		defer func() {
+			if recover() == nil {
+				t.Error("no panic")
+			}
+		}()
+		kept.Send(nil)
+	})
+}
+
+func TestReplyRefusesBeyondTheLimitButNeverTheFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got [][]string
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			var errs []string
+			for range 3 {
+				errs = append(errs, fmt.Sprint(r.Send(make([]byte, 1000))))
+			}
+			got = append(got, errs)
+		}}
+		hub, c, peer := serveHandler(t, sockhub.Anonymous, h, &sockhub.Options{ConnOutbound: 1500})
+		peer.Write(frames("1", "2", "3"))
+		for range 6 {
+			expect(t, peer, frame(string(make([]byte, 1000))))
+		}
+		synctest.Wait()
+		if s := fmt.Sprint(got); s != "[[<nil> <nil> sockhub: output queue is full] [<nil> <nil> sockhub: output queue is full] [<nil> <nil> sockhub: output queue is full]]" {
+			t.Error(s)
+		}
+		if n := c.Stats().MessagesOut; n != 6 {
+			t.Error(n)
+		}
+		_ = hub
+	})
+}
+
+// A peer that asks and does not read is held back by its own full queue.
+func TestPeerThatDoesNotReadAnswersIsHeldBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		calls := 0
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { calls++; r.Send(make([]byte, 1000)) }}
+		_, c, peer := serveHandler(t, sockhub.Anonymous, h, &sockhub.Options{ConnOutbound: 10000, WriteTimeout: -1})
+		const n = 5000
+		go func() {
+			for range n {
+				peer.Write(frame("q"))
+			}
+		}()
+		synctest.Wait()
+		if q := c.Stats().QueuedOut; q > 12000 || calls == n {
+			t.Errorf("%d bytes queued after %d calls", q, calls)
+		}
+		for range n {
+			expect(t, peer, frame(string(make([]byte, 1000))))
+		}
+	})
+}
+
+func TestDrainedComesAfterEveryFlushThatEmptiedTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		left := 5
+		h := &handlerFuncs{
+			message: func(r *sockhub.Reply, m []byte) { r.Send([]byte("first")) },
+			drained: func(r *sockhub.Reply) {
+				if left > 0 {
+					left--
+					r.Send(fmt.Appendf(nil, "%d", left))
+				}
+			},
+		}
+		_, _, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+		peer.Write(frame("go"))
+		expect(t, peer, frames("first", "4", "3", "2", "1", "0"))
+		synctest.Wait()
+		if left != 0 {
+			t.Error(left)
+		}
+	})
+}
+
+func TestHandlerThatSwitchesToRawAndBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &handlerFuncs{}
+		h.message = func(r *sockhub.Reply, m []byte) {
+			if !r.Conn().Raw() {
+				r.Send(append([]byte("framed "), m...))
+				if string(m) == "raw" {
+					r.SetRaw(true)
+				}
+				return
+			}
+			// In raw mode: lines, then END and a newline, then frames again.
+			for {
+				line, rest, ok := bytes.Cut(m, []byte("\n"))
+				if !ok {
+					r.Unread(m)
+					return
+				}
+				r.Send(append(append([]byte("line "), line...), '\n'))
+				m = rest
+				if string(line) == "END" {
+					r.SetRaw(false)
+					r.Unread(rest)
+					return
+				}
+			}
+		}
+		_, _, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+		in := append(frames("a", "raw"), "one\ntwo\nEND\n"...)
+		in = append(in, frames("b", "c")...)
+		out := append(frames("framed a", "framed raw"), "line one\nline two\nline END\n"...)
+		out = append(out, frames("framed b", "framed c")...)
+		peer.Write(in)
+		expect(t, peer, out)
+		for i := range in {
+			peer.Write(in[i : i+1])
+			synctest.Wait()
+		}
+		expect(t, peer, out)
+	})
+}
+
+func TestSetHandlerTakesEverythingNotTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, c, peer := serveHandler(t, sockhub.Anonymous, nil, nil)
+		b := <-hub.Events()
+		if len(b.Unknown) != 1 {
+			t.Fatalf("%+v", b)
+		}
+		peer.Write(frames("0", "1"))
+		synctest.Wait()
+		var seen []string
+		for _, m := range (<-hub.Events()).Messages() {
+			seen = append(seen, string(m))
+		}
+		peer.Write(frames("2", "3"))
+		synctest.Wait()
+		peer.Write(frames("4"))
+		synctest.Wait()
+		c.SetHandler(&handlerFuncs{
+			message:      func(r *sockhub.Reply, m []byte) { seen = append(seen, "h"+string(m)); r.Send(m) },
+			ended:        func(*sockhub.Reply) { seen = append(seen, "ended") },
+			disconnected: func(d sockhub.Disconnection) { seen = append(seen, fmt.Sprint(d.Err)) },
+		})
+		peer.Write(frames("5"))
+		expect(t, peer, frames("2", "3", "4", "5"))
+		peer.Close()
+		synctest.Wait()
+		hub.Close()
+		for b := range hub.Events() {
+			if len(b.Received)+len(b.Ended) > 0 {
+				t.Errorf("%+v", b)
+			}
+			for _, d := range b.Disconnected {
+				seen = append(seen, "too: "+fmt.Sprint(d.Err))
+			}
+		}
+		if got := strings.Join(seen, " "); got != "0 1 h2 h3 h4 h5 ended EOF too: EOF" {
+			t.Error(got)
+		}
+	})
+}
+
+func TestNamedRawGivesANameAndThenBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got bytes.Buffer
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			got.Write(m)
+			r.Send([]byte("seen"))
+		}}
+		hub, err := sockhub.New(context.Background(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hub.Close()
+		ours, peer := memnet.Pair(nil)
+		peer.Write(append(frame("me"), "bytes behind the name"...))
+		c, err := hub.ServeConn(t.Context(), ours, &sockhub.ListenOptions{
+			Mode: sockhub.NamedRaw, Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		expect(t, peer, append(frame("OK"), "seen"...))
+		if c.Name() != "me" || got.String() != "bytes behind the name" || !c.Raw() {
+			t.Error(c, got.String(), c.Raw())
+		}
+	})
+}
+
+func TestCloseFromAHandlerDoesNotDeadlock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		done := make(chan error, 1)
+		var hub *sockhub.Hub
+		h := &handlerFuncs{
+			message:      func(*sockhub.Reply, []byte) { hub.Close() },
+			disconnected: func(d sockhub.Disconnection) { done <- d.Err },
+		}
+		hub, _, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+		_ = hub
+		peer.Write(frame("x"))
+		if err := <-done; !errors.Is(err, sockhub.ErrClosed) {
+			t.Error(err)
+		}
+		<-time.After(time.Second)
+	})
+}
