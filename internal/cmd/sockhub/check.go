@@ -16,7 +16,7 @@ type checks struct{ rows []check }
 // check is one thing that was looked at.
 type check struct {
 	what    string
-	counted string        // what it was looked at on
+	counted string        // what it was looked at on; printed, as rate and took are, if it passed
 	rate    string        // "": none was measured
 	took    time.Duration // 0: was not measured
 	err     error         // nil: pass
@@ -41,17 +41,17 @@ func (c *checks) passed() bool {
 func (c *checks) print(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, row := range c.rows {
-		result, took := "pass", ""
+		columns := []string{"pass", row.what, row.counted, "", row.rate}
+		if row.took > 0 {
+			columns[3] = seconds(row.took)
+		}
 		switch {
 		case row.skipped:
-			result = "skip"
-		case row.err != nil:
-			result = "FAIL"
+			columns[0] = "skip"
+		case row.err != nil: // what was meant to be counted was not
+			columns = []string{"FAIL", row.what}
 		}
-		if row.took > 0 {
-			took = seconds(row.took)
-		}
-		fmt.Fprintln(t, strings.TrimRight(strings.Join([]string{result, row.what, row.counted, took, row.rate}, "\t"), "\t"))
+		fmt.Fprintln(t, strings.TrimRight(strings.Join(columns, "\t"), "\t"))
 	}
 	t.Flush()
 	for _, row := range c.rows {

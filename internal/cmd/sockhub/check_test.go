@@ -22,7 +22,7 @@ func TestTable(t *testing.T) {
 	if !c.passed() {
 		t.Error("not passed, with nothing wrong")
 	}
-	c.fail("end", errors.New("it was too late"))
+	c.add(check{what: "end", counted: "5 ends", took: time.Second, rate: "5 ends/s", err: errors.New("it was too late")})
 	if c.passed() {
 		t.Error("passed, with something wrong")
 	}

@@ -96,11 +96,13 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if err := d.connect(ctx); err != nil {
 		return err
 	}
-	d.transfers(ctx)
-	d.peerThatNeverReads(ctx)
-	d.peerThatIsKilled(ctx)
-	d.shutdown(ctx)
-	d.stats()
+	for _, part := range []func(context.Context){
+		d.transfers, d.peerThatNeverReads, d.peerThatIsKilled, d.shutdown, d.stats,
+	} {
+		if ctx.Err() == nil {
+			part(ctx)
+		}
+	}
 	return nil
 }
 
@@ -247,6 +249,9 @@ func (d *demo) transfers(ctx context.Context) {
 			what: kind + ": small messages and their echo", counted: grouped(uint64(count)) + " messages",
 			took: took, rate: messageRate(uint64(count), took) + " each way", err: err,
 		})
+		if err != nil {
+			return
+		}
 		count = blocks / left
 		blocks -= count
 		took, err = d.transfer(ctx, kind, large, count)
@@ -254,6 +259,9 @@ func (d *demo) transfers(ctx context.Context) {
 			what: kind + ": large messages", counted: fmt.Sprintf("%s in messages of 1 MiB", bytesText(uint64(count)*largeSize)),
 			took: took, rate: byteRate(uint64(count)*largeSize, took), err: err,
 		})
+		if err != nil {
+			return
+		}
 	}
 }
 
@@ -311,7 +319,7 @@ func (d *demo) shutdown(ctx context.Context) {
 }
 
 // stats compares the hub's figures at its end with what was seen.
-func (d *demo) stats() {
+func (d *demo) stats(context.Context) {
 	s, row := d.hub.Stats(), check{what: "the hub's own figures"}
 	row.counted = fmt.Sprintf("%s messages out, %s in", grouped(s.MessagesOut), grouped(s.MessagesIn))
 	switch legs := uint64(len(d.legs)); {

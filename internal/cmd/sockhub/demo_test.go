@@ -37,14 +37,19 @@ func TestDemoPasses(t *testing.T) {
 	}
 }
 
+// TestDemoFailsAtItsTimeLimit: before it has begun, and in the middle.
 func TestDemoFailsAtItsTimeLimit(t *testing.T) {
-	var out, err bytes.Buffer
-	code := run([]string{"demo", "-timeout", "1ns"}, &out, &err)
-	if code != 1 {
-		t.Errorf("exit status %d", code)
-	}
-	if !strings.Contains(out.String(), "not done after 1ns") || !strings.Contains(out.String(), "\nFAILED in ") {
-		t.Errorf("the output does not say so:\n%s", &out)
+	for _, limit := range []string{"1ns", "100ms"} {
+		var out, err bytes.Buffer
+		code := run([]string{"demo", "-timeout", limit, "-messages", "1000000000"}, &out, &err)
+		if code != 1 {
+			t.Errorf("%s: exit status %d", limit, code)
+		}
+		for _, want := range []string{"not done after " + limit, "pass  nothing left behind", "\nFAILED in "} {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("%s: %q is missing in:\n%s", limit, want, &out)
+			}
+		}
 	}
 }
 

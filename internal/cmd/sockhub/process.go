@@ -22,12 +22,12 @@ type process struct {
 // are pipes it fills in the descriptors: the first are standard input and
 // output, further ones are inherited beside these, which not every system can
 // do. The process is killed when ctx ends.
-func startPeer(ctx context.Context, routes []route, stderr io.Writer) (p *process, err error) {
+func startPeer(ctx context.Context, routes []route, stderr io.Writer) (_ *process, err error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	p = &process{cmd: exec.CommandContext(ctx, exe), exited: make(chan struct{})}
+	p := &process{cmd: exec.CommandContext(ctx, exe), exited: make(chan struct{})}
 	var theirs []*os.File
 	defer func() {
 		for _, f := range theirs {
