@@ -430,31 +430,27 @@ func (c *Conn) runWriterLocked() {
 // reader waits for before it ends itself.
 func (c *Conn) write() {
 	v := vecs.Get().(*vec)
-	released := false
-	turn := func() (park bool) {
-		park, released = c.writeTurn(v)
-		return park
-	}
-	for !released {
+	turn := func() (park bool) { return c.writeTurn(v) }
+	for more := true; more; {
 		if err := c.t.Write(turn); err != nil && err != transport.ErrKicked {
 			c.wrote(0, 0, c.opError("write", err))
 		}
-		if !released { // kicked: perhaps because the output is frozen
-			_, more := c.nextWrite(v)
-			released = !more
-		}
+		// The token is given back here and not in the turn: until Write has
+		// returned, nobody else may write to the transport.
+		_, more = c.nextWrite(v)
 	}
 	clear(v.slices[:])
 	vecs.Put(v)
 }
 
-// writeTurn writes until everything is written, and the token released, or
-// the transport is full.
-func (c *Conn) writeTurn(v *vec) (park, released bool) {
+// writeTurn writes until everything is written or the transport is full.
+func (c *Conn) writeTurn(v *vec) (park bool) {
 	for {
-		slices, more := c.nextWrite(v)
+		c.mu.Lock()
+		slices, more := c.gatherLocked(v)
+		c.mu.Unlock()
 		if !more {
-			return false, true
+			return false
 		}
 		size := 0
 		for _, s := range slices {
@@ -468,7 +464,7 @@ func (c *Conn) writeTurn(v *vec) (park, released bool) {
 		}
 		c.wrote(n, size, err)
 		if err == nil && n < size {
-			return true, false
+			return true
 		}
 	}
 }
@@ -518,6 +514,14 @@ func (c *Conn) writeNow() {
 func (c *Conn) nextWrite(v *vec) (slices [][]byte, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if slices, ok = c.gatherLocked(v); !ok {
+		c.releaseLocked()
+	}
+	return slices, ok
+}
+
+// gatherLocked is nextWrite, but keeps the token.
+func (c *Conn) gatherLocked(v *vec) (slices [][]byte, ok bool) {
 	o := &c.out
 	for !o.frozen {
 		if o.w.Empty() {
@@ -543,11 +547,9 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, ok bool) {
 				c.freezeLocked(ErrNotConnected)
 			}
 		default:
-			c.releaseLocked()
 			return nil, false
 		}
 	}
-	c.releaseLocked()
 	return nil, false
 }
 
