@@ -662,7 +662,7 @@ func (c *Conn) watchPeer() (park bool) {
 	case gone != io.EOF:
 		c.fail(c.opError("read", gone))
 		return false
-	case c.set.halfOpen:
+	case c.set.halfOpen && !c.finished(): // else it may be our own FIN that ended the second direction
 		c.fail(c.endErr) // nobody is left to finish the conversation with
 		return false
 	}
