@@ -129,6 +129,8 @@ func New(ctx context.Context, o *Options) (*Hub, error) {
 	h.fan.hub, h.fan.next = h, &Batch{seq: 1}
 	h.tasks.Go(func() error { fanin.Run(h.events, h.wake, h.quit, &h.fan); return nil })
 	h.tasks.Go(func() error { h.watch.Run(h.quit); return nil })
+	h.mu.Lock() // ctx may have ended already: then Close waits until unbind is set
+	defer h.mu.Unlock()
 	h.unbind = context.AfterFunc(ctx, func() { h.Close() })
 	return h, nil
 }
