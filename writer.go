@@ -829,14 +829,6 @@ func (c *Conn) writeNow() {
 func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if slices, ok = c.gatherLocked(v); !ok {
-		c.releaseLocked()
-	}
-	return slices, ok
-}
-
-// gatherLocked is nextWrite, but keeps the token.
-func (c *Conn) gatherLocked(v *vec) (slices [][]byte, ok bool) {
 	o := &c.out
 	for !o.frozen {
 		if f := o.feed; f != nil && f.withdraw {
