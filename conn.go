@@ -68,13 +68,16 @@ type Conn struct {
 	reply    Reply      // the handler's
 	paused   bool       // input waits for the user to take what he has, or for room for answers
 	gated    bool       // input waits until the Disconnected of the same client's last connection was taken
+	skipping bool       // the rest of a stream that was closed
 	stopped  bool       // a callback closed or finished the connection
+	stream   *Stream    // input waits for it to be read; nil: none
 	diverted *diversion // input waits for what Events has not given away yet; nil mostly
 	badInput bool       // what came is no message
 
-	closing atomic.Bool // closeErr is set
-	inCall  atomic.Bool // the reader is in a callback of the user's, which may take any time
-	clock   watch.Entry // the next moment at which check runs
+	streaming atomic.Pointer[Stream] // as stream, if it is of Events
+	closing   atomic.Bool            // closeErr is set
+	inCall    atomic.Bool            // the reader is in a callback of the user's, which may take any time
+	clock     watch.Entry            // the next moment at which check runs
 
 	value atomic.Pointer[any]
 
@@ -89,6 +92,7 @@ type Conn struct {
 	quiet    time.Duration // since when the peer has been silent while we listened
 	doubtful bool          // parked since then on a guess (transport.Conn.TryRead)
 	partial  bool          // ... within a message
+	waiting  bool          // a Stream waits for input
 	holding  bool          // ... because we hold it back (paused)
 	resume   bool          // told to go on reading
 	endRead  bool          // told to end the input, by Shutdown
@@ -220,7 +224,7 @@ func (c *Conn) finishLocked(reason error) {
 	}
 	c.out.finish = reason
 	c.endOutputLocked(refusal(reason))
-	c.t.Kick(transport.ReadSide)
+	c.kickReader()
 }
 
 // refusal is what a Send gets on a connection that ended for this reason.
@@ -259,6 +263,7 @@ func (c *Conn) fail(err error) {
 	c.failLocked(err)
 	c.mu.Unlock()
 	c.t.Hangup()
+	c.kickReader()
 }
 
 // failLocked is fail without the Hangup that has to follow.
@@ -323,6 +328,10 @@ func (c *Conn) serve() {
 		c.fail(err)
 	}
 	for !c.attend() {
+		if c.stream != nil {
+			<-c.stream.wake // its user is in Read
+			continue
+		}
 		if err := c.t.Read(c.turn); err != nil && err != transport.ErrKicked {
 			c.fail(c.opError("read", err))
 		}
@@ -362,6 +371,9 @@ func (c *Conn) attend() (over bool) {
 	if c.diverted != nil {
 		c.undivert()
 	}
+	if c.stream != nil {
+		c.serveStream()
+	}
 	if c.handler != nil {
 		if ending && !c.paused {
 			c.cutRest()
@@ -373,6 +385,9 @@ func (c *Conn) attend() (over bool) {
 	before := c.input
 	over = c.attendLocked()
 	c.mu.Unlock()
+	if c.input != reading {
+		c.retireStream(ErrClosed)
+	}
 	if before == reading && c.input == held {
 		c.reportEnd()
 	}
@@ -435,7 +450,7 @@ func (c *Conn) turn() (park bool) {
 
 // holdsBack reports whether the input has to wait.
 func (c *Conn) holdsBack() bool {
-	return c.paused || c.gated || c.stopped || c.closing.Load() || c.diverted != nil || c.greet != nil && c.greet.busy
+	return c.paused || c.gated || c.stopped || c.stream != nil || c.closing.Load() || c.diverted != nil || c.greet != nil && c.greet.busy
 }
 
 // readSome is turn, with something to read into.
@@ -465,7 +480,7 @@ func (c *Conn) readSome(t *turn) (park bool) {
 		runtime.Gosched() // the others' turn
 		return false
 	}
-	return !c.stopped && !c.reply.drained
+	return !c.stopped && !c.reply.drained && c.stream == nil
 }
 
 // receive reads once.
@@ -518,6 +533,17 @@ func (c *Conn) cut(t *turn) (err error) {
 			c.badInput, err = true, e
 			break
 		}
+		if !ok && c.dec.stream > 0 {
+			if c.skipping {
+				c.dec.skip()
+				if c.skipping = c.dec.stream > 0; !c.skipping {
+					continue
+				}
+				break
+			}
+			c.beginStream()
+			break
+		}
 		if !ok {
 			break
 		}
@@ -558,7 +584,7 @@ func (c *Conn) deliver(t *turn) {
 	for _, m := range t.msgs {
 		charge += int64(len(m))
 	}
-	if c.hub.fan.deliver(c, t.msgs, charge) {
+	if c.hub.fan.deliver(c, t.msgs, charge, nil) {
 		c.paused = true
 	}
 	clear(t.msgs)
@@ -573,7 +599,7 @@ func (c *Conn) parking(doubtful, progress bool) {
 		c.lastRead, c.quiet = now, now
 	}
 	c.doubtful = doubtful
-	c.partial = c.dec.partial() > 0
+	c.partial = c.dec.partial() > 0 || c.dec.stream > 0
 	c.holding = c.holdsBack()
 	partial := c.partial
 	c.mu.Unlock()
@@ -600,7 +626,7 @@ func (c *Conn) inputEnded() {
 	c.input = ended
 	if before == reading {
 		c.endErr = io.EOF
-		if c.dec.partial() > 0 {
+		if c.dec.partial() > 0 || c.dec.stream > 0 {
 			c.endErr = io.ErrUnexpectedEOF
 		}
 	}
@@ -636,7 +662,7 @@ func (c *Conn) watchPeer() (park bool) {
 	case gone != io.EOF:
 		c.fail(c.opError("read", gone))
 		return false
-	case c.set.halfOpen:
+	case c.set.halfOpen && !c.finished(): // else it may be our own FIN that ended the second direction
 		c.fail(c.endErr) // nobody is left to finish the conversation with
 		return false
 	}
@@ -670,7 +696,7 @@ func (c *Conn) Check(now time.Duration) (next time.Duration) {
 			c.overdue, kick = true, true
 		}
 	}
-	if c.input == reading && !c.holding && !c.shaking && !c.inCall.Load() {
+	if c.input == reading && !c.holding && !c.shaking && (!c.inCall.Load() || c.waiting) {
 		if t := c.hub.o.FrameTimeout; t > 0 && c.partial && due(c.quiet+t) {
 			reason = ErrFrameTimeout
 		}
@@ -692,7 +718,7 @@ func (c *Conn) Check(now time.Duration) (next time.Duration) {
 		c.t.Kick(transport.WriteSide) // the writer tries once more, and decides
 	}
 	if kick || poll && c.t.Pending() {
-		c.t.Kick(transport.ReadSide)
+		c.kickReader()
 	}
 	return next
 }
@@ -704,6 +730,7 @@ func (c *Conn) end() {
 	c.mu.Lock()
 	c.freezeLocked(ErrNotConnected)
 	c.joinWriterLocked()
+	c.joinFeedersLocked()
 	report := c.out.report(c.t)
 	err := c.closeErr
 	if err == nil {
@@ -718,6 +745,7 @@ func (c *Conn) end() {
 	c.mu.Unlock()
 
 	c.hub.watch.Disarm(&c.clock)
+	c.retireStream(err)
 	c.t.Close()
 	if cancel != nil {
 		cancel(err)
@@ -739,11 +767,20 @@ func (c *Conn) resumeReading() {
 	c.mu.Lock()
 	c.resume = true
 	c.mu.Unlock()
-	c.t.Kick(transport.ReadSide)
+	c.kickReader()
 }
 
-// wakeReader makes it look again whether it can be let in.
-func (c *Conn) wakeReader() { c.t.Kick(transport.ReadSide) }
+// kickReader makes the reader attend. Where it is not in Read itself, because a
+// Stream is, that is woken in vain, and so is the reader.
+func (c *Conn) kickReader() {
+	c.t.Kick(transport.ReadSide)
+	if s := c.streaming.Load(); s != nil {
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+	}
+}
 
 // endInput ends the input as if the peer had finished; a handshake ends at
 // once.
@@ -756,7 +793,7 @@ func (c *Conn) endInput() {
 		c.fail(ErrClosed)
 		return
 	}
-	c.t.Kick(transport.ReadSide)
+	c.kickReader()
 }
 
 // endTaken is told that the user has answered all that the peer has sent.
@@ -896,7 +933,7 @@ func (c *Conn) order(edit func(*change)) error {
 		c.change = new(change)
 	}
 	edit(c.change)
-	c.t.Kick(transport.ReadSide)
+	c.kickReader()
 	return nil
 }
 
@@ -1103,10 +1140,13 @@ func (r *Reply) accept() {
 		return
 	}
 	o.accepted.add(r.side.Len(), r.side.Bytes())
-	if o.run {
-		o.behind.Splice(&r.side)
-	} else {
+	if !o.run {
 		o.q.Splice(&r.side)
+	} else if last := len(o.behind) - 1; last >= 0 && o.behind[last].from == nil {
+		o.behind[last].q.Splice(&r.side)
+	} else {
+		o.behind = append(o.behind, segment{q: r.side})
+		r.side = outq.Queue{}
 	}
 	r.full = o.charge() >= o.limit
 }
@@ -1173,6 +1213,41 @@ func (r *Reply) SendMany(m iter.Seq[[]byte]) (n int, err error) {
 	return n, nil
 }
 
+// SendFrom answers with one message of size bytes that is read from rc, in its
+// place among the others, by a goroutine of the connection; see Conn.SendFrom.
+// rc is closed when it has been read, or when the connection has ended, also if
+// SendFrom refuses it. If rc fails, the connection ends.
+func (r *Reply) SendFrom(size uint64, rc io.ReadCloser) error {
+	c := r.conn()
+	err := r.admit(0)
+	if err == nil && !expressible(c.set.framing, size) {
+		err = fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size)
+	}
+	if err != nil {
+		rc.Close()
+		return err
+	}
+	r.accept()
+	f := &feed{size: size, from: rc, moved: make(chan struct{}, 1)}
+	c.mu.Lock()
+	o := &c.out
+	refuse := o.refuse
+	switch {
+	case refuse != nil:
+	case o.run:
+		o.accepted.addBig(size)
+		o.behind = append(o.behind, segment{from: f})
+	default:
+		o.accepted.addBig(size)
+		c.startFeederLocked(f)
+	}
+	c.mu.Unlock()
+	if refuse != nil {
+		rc.Close()
+	}
+	return refuse
+}
+
 // Flush gives what was gathered its place in the queue now, and has it written,
 // not when the call returns.
 func (r *Reply) Flush() {
@@ -1234,8 +1309,179 @@ func (r *Reply) settle() {
 	r.accept()
 }
 
-// Stream is one message too large to buffer.
-type Stream struct{}
+// Stream is one message above StreamOver, which is read from the connection as
+// its user reads it. Until it is read to its end, or closed, the connection's
+// further input waits. One goroutine at a time may use it.
+//
+// A Handler's Stream ends with the call that it was given to. One from Events
+// may be used at any time, also after the connection has ended: then Read
+// fails.
+type Stream struct {
+	c    *Conn
+	size uint64
+	told bool          // it was delivered; the reader's
+	wake chan struct{} // capacity 1; sent to without waiting to make the reader attend, never closed; nil: of a Handler
+
+	mu   sync.Mutex  // serializes the use of the transport by the user and by the reader; Conn.mu may be taken inside it
+	over atomic.Bool // the input is the reader's again; set with mu held
+	err  error       // what Read returns from now on
+}
+
+// Size is the length of the message in bytes.
+func (s *Stream) Size() uint64 { return s.size }
+
+// Read reads a part of the message: io.EOF at its end. When the connection
+// ended in the middle, it fails with the reason, and if its peer has closed it
+// with io.ErrUnexpectedEOF.
+func (s *Stream) Read(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return 0, s.err
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n, err := s.c.readStream(p)
+	if s.c.dec.stream == 0 && err == nil {
+		s.endLocked(io.EOF)
+	}
+	if err != nil {
+		s.endLocked(err)
+	}
+	return n, err
+}
+
+// Close skips the rest of the message: the connection goes on behind it. The
+// error is always nil.
+func (s *Stream) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.endLocked(ErrClosed)
+	return nil
+}
+
+// endLocked gives the input back to the reader, which skips what is left.
+func (s *Stream) endLocked(err error) {
+	if s.err == nil {
+		s.err = err
+	}
+	if !s.over.Swap(true) {
+		if s.wake != nil {
+			s.c.kickReader()
+		}
+	}
+}
+
+// beginStream makes the input wait for a stream to be read.
+func (c *Conn) beginStream() {
+	c.stream = &Stream{c: c, size: c.dec.stream}
+	if c.handler == nil {
+		c.stream.wake = make(chan struct{}, 1)
+		c.streaming.Store(c.stream)
+	}
+}
+
+// retireStream takes the input back from the user in the middle.
+func (c *Conn) retireStream(err error) {
+	s := c.stream
+	if s == nil {
+		return
+	}
+	c.t.Kick(transport.ReadSide)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.endLocked(err)
+	c.stream = nil
+	c.streaming.Store(nil)
+}
+
+// serveStream is the reader's part in a stream: to call its handler, or to take
+// the input back when the user has finished with it. Meanwhile the reader is
+// not in Read, which the stream is then.
+func (c *Conn) serveStream() {
+	s := c.stream
+	if s.wake == nil {
+		if h, ok := c.handler.(StreamHandler); ok {
+			c.call(func(r *Reply) { h.Stream(r, s) })
+		}
+		s.Close()
+	}
+	if s.wake != nil && !s.told {
+		s.told = true // and not before, when the reader still was in Read
+		c.hub.fan.deliver(c, nil, 0, s)
+	}
+	if !s.over.Load() {
+		return // without waiting for its user, who may be in Read
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.stream = nil
+	c.streaming.Store(nil)
+	c.skipping = c.dec.stream > 0
+	c.mu.Lock()
+	c.quiet = c.hub.watch.Now()
+	c.holding = false
+	c.inMsgs++
+	c.inBytes += s.size - c.dec.stream
+	c.mu.Unlock()
+}
+
+// readStream reads from the stream into p, which is not empty.
+func (c *Conn) readStream(p []byte) (n int, err error) {
+	if n = c.dec.take(p); n > 0 {
+		return n, nil
+	}
+	p = p[:min(uint64(len(p)), c.dec.stream)]
+	var drained bool
+	turn := func() (park bool) {
+		n, drained, err = c.t.TryRead(p)
+		return n == 0 && err == nil && drained
+	}
+	c.streamWaits(true)
+	defer c.streamWaits(false)
+	for n == 0 && err == nil {
+		if e := c.t.Read(turn); e != nil && e != transport.ErrKicked {
+			err = e
+		}
+		if e := c.streamEnds(); n == 0 && e != nil {
+			return 0, e
+		}
+	}
+	c.dec.stream -= uint64(n)
+	if err == io.EOF {
+		return n, io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		err = c.opError("read", err)
+	}
+	return n, err
+}
+
+// streamEnds tells why the stream cannot be read any further, or nil.
+func (c *Conn) streamEnds() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closeErr != nil:
+		return c.closeErr
+	case c.out.finish != nil, c.endRead:
+		return ErrClosed
+	}
+	return nil
+}
+
+// streamWaits starts or stops the clock of a message that makes no progress.
+func (c *Conn) streamWaits(on bool) {
+	now := c.hub.watch.Now()
+	c.mu.Lock()
+	c.partial, c.holding, c.quiet, c.lastRead = on, !on, now, now
+	c.waiting = on
+	c.mu.Unlock()
+	if t := c.hub.o.FrameTimeout; on && t > 0 {
+		c.hub.watch.Arm(&c.clock, c, now+t)
+	}
+}
 
 // Budget lets several hubs share their byte limits.
 type Budget struct{}

@@ -158,7 +158,9 @@ type decoder struct {
 	framing Framing // nil: the default
 	raw     bool    // no frames: whatever came is one piece
 	kept    int     // ... if it is more than this, which the user has seen
-	max     uint64  // longest message accepted
+	max     uint64  // longest message accepted into memory
+	over    uint64  // a longer one is a stream; math.MaxUint64: none is
+	stream  uint64  // left to read, or to skip, of the stream that has begun
 
 	chunk []byte // where small messages are received; its owner's
 	r, w  int    // chunk[r:w] was received and not yet cut
@@ -240,6 +242,9 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 		return msg[:len(msg):len(msg)], true, nil
 	}
 	p := d.chunk[d.r:d.w]
+	if d.stream > 0 {
+		return nil, false, nil
+	}
 	if d.raw {
 		if len(p) <= d.kept {
 			if uint64(len(p)) >= d.max {
@@ -259,6 +264,11 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 		return nil, false, err
 	}
 	// As unsigned 64-bit numbers, before any conversion to int.
+	if n > d.over {
+		d.r += h
+		d.stream, d.want = n, 1
+		return nil, false, nil
+	}
 	if n > d.max || n > math.MaxInt-growStep {
 		return nil, false, fmt.Errorf("%w: %d bytes announced", ErrMessageTooLarge, n)
 	}
@@ -297,6 +307,24 @@ func (d *decoder) unread(rest []byte) {
 	if d.raw {
 		d.kept = len(rest)
 	}
+}
+
+// take moves received bytes of the stream into p. It works between park and
+// move too.
+func (d *decoder) take(p []byte) (n int) {
+	n = copy(p[:min(uint64(len(p)), d.stream)], d.rest)
+	if d.rest = d.rest[n:]; len(d.rest) == 0 {
+		d.rest = nil
+	}
+	d.stream -= uint64(n)
+	return n
+}
+
+// skip drops received bytes of the stream.
+func (d *decoder) skip() {
+	n := min(uint64(d.w-d.r), d.stream)
+	d.r += int(n)
+	d.stream -= n
 }
 
 // header reads the header at the start of p; h == 0: it is not complete.

@@ -707,7 +707,7 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	}
 	h.mu.Unlock()
 	for _, w := range claims {
-		w.wakeReader()
+		w.kickReader()
 	}
 	select {
 	case h.left <- struct{}{}:
@@ -940,10 +940,10 @@ func (f *fan) adoptedLocked(b *Batch, c *Conn) {
 
 // deliver reports what came. The caller is to pause reading if it says so,
 // until the connection is told to go on.
-func (f *fan) deliver(c *Conn, msgs [][]byte, bytes int64) (pause bool) {
+func (f *fan) deliver(c *Conn, msgs [][]byte, bytes int64, s *Stream) (pause bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.receivedLocked(f.next, c, msgs, bytes)
+	f.receivedLocked(f.next, c, msgs, bytes, s)
 	f.untaken += bytes
 	c.ev.untaken += bytes
 	pause = c.ev.untaken >= c.set.connIn
@@ -953,7 +953,7 @@ func (f *fan) deliver(c *Conn, msgs [][]byte, bytes int64) (pause bool) {
 }
 
 // receivedLocked adds to a batch.
-func (f *fan) receivedLocked(b *Batch, c *Conn, msgs [][]byte, bytes int64) {
+func (f *fan) receivedLocked(b *Batch, c *Conn, msgs [][]byte, bytes int64, s *Stream) {
 	in := c.inLocked(b)
 	if in.received == 0 {
 		b.Received = append(b.Received, Delivery{Conn: c})
@@ -962,6 +962,9 @@ func (f *fan) receivedLocked(b *Batch, c *Conn, msgs [][]byte, bytes int64) {
 	}
 	d := &b.Received[in.received-1]
 	d.Messages = append(d.Messages, msgs...)
+	if s != nil {
+		d.Stream = s // nothing comes behind it until it was read, so until b was taken
+	}
 	b.charges[in.received-1].bytes += bytes
 	c.ev.last = b.seq
 }
@@ -1118,7 +1121,7 @@ func (f *fan) Collect(prev *Batch) *Batch {
 	}
 	for _, c := range f.diverts {
 		f.withdrawLocked(b, c)
-		c.wakeReader()
+		c.kickReader()
 	}
 	f.diverts = nil
 	f.some = false
@@ -1140,7 +1143,7 @@ func (f *fan) mergeLocked(a, b *Batch) {
 	}
 	a.Unknown = append(a.Unknown, b.Unknown...)
 	for i, d := range b.Received {
-		f.receivedLocked(a, d.Conn, d.Messages, b.charges[i].bytes)
+		f.receivedLocked(a, d.Conn, d.Messages, b.charges[i].bytes, d.Stream)
 	}
 	for _, c := range b.Drained {
 		f.drainedLocked(a, c)

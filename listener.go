@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -453,7 +454,7 @@ func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings) *Co
 			c.peer.Cred = &Cred{PID: cred.PID, UID: cred.UID, GID: cred.GID}
 		}
 	}
-	c.dec = decoder{framing: set.framing, max: set.maxMessage}
+	c.dec = decoder{framing: set.framing, max: set.maxMessage, over: math.MaxUint64}
 	if set.mode.named() {
 		c.dec.max = MaxNameLen
 	}
@@ -657,7 +658,7 @@ func (c *Conn) admitted() {
 	if c.set.mode.named() && !c.peer.Dialed {
 		c.say(answer)
 	}
-	c.dec.max = c.set.maxMessage
+	c.dec.max, c.dec.over = c.set.maxMessage, c.set.streamOver
 	c.dec.setRaw(c.set.mode.raw())
 	c.mu.Lock()
 	defer c.mu.Unlock()

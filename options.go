@@ -226,6 +226,7 @@ type settings struct {
 	halfOpen    bool
 	overflow    OverflowPolicy
 	maxMessage  uint64
+	streamOver  uint64 // math.MaxUint64: never
 	connIn      int64
 	connOut     int64
 	idleTimeout time.Duration // 0: none
@@ -252,6 +253,14 @@ func or(v, def int64) int64 {
 		return math.MaxInt
 	}
 	return v
+}
+
+// streamOver resolves Options.StreamOver, which has no default.
+func streamOver(v int64) uint64 {
+	if v <= 0 {
+		return math.MaxUint64
+	}
+	return uint64(v)
 }
 
 // orDuration is or for durations, where 0 in the result means none.
@@ -301,8 +310,6 @@ func (o *Options) resolve() (Options, error) {
 		return r, optionError("Options.Overflow", "no such policy: %d", r.Overflow)
 	case r.Budget != nil && (r.InboundLimit != 0 || r.OutboundLimit != 0 || r.MemoryLimit != 0):
 		return r, optionError("Options.Budget", "set beside InboundLimit, OutboundLimit or MemoryLimit, which it replaces")
-	case r.StreamOver != 0:
-		return r, unsupported("Options.StreamOver")
 	}
 	r.Unexpected = orElse(r.Unexpected, HoldUnexpected)
 	r.Duplicates = orElse(r.Duplicates, RefuseNew)
@@ -343,8 +350,6 @@ func (o *ListenOptions) resolve(hub *Options) (ListenOptions, *settings, error) 
 		return r, nil, unsupported("ListenOptions.ReusePort")
 	case r.ProxyFrom != nil:
 		return r, nil, unsupported("ListenOptions.ProxyFrom")
-	case r.StreamOver != 0:
-		return r, nil, unsupported("ListenOptions.StreamOver")
 	}
 	if err := checkFraming("ListenOptions.Framing", r.Framing); err != nil {
 		return r, nil, err
@@ -359,6 +364,7 @@ func (o *ListenOptions) resolve(hub *Options) (ListenOptions, *settings, error) 
 		halfOpen:    r.HalfOpen,
 		overflow:    orElse(r.Overflow, hub.Overflow),
 		maxMessage:  uint64(or(r.MaxMessage, hub.MaxMessage)),
+		streamOver:  streamOver(or(r.StreamOver, hub.StreamOver)),
 		connIn:      or(r.ConnInbound, hub.ConnInbound),
 		connOut:     or(r.ConnOutbound, hub.ConnOutbound),
 		idleTimeout: orDuration(r.IdleTimeout, hub.IdleTimeout),
@@ -404,6 +410,7 @@ func (o *DialOptions) resolve(hub *Options) (DialOptions, *settings, error) {
 		halfOpen:    r.HalfOpen,
 		overflow:    hub.Overflow,
 		maxMessage:  uint64(hub.MaxMessage),
+		streamOver:  streamOver(hub.StreamOver),
 		connIn:      hub.ConnInbound,
 		connOut:     hub.ConnOutbound,
 		idleTimeout: hub.IdleTimeout,

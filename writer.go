@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"slices"
 	"sync"
@@ -39,10 +40,12 @@ type output struct {
 	writing bool          // the token
 	gone    chan struct{} // made by who waits for the token's release, closed by it
 
-	behind outq.Queue // of a Handler's, accepted during a run; queued at its end
-
 	waiters []*waiter // Sends that wait, in the order in which they came
-	run     bool      // a SendMany is between its first message and its last
+	run     bool      // a SendMany is between its first message and its last, or there is a feed
+	feed    *feed     // the message of a SendFrom that is not wholly written; comes after q
+	feeding bool      // w holds pieces of it
+	behind  []segment // of a Handler's, accepted during a run, and queued at its end
+	feeders int       // goroutines of Reply.SendFrom
 
 	refuse  error // what a Send gets now; nil: it is accepted
 	fin     bool  // after the queue, our end of the stream
@@ -84,11 +87,46 @@ func (n *counter) add(msgs int, bytes int64) {
 type waiter struct {
 	turn  chan struct{} // closed, under mu, when it is this waiter's turn
 	woken bool
+	mine  bool // it is the one that has the run
 }
 
-func (o *output) charge() int64 { return o.q.Charge() + o.w.Charge() + o.behind.Charge() }
-func (o *output) len() int      { return o.q.Len() + o.w.Len() + o.behind.Len() }
-func (o *output) empty() bool   { return o.q.Empty() && o.w.Empty() && o.behind.Empty() }
+// charge is what everything that was accepted and is not written counts
+// against the limit.
+func (o *output) charge() int64 {
+	n := o.q.Charge() + o.w.Charge()
+	if o.feed != nil {
+		n += o.feed.pieces.Charge()
+	}
+	for i := range o.behind {
+		n += o.behind[i].q.Charge()
+	}
+	return n
+}
+
+// len is the number of messages that were accepted and are not written.
+func (o *output) len() int {
+	n := o.q.Len()
+	if o.feed != nil {
+		n++
+	}
+	if !o.feeding {
+		n += o.w.Len()
+	}
+	for i := range o.behind {
+		n += o.behind[i].q.Len()
+		if o.behind[i].from != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// empty reports that everything accepted was written, idle that nothing can be
+// written now.
+func (o *output) empty() bool { return o.idle() && o.feed == nil && len(o.behind) == 0 }
+func (o *output) idle() bool {
+	return o.q.Empty() && o.w.Empty() && (o.feed == nil || o.feed.pieces.Empty())
+}
 
 // ---- accepting messages ----
 
@@ -126,6 +164,11 @@ func (c *Conn) send(ctx context.Context, size int, put func(*outq.Queue, outq.Fr
 	if err := c.checkSize(size); err != nil {
 		return err
 	}
+	return c.queue(ctx, size, put)
+}
+
+// queue is send for a message whose size was checked.
+func (c *Conn) queue(ctx context.Context, size int, put func(*outq.Queue, outq.Framing)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.admitLocked(ctx, false); err != nil {
@@ -166,7 +209,7 @@ func (c *Conn) admitLocked(ctx context.Context, mine bool) error {
 		o.waited = true
 		switch {
 		case w == nil && mine:
-			w = &waiter{turn: make(chan struct{})}
+			w = &waiter{turn: make(chan struct{}), mine: true}
 			o.waiters = slices.Insert(o.waiters, 0, w)
 		case w == nil:
 			w = &waiter{turn: make(chan struct{})}
@@ -206,7 +249,7 @@ func (c *Conn) roomLocked() {
 		c.t.Kick(transport.ReadSide)
 	}
 	for i, w := range o.waiters {
-		if o.refuse == nil && (i > 0 || o.charge() >= o.limit) {
+		if o.refuse == nil && (i > 0 || o.run && !w.mine || o.charge() >= o.limit) {
 			return
 		}
 		if !w.woken {
@@ -328,15 +371,33 @@ func (r *run) end() int {
 		r.acceptLocked()
 	}
 	if r.begun {
-		o := &r.c.out
-		o.run = false
-		if !o.behind.Empty() {
-			o.q.Splice(&o.behind)
-			r.c.startWriterLocked()
-		}
-		r.c.roomLocked()
+		r.c.endRunLocked()
 	}
 	return r.n
+}
+
+// segment is what a Handler has sent during a run: messages, then perhaps one
+// of a reader's.
+type segment struct {
+	q    outq.Queue
+	from *feed
+}
+
+// endRunLocked lets others send again, but first what a Handler has sent
+// meanwhile.
+func (c *Conn) endRunLocked() {
+	o := &c.out
+	for o.run = false; len(o.behind) > 0 && !o.run; o.behind = o.behind[1:] {
+		o.q.Splice(&o.behind[0].q)
+		if f := o.behind[0].from; f != nil {
+			c.startFeederLocked(f)
+		}
+	}
+	if len(o.behind) == 0 {
+		o.behind = nil
+	}
+	c.startWriterLocked()
+	c.roomLocked()
 }
 
 // gather is the charge after which SendMany hands over what it has, so that the
@@ -360,6 +421,267 @@ func (c *Conn) NotifyDrained() {
 	}
 }
 
+// ---- messages from a reader ----
+
+// A feed is a message whose body comes in pieces from a reader of the user's.
+// From its first piece on, it holds the run until its last one is written. Its
+// fields are guarded by Conn.mu.
+type feed struct {
+	size     uint64
+	from     io.ReadCloser // of Reply.SendFrom, else nil
+	closing  sync.Once     // of from
+	pieces   outq.Queue    // not taken by the writer
+	queued   int           // pieces that were queued
+	fed      int           // and of these written
+	wire     uint64        // bytes written, the header's included
+	header   int
+	complete bool          // the last piece was queued
+	withdraw bool          // it is to leave the queue if nothing of it was written
+	gone     bool          // it has left it
+	moved    chan struct{} // capacity 1; sent to without waiting whenever one of these changes; never closed
+}
+
+const (
+	pieceSize = 64 << 10
+	window    = 4 // pieces of a message that are read ahead of the writer
+)
+
+// SendFrom sends one message of size bytes that it reads from r, of any size:
+// MaxMessage does not count, and no more than 256 KiB of it are in memory. It
+// waits for room as Send does, and returns when r has been read. Meanwhile, and
+// until the message is written, other Sends to this connection wait.
+//
+// If r fails or ends early, or ctx ends (which does not interrupt a Read), before
+// the first byte was written, nothing was accepted; after that the message is cut
+// and the connection closed, with the same error as its reason.
+func (c *Conn) SendFrom(ctx context.Context, size uint64, r io.Reader) error {
+	if !expressible(c.set.framing, size) {
+		return fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size)
+	}
+	first := make([]byte, min(size, pieceSize))
+	if _, err := io.ReadFull(r, first); err != nil {
+		return fromError(err)
+	}
+	if uint64(len(first)) == size {
+		return c.queue(ctx, len(first), func(q *outq.Queue, f outq.Framing) { q.Append(f, first) })
+	}
+	f := &feed{size: size, moved: make(chan struct{}, 1)}
+	c.mu.Lock()
+	err := c.admitLocked(ctx, false)
+	if err == nil {
+		c.out.run = true
+		c.out.accepted.addBig(size)
+		c.beginFeedLocked(f, first)
+	}
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return c.feedRest(ctx, f, r, first)
+}
+
+func fromError(err error) error {
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("sockhub: message from a reader: %w", err)
+}
+
+// beginFeedLocked queues the header and the first piece.
+func (c *Conn) beginFeedLocked(f *feed, first []byte) {
+	framing := c.out.framing
+	f.pieces.Append(func(dst []byte, _ uint64) []byte {
+		if framing == nil {
+			return dst
+		}
+		at := len(dst)
+		dst = framing(dst, f.size)
+		f.header = len(dst) - at
+		return dst
+	}, first)
+	f.queued = 1
+	c.out.feed = f
+	c.startWriterLocked()
+}
+
+// feedRest queues what comes behind the first piece.
+func (c *Conn) feedRest(ctx context.Context, f *feed, r io.Reader, first []byte) error {
+	var buffers [window][]byte
+	buffers[0] = first
+	for left := f.size - uint64(len(first)); left > 0; {
+		if err := c.awaitFeed(ctx, f); err != nil {
+			return err
+		}
+		i := f.queued % window // only this goroutine writes it
+		if buffers[i] == nil {
+			buffers[i] = make([]byte, pieceSize)
+		}
+		piece := buffers[i][:min(left, pieceSize)]
+		if _, err := io.ReadFull(r, piece); err != nil {
+			return c.cutFeed(f, fromError(err))
+		}
+		left -= uint64(len(piece))
+		c.mu.Lock()
+		if c.out.frozen || f.gone {
+			c.mu.Unlock()
+			return c.endFeed()
+		}
+		f.pieces.Append(nil, piece)
+		f.queued++
+		f.complete = left == 0
+		c.startWriterLocked()
+		c.mu.Unlock()
+	}
+	return nil
+}
+
+// awaitFeed waits until the window is open.
+func (c *Conn) awaitFeed(ctx context.Context, f *feed) error {
+	for {
+		c.mu.Lock()
+		frozen, open := c.out.frozen, f.queued-f.fed < window
+		c.mu.Unlock()
+		switch {
+		case frozen:
+			return c.endFeed()
+		case open:
+			return nil
+		}
+		select {
+		case <-f.moved:
+		case <-ctx.Done():
+			return c.cutFeed(f, context.Cause(ctx))
+		}
+	}
+}
+
+// cutFeed withdraws the message, or cuts it and ends the connection if it has
+// begun to leave.
+func (c *Conn) cutFeed(f *feed, err error) error {
+	c.mu.Lock()
+	f.withdraw = true
+	for f.wire == 0 && !f.gone && !c.out.frozen {
+		if !c.out.writing {
+			c.out.withdrawLocked()
+			c.endRunLocked()
+			break
+		}
+		c.t.Kick(transport.WriteSide) // the writer withdraws it, or has written
+		c.mu.Unlock()
+		<-f.moved
+		c.mu.Lock()
+	}
+	gone := f.gone
+	c.mu.Unlock()
+	if !gone {
+		c.fail(err)
+	}
+	return err
+}
+
+// endFeed is the error of a SendFrom whose connection has ended. The report
+// knows the message only if something of it was written.
+func (c *Conn) endFeed() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.out.refuse
+}
+
+// withdrawLocked takes the feed out of the queue, unless it has begun to leave.
+func (o *output) withdrawLocked() {
+	f := o.feed
+	f.withdraw = false
+	if f.wire > 0 {
+		f.signal()
+		return
+	}
+	if o.feeding {
+		o.w, o.feeding = outq.Writing{}, false
+	}
+	o.feed = nil
+	o.accepted.msgs--
+	o.accepted.bytes -= f.size
+	f.gone = true
+	f.signal()
+}
+
+func (f *feed) close() { f.closing.Do(func() { f.from.Close() }) }
+
+func (f *feed) signal() {
+	select {
+	case f.moved <- struct{}{}:
+	default:
+	}
+}
+
+// fedLocked accounts for n written bytes of the feed, which completed so many
+// pieces.
+func (c *Conn) fedLocked(pieces, n int) {
+	o, f := &c.out, c.out.feed
+	f.fed += pieces
+	f.wire += uint64(n)
+	f.signal()
+	if f.complete && f.fed == f.queued {
+		o.written.addBig(f.size)
+		o.feed, o.feeding = nil, false
+		c.endRunLocked()
+	}
+}
+
+func (n *counter) addBig(size uint64) {
+	n.msgs++
+	n.bytes += size
+}
+
+// startFeederLocked starts the goroutine that reads for Reply.SendFrom. It is
+// joined by the connection's reader, in joinFeeders.
+func (c *Conn) startFeederLocked(f *feed) {
+	c.out.run, c.out.feed = true, f
+	c.out.feeders++
+	go func() {
+		first := make([]byte, min(f.size, pieceSize))
+		_, err := io.ReadFull(f.from, first)
+		if err == nil {
+			c.mu.Lock()
+			if !c.out.frozen {
+				c.beginFeedLocked(f, first)
+				f.complete = uint64(len(first)) == f.size
+			}
+			c.mu.Unlock()
+			c.feedRest(context.Background(), f, f.from, first)
+		} else {
+			c.fail(fromError(err))
+		}
+		f.close()
+		c.mu.Lock()
+		c.out.feeders--
+		c.mu.Unlock()
+		f.signal()
+	}()
+}
+
+// joinFeedersLocked ends what Reply.SendFrom has begun. The output is frozen.
+func (c *Conn) joinFeedersLocked() {
+	f := c.out.feed
+	for _, s := range c.out.behind {
+		if s.from != nil {
+			c.mu.Unlock()
+			s.from.close()
+			c.mu.Lock()
+		}
+	}
+	for closed := false; c.out.feeders > 0; closed = true {
+		c.mu.Unlock()
+		if !closed {
+			c.inCall.Store(true) // the reader's Close may take any time
+			f.close()
+		}
+		<-f.moved
+		c.mu.Lock()
+	}
+	c.inCall.Store(false)
+}
+
 // ---- ending the output ----
 
 // endOutputLocked refuses further messages with the given error, and ends our
@@ -379,6 +701,9 @@ func (c *Conn) freezeLocked(refuse error) {
 		c.out.refuse = refuse
 	}
 	c.out.frozen = true
+	if c.out.feed != nil {
+		c.out.feed.signal()
+	}
 	c.roomLocked()
 }
 
@@ -409,7 +734,7 @@ var vecs = sync.Pool{New: func() any { return new(vec) }}
 
 func (c *Conn) startWriterLocked() {
 	o := &c.out
-	if o.writing || o.frozen || o.empty() && (!o.fin || o.finSent) {
+	if o.writing || o.frozen || o.idle() && !o.finDue() {
 		return
 	}
 	o.writing = true
@@ -419,6 +744,7 @@ func (c *Conn) startWriterLocked() {
 // runWriterLocked starts the writer goroutine, and gives it the token.
 func (c *Conn) runWriterLocked() {
 	o := &c.out
+	o.inline = false
 	if t := c.hub.o.WriteTimeout; t > 0 {
 		o.since, o.unacked = c.hub.watch.Now(), -1
 		c.hub.watch.Arm(&c.clock, c, o.since+t/4)
@@ -430,35 +756,26 @@ func (c *Conn) runWriterLocked() {
 // reader waits for before it ends itself.
 func (c *Conn) write() {
 	v := vecs.Get().(*vec)
-	released := false
-	turn := func() (park bool) {
-		park, released = c.writeTurn(v)
-		return park
-	}
-	for !released {
+	turn := func() (park bool) { return c.writeTurn(v) }
+	for {
 		if err := c.t.Write(turn); err != nil && err != transport.ErrKicked {
 			c.wrote(0, 0, c.opError("write", err))
 		}
-		if !released { // kicked: perhaps because the output is frozen
-			_, more := c.nextWrite(v)
-			released = !more
+		if c.release() {
+			break
 		}
 	}
 	clear(v.slices[:])
 	vecs.Put(v)
 }
 
-// writeTurn writes until everything is written, and the token released, or
-// the transport is full.
-func (c *Conn) writeTurn(v *vec) (park, released bool) {
+// writeTurn writes until there is nothing more to write, or the transport is
+// full.
+func (c *Conn) writeTurn(v *vec) (park bool) {
 	for {
-		slices, more := c.nextWrite(v)
-		if !more {
-			return false, true
-		}
-		size := 0
-		for _, s := range slices {
-			size += len(s)
+		slices, size := c.nextWrite(v)
+		if slices == nil {
+			return false
 		}
 		n, err := 0, error(nil)
 		if size > 0 {
@@ -468,7 +785,7 @@ func (c *Conn) writeTurn(v *vec) (park, released bool) {
 		}
 		c.wrote(n, size, err)
 		if err == nil && n < size {
-			return true, false
+			return true
 		}
 	}
 }
@@ -479,61 +796,64 @@ func (c *Conn) writeTurn(v *vec) (park, released bool) {
 func (c *Conn) writeNow() {
 	c.mu.Lock()
 	o := &c.out
-	if o.writing || o.frozen || o.q.Empty() && o.w.Empty() {
+	if o.writing || o.frozen || o.idle() {
 		c.mu.Unlock()
 		return
 	}
 	o.writing, o.inline = true, true
 	c.mu.Unlock()
 	v := vecs.Get().(*vec)
-	slices, more := c.nextWrite(v)
-	if more {
-		size := 0
-		for _, s := range slices {
-			size += len(s)
+	if slices, size := c.nextWrite(v); size > 0 {
+		n, ok, err := c.t.WriteNow(slices)
+		if err != nil {
+			err = c.opError("write", err)
 		}
-		if size > 0 {
-			n, ok, err := c.t.WriteNow(slices)
-			if err != nil {
-				err = c.opError("write", err)
-			}
-			if ok || err != nil {
-				c.wrote(n, size, err)
-			}
+		if ok || err != nil {
+			c.wrote(n, size, err)
 		}
-		_, more = c.nextWrite(v)
+		if n == size {
+			c.nextWrite(v) // sees that all is written
+		}
 	}
 	clear(v.slices[:])
 	vecs.Put(v)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	o.inline = false
-	if more {
+	if !c.release() {
+		c.mu.Lock()
 		c.runWriterLocked()
+		c.mu.Unlock()
 	}
 }
 
-// nextWrite gathers what to write next. If there is nothing, or the output is
-// frozen, it gives the token back and returns false.
-func (c *Conn) nextWrite(v *vec) (slices [][]byte, ok bool) {
+// nextWrite returns what to write next, and its size; or nil when everything is
+// written, and what follows from that was done, or the output is frozen.
+func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	o := &c.out
 	for !o.frozen {
+		if f := o.feed; f != nil && f.withdraw {
+			o.withdrawLocked()
+			c.endRunLocked() // starts no writer: the token is taken
+			continue
+		}
 		if o.w.Empty() {
-			o.w.Take(&o.q)
+			o.takeLocked()
 		}
 		switch {
 		case !o.w.Empty():
-			return o.w.Vec(v.slices[:0], writeBytes), true
-		case o.handled && (o.flushed || o.notify):
+			slices = o.w.Vec(v.slices[:0], writeBytes)
+			for _, s := range slices {
+				size += len(s)
+			}
+			return slices, size
+		case o.drainedDue() && o.handled:
 			o.flushed, o.waited, o.notify, o.drained = false, false, false, true
-		case o.waited || o.notify:
-			o.waited, o.notify = false, false
+		case o.drainedDue():
+			o.flushed, o.waited, o.notify = false, false, false
 			c.mu.Unlock()
 			c.hub.fan.drained(c)
 			c.mu.Lock()
-		case o.fin && !o.finSent:
+		case o.finDue():
 			o.finSent = true
 			c.mu.Unlock()
 			err := c.t.CloseWrite()
@@ -543,23 +863,46 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, ok bool) {
 				c.freezeLocked(ErrNotConnected)
 			}
 		default:
-			c.releaseLocked()
-			return nil, false
+			return nil, 0
 		}
 	}
-	c.releaseLocked()
-	return nil, false
+	return nil, 0
 }
 
-func (c *Conn) releaseLocked() {
+// drainedDue reports whether Drained is, when everything is written.
+func (o *output) drainedDue() bool {
+	return o.empty() && (o.waited || o.notify || o.handled && o.flushed)
+}
+
+// finDue reports whether the end of the stream is.
+func (o *output) finDue() bool { return o.empty() && o.fin && !o.finSent }
+
+// release gives the token back, unless there is something for its holder to do.
+func (c *Conn) release() (released bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	o := &c.out
+	if !o.frozen && (!o.idle() || o.drainedDue() || o.finDue() || o.feed != nil && o.feed.withdraw) {
+		return false
+	}
 	o.writing, o.since, o.probing = false, 0, false
 	if o.gone != nil {
 		close(o.gone)
 		o.gone = nil
 	}
 	if o.finish != nil || o.err != nil || o.drained && !o.inline {
-		c.t.Kick(transport.ReadSide) // it may have waited for this
+		c.kickReader() // it may have waited for this
+	}
+	o.inline = false
+	return true
+}
+
+// takeLocked moves what is to be written next to w.
+func (o *output) takeLocked() {
+	if o.feeding = o.q.Empty() && o.feed != nil; o.feeding {
+		o.w.Take(&o.feed.pieces)
+	} else {
+		o.w.Take(&o.q)
 	}
 }
 
@@ -571,6 +914,10 @@ func (c *Conn) wrote(n, size int, err error) {
 	o := &c.out
 	if n > 0 || size == 0 && err == nil { // empty raw messages are written by being passed over
 		msgs, bytes := o.w.Wrote(n)
+		if o.feeding {
+			c.fedLocked(msgs, n)
+			msgs, bytes = 0, 0
+		}
 		if o.greeting > 0 && msgs > 0 {
 			msgs, bytes, o.greeting = msgs-1, bytes-int64(o.greeting-1), 0
 		}
@@ -689,10 +1036,30 @@ func (o *output) report(t transport.Conn) Report {
 	if n, ok := t.Unacked(); ok {
 		r.Unacked = int64(n)
 	}
-	if o.empty() {
+	if f := o.feed; f != nil {
+		switch {
+		case f.wire > 0:
+			r.Cut, r.CutSize, r.CutWritten = true, f.size, f.wire-min(f.wire, uint64(f.header))
+		case f.from == nil && !f.complete: // its SendFrom fails
+			r.AcceptedMessages--
+			r.AcceptedBytes -= f.size
+		default:
+			r.UnsentMessages, r.UnsentBytes = 1, f.size
+		}
+	}
+	if o.feeding {
+		o.w = outq.Writing{}
+	}
+	for i := range o.behind {
+		o.q.Splice(&o.behind[i].q)
+		if from := o.behind[i].from; from != nil {
+			r.UnsentMessages++
+			r.UnsentBytes += from.size
+		}
+	}
+	if o.q.Empty() && o.w.Empty() {
 		return r
 	}
-	o.q.Splice(&o.behind)
 	l := &leftover{w: o.w, q: o.q}
 	o.w, o.q = outq.Writing{}, outq.Queue{}
 	msgs, bytes := uint64(l.w.Len()+l.q.Len()), uint64(l.w.Bytes()+l.q.Bytes())
@@ -707,8 +1074,9 @@ func (o *output) report(t transport.Conn) Report {
 			l.skip = 1
 		}
 	}
-	r.UnsentMessages, r.UnsentBytes = msgs, bytes
-	if msgs > 0 || r.Cut {
+	r.UnsentMessages += msgs
+	r.UnsentBytes += bytes
+	if msgs > 0 || l.cut != nil {
 		r.left = l
 	}
 	return r

@@ -1,0 +1,334 @@
+package sockhub_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/memnet"
+)
+
+// pattern is n bytes that differ from place to place.
+func pattern(n int) []byte {
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = byte(i*31 + i>>8*7)
+	}
+	return p
+}
+
+// streamHandler reads streams, as far as read says.
+type streamHandler struct {
+	sockhub.BaseHandler
+	read func(s *sockhub.Stream)
+	msgs []string
+	end  error
+}
+
+func (h *streamHandler) Stream(r *sockhub.Reply, s *sockhub.Stream) { h.read(s) }
+func (h *streamHandler) Message(r *sockhub.Reply, m []byte)         { h.msgs = append(h.msgs, string(m)) }
+func (h *streamHandler) Disconnected(d sockhub.Disconnection)       { h.end = d.Err }
+
+// pair connects two hubs in memory, anonymously.
+func pair(t *testing.T, oa, ob *sockhub.Options, lo *sockhub.ListenOptions) (a, b *sockhub.Hub, ca, cb *sockhub.Conn) {
+	t.Helper()
+	var hubs [2]*sockhub.Hub
+	for i, o := range []*sockhub.Options{oa, ob} {
+		h, err := sockhub.New(context.Background(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { h.Close() })
+		hubs[i] = h
+	}
+	x, y := memnet.Pair(nil)
+	if lo == nil {
+		lo = new(sockhub.ListenOptions)
+	}
+	lo.Mode = sockhub.Anonymous
+	ca, err := hubs[0].ServeConn(t.Context(), x, lo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cb, err = hubs[1].Attach(t.Context(), y, &sockhub.DialOptions{Mode: sockhub.Anonymous})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hubs[0], hubs[1], ca, cb
+}
+
+func TestLargeMessageFromAReaderToAStreamOfAHandler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		want := pattern(10 << 20)
+		h := &streamHandler{}
+		var got []byte
+		h.read = func(s *sockhub.Stream) {
+			if s.Size() != uint64(len(want)) {
+				t.Error(s.Size())
+			}
+			var err error
+			if got, err = io.ReadAll(s); err != nil {
+				t.Error(err)
+			}
+		}
+		_, _, _, c := pair(t, &sockhub.Options{StreamOver: 1 << 20}, nil,
+			&sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+		ctx := t.Context()
+		c.Send(ctx, []byte("before"))
+		if err := c.SendFrom(ctx, uint64(len(want)), bytes.NewReader(want)); err != nil {
+			t.Fatal(err)
+		}
+		c.Send(ctx, []byte("after"))
+		synctest.Wait()
+		if !bytes.Equal(got, want) || len(h.msgs) != 2 || h.msgs[1] != "after" {
+			t.Errorf("%d bytes, %q", len(got), h.msgs)
+		}
+		if s := c.Stats(); s.MessagesOut != 3 || s.BytesOut != uint64(len(want))+11 || s.QueuedOut != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+func TestStreamOfEventsHoldsItsConnectionBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		want := pattern(3 << 20)
+		hub, _, _, c := pair(t, &sockhub.Options{StreamOver: 1 << 20}, &sockhub.Options{WriteTimeout: -1}, nil)
+		ctx := t.Context()
+		sent := make(chan error, 1)
+		go func() {
+			c.Send(ctx, []byte("before"))
+			c.SendFrom(ctx, uint64(len(want)), bytes.NewReader(want))
+			c.SendFrom(ctx, uint64(len(want)), bytes.NewReader(want))
+			sent <- c.Send(ctx, []byte("after"))
+		}()
+		<-time.After(time.Minute)
+		var msgs []string
+		var streams []*sockhub.Stream
+		take := func() {
+			for _, d := range (<-hub.Events()).Received {
+				for _, m := range d.Messages {
+					msgs = append(msgs, string(m))
+				}
+				if d.Stream != nil {
+					streams = append(streams, d.Stream)
+				}
+			}
+		}
+		take()
+		if len(msgs) != 1 || len(streams) != 1 {
+			t.Fatal(msgs, streams)
+		}
+		got := make([]byte, 1000)
+		if _, err := io.ReadFull(streams[0], got); err != nil || !bytes.Equal(got, want[:1000]) {
+			t.Fatal(err)
+		}
+		streams[0].Close() // skips the rest
+		if _, err := streams[0].Read(got); !errors.Is(err, sockhub.ErrClosed) {
+			t.Error(err)
+		}
+		for len(streams) < 2 {
+			take()
+		}
+		all, err := io.ReadAll(streams[1])
+		if err != nil || !bytes.Equal(all, want) {
+			t.Error(len(all), err)
+		}
+		for len(msgs) < 2 {
+			take()
+		}
+		if err := <-sent; err != nil || msgs[1] != "after" {
+			t.Error(err, msgs)
+		}
+	})
+}
+
+func TestStreamEndsWithItsConnection(t *testing.T) {
+	ends := map[string]struct {
+		end  func(hub *sockhub.Hub, ours *sockhub.Conn, peer *memnet.End)
+		want error
+	}{
+		"peer closes":  {func(_ *sockhub.Hub, _ *sockhub.Conn, p *memnet.End) { p.Close() }, io.ErrUnexpectedEOF},
+		"we close":     {func(_ *sockhub.Hub, c *sockhub.Conn, _ *memnet.End) { c.Close() }, sockhub.ErrClosed},
+		"we finish":    {func(_ *sockhub.Hub, c *sockhub.Conn, _ *memnet.End) { c.Finish() }, sockhub.ErrClosed},
+		"hub closes":   {func(h *sockhub.Hub, _ *sockhub.Conn, _ *memnet.End) { h.Close() }, sockhub.ErrClosed},
+		"peer stalls":  {func(*sockhub.Hub, *sockhub.Conn, *memnet.End) {}, sockhub.ErrFrameTimeout},
+		"peer is gone": {func(_ *sockhub.Hub, _ *sockhub.Conn, p *memnet.End) { p.Reset() }, nil},
+	}
+	for name, e := range ends {
+		for _, events := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				read := make(chan error, 1)
+				var h sockhub.Handler
+				if !events {
+					h = &streamHandler{read: func(s *sockhub.Stream) {
+						_, err := io.ReadAll(s)
+						read <- err
+					}}
+				}
+				hub, c, peer := serveHandler(t, sockhub.Anonymous, h, &sockhub.Options{StreamOver: 1000, FrameTimeout: time.Second})
+				if events {
+					go func() {
+						for b := range hub.Events() {
+							for _, d := range b.Received {
+								go func() {
+									_, err := io.ReadAll(d.Stream)
+									read <- err
+								}()
+							}
+						}
+					}()
+				}
+				peer.Write(sockhub.LengthPrefix(8, leOrder).AppendHeader(nil, math.MaxUint64))
+				peer.Write(make([]byte, 5000))
+				synctest.Wait()
+				go e.end(hub, c, peer)
+				if err := <-read; err == nil || e.want != nil && !errors.Is(err, e.want) {
+					t.Errorf("%s, events %v: %v", name, events, err)
+				}
+				<-time.After(time.Second)
+				peer.Close()
+			})
+		}
+	}
+}
+
+func TestReaderThatFails(t *testing.T) {
+	boom := errors.New("boom")
+	for _, at := range []int{0, 1000, 100_000, 5 << 20} {
+		synctest.Test(t, func(t *testing.T) {
+			hub, _, _, c := pair(t, nil, nil, nil)
+			go func() {
+				for range hub.Events() {
+				}
+			}()
+			r := io.MultiReader(bytes.NewReader(make([]byte, at)), &failing{boom})
+			err := c.SendFrom(t.Context(), 6<<20, r)
+			if !errors.Is(err, boom) {
+				t.Error(at, err)
+			}
+			synctest.Wait()
+			if at <= 1000 {
+				// Nothing of it left: the connection lives on.
+				if err := c.TrySend(nil); err != nil {
+					t.Error(at, err)
+				}
+			} else if cause := context.Cause(c.Context()); !errors.Is(cause, boom) {
+				t.Error(at, cause)
+			}
+		})
+	}
+}
+
+type failing struct{ err error }
+
+func (f *failing) Read([]byte) (int, error) {
+	<-time.After(time.Second) // what was read before is with the peer
+	return 0, f.err
+}
+
+// What cannot be written because the peer does not read is withdrawn whole as
+// long as nothing of it has left.
+func TestSendFromIsWithdrawnWhole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, _, peer := serveHandler(t, sockhub.Anonymous, nil, &sockhub.Options{WriteTimeout: -1})
+		c := (<-hub.Events()).Unknown[0]
+		for c.TrySend(make([]byte, 100_000)) == nil && c.Stats().QueuedOut < 1<<20 {
+		}
+		n := c.Stats().MessagesOut + uint64(c.Stats().QueuedMessages)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := c.SendFrom(ctx, 10<<20, bytes.NewReader(pattern(10<<20))); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		c.TrySend([]byte("end"))
+		for range n {
+			expect(t, peer, frame(string(make([]byte, 100_000))))
+		}
+		expect(t, peer, frame("end"))
+		c.Close()
+		for b := range hub.Events() {
+			for _, d := range b.Disconnected {
+				if r := d.Report; r.AcceptedMessages != n+1 || r.WrittenMessages != n+1 || r.Cut {
+					t.Errorf("%+v", r)
+				}
+			}
+			if len(b.Disconnected) > 0 {
+				break
+			}
+		}
+	})
+}
+
+func TestReplySendFromKeepsItsPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		big := pattern(1 << 20)
+		var closed atomic.Int32
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			r.Send([]byte("1"))
+			for _, size := range []int{len(big), 10, 0} {
+				r.SendFrom(uint64(size), &closer{bytes.NewReader(big), &closed})
+				r.Send([]byte("then"))
+			}
+		}}
+		hub, c, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+		peer.Write(frames("go", "go"))
+		for range 2 {
+			expect(t, peer, frame("1"))
+			for _, size := range []int{len(big), 10, 0} {
+				expect(t, peer, frame(string(big[:size])))
+				expect(t, peer, frame("then"))
+			}
+		}
+		synctest.Wait()
+		if s := c.Stats(); closed.Load() != 6 || s.MessagesOut != 14 || s.QueuedMessages != 0 {
+			t.Errorf("%d closed, %+v", closed.Load(), s)
+		}
+		_ = hub
+	})
+}
+
+type closer struct {
+	io.Reader
+	n *atomic.Int32
+}
+
+func (c *closer) Close() error { c.n.Add(1); return nil }
+
+func TestReportCountsMessagesFromReaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reports := make(chan sockhub.Disconnection, 1)
+		closed, big := atomic.Int32{}, pattern(10<<20)
+		h := &handlerFuncs{
+			message: func(r *sockhub.Reply, m []byte) {
+				for range 3 {
+					r.SendFrom(10<<20, &closer{bytes.NewReader(big), &closed})
+				}
+				r.Send([]byte("last"))
+			},
+			disconnected: func(d sockhub.Disconnection) { reports <- d },
+		}
+		_, c, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+		peer.Write(frame("go"))
+		expect(t, peer, frame(string(big))[:100_000])
+		synctest.Wait()
+		c.Close()
+		d := <-reports
+		r := d.Report
+		if r.AcceptedMessages != 4 || !r.Cut || r.CutSize != 10<<20 || r.CutWritten < 99_992 || r.UnsentMessages != 3 ||
+			r.UnsentBytes != 20<<20+4 || r.AcceptedBytes != 30<<20+4 || r.CutMessage() != nil || closed.Load() != 3 {
+			t.Errorf("%+v, %d closed", r, closed.Load())
+		}
+		for m := range r.Unsent() {
+			if string(m) != "last" {
+				t.Errorf("%.20q", m)
+			}
+		}
+	})
+}
