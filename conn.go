@@ -913,6 +913,14 @@ func (c *Conn) leaving() bool {
 	return c.input != reading || c.closeErr != nil || c.out.finish != nil || c.out.err != nil
 }
 
+// peerEnded reports whether the peer has finished although the reader has not
+// come to see it: it may not have had its turn yet, or it holds the input back.
+func (c *Conn) peerEnded() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.over || c.closeErr != nil || c.t.Ended() // under mu, so before Close
+}
+
 // finished reports whether the connection's end has been decided on.
 func (c *Conn) finished() bool {
 	c.mu.Lock()

@@ -689,11 +689,12 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 		return ruleUnread, nil, nil
 	}
 	if cl != nil && cl.owner != nil {
-		switch leaving := cl.owner.leaving(); {
-		case !leaving && cl.duplicates(h) == RefuseNew:
-			return 0, nil, fmt.Errorf("%w: %q", ErrNameTaken, name)
-		case !leaving:
+		switch {
+		case cl.owner.leaving():
+		case cl.duplicates(h) != RefuseNew:
 			replaced = cl.owner
+		case !cl.owner.peerEnded():
+			return 0, nil, fmt.Errorf("%w: %q", ErrNameTaken, name)
 		}
 		if !slices.Contains(cl.claims, c) {
 			cl.claims = append(cl.claims, c)
