@@ -109,8 +109,8 @@ func (d *demo) run(ctx context.Context) (err error) {
 // kinds are the kinds of transport, with the reason why one is not tried here.
 func kinds() []struct{ name, skip string } {
 	abstract := ""
-	if runtime.GOOS != "linux" {
-		abstract = "only Linux has abstract Unix sockets"
+	if runtime.GOOS != "linux" && runtime.GOOS != "android" {
+		abstract = "only Linux and Android have abstract Unix sockets"
 	}
 	return []struct{ name, skip string }{{"tcp", ""}, {"unix", ""}, {"abstract", abstract}, {"pipe", ""}}
 }

@@ -1,0 +1,180 @@
+// Package sockhub lets one program talk to many peers over sockets: a [Hub]
+// owns the connections, accepts and dials them, and reports what happens on all
+// of them in batches on one channel, [Hub.Events]. The program ranges over that
+// channel, or selects on it beside its other channels, and sends from any
+// goroutine.
+//
+// # The model
+//
+//	 peers   one reader per connection     hub                 program
+//
+//	socket ──► reader ──► messages ──┐
+//	socket ──► reader ──► messages ──┼──► goroutine ──► Events() ──► for b := range …
+//	socket ──► reader ──► messages ──┘                                      │
+//	   ▲                                                                    │
+//	   └────── writer ◄──── queue of the connection ◄──── Send, Broadcast ──┘
+//
+// Every connection has a reader goroutine, and a writer goroutine while there
+// is output. What the readers have goes to the hub's own goroutine, which puts
+// one [Batch] into Events. While the program is busy, what follows is merged
+// into the batch that waits: the more there is to do, the more is done at a
+// time, and a slow program is not flooded, since reading pauses at ConnInbound.
+//
+// Traffic is messages: each is its length, 8 bytes little-endian, and its
+// body (other framings: [LengthPrefix], [Uvarint]). Peers are named or
+// anonymous ([Mode]). A named peer gives its name as its first message and is
+// answered OK; before that, the rules ([Rule]) of the hub, the listener and the
+// name say whether it may have that name from where it is. A peer that they
+// refuse is disconnected without an answer. A name has one connection at a time.
+//
+// An [ID] is a client: a name registered with [Hub.Expect], a peer that is
+// dialed (again and again, with DialOptions.Reconnect), or else one connection.
+// A [Conn] is one connection of a client.
+//
+// A connection can have a [Handler], which is called on its reader goroutine
+// and answers there: the shortest way. A connection that has its Handler from
+// the options is not seen in Events.
+//
+// # Life cycle
+//
+// [New] makes a hub. [Hub.Listen] and [Hub.Serve] accept connections,
+// [Hub.Dial] makes one, and [Hub.ServeConn] and [Hub.Attach] take over one that
+// is open: a net.Conn, two pipes, anything that reads, writes and closes. Their
+// context bounds the call; New's is the life of the hub.
+//
+// [Conn.Finish] ends a connection when its queue is written, [Conn.Close] at
+// once. When a peer finishes sending, that is reported as Ended in a later batch
+// than its last messages. When that batch was taken, they have been answered:
+// the answers are written, and the connection ends. A program that answers later
+// than that, from other goroutines, sets HalfOpen and calls Finish.
+//
+// [Hub.Shutdown] does the same to all connections, as if all peers had finished
+// sending; the loop over Events goes on until the channel is closed. [Hub.Close]
+// ends everything at once. Both return when all sockets are closed and no
+// goroutine of the hub is left, except that a Handler's call that is running is
+// not waited for. Nobody has to receive from Events for that.
+//
+// # Handling a batch
+//
+// The fields of a batch stand in the order in which to handle them:
+//
+//	Connected     expected and dialed clients that connected
+//	Unknown       others that connected: anonymous, or of a name not registered
+//	Received      messages, connection by connection
+//	Drained       output that had to wait is now all with the kernel
+//	Ended         peers that have finished sending
+//	Disconnected  connections that have ended, and what became of their output
+//
+// One batch never concerns two connections of the same client. A batch may be
+// empty. If several goroutines receive from Events, nothing orders their
+// batches.
+//
+// # Whose memory it is
+//
+// A message that was received is the program's for good. Its cap is its len, so
+// append copies. Small messages that came together share up to 16 KiB of
+// memory; clone one that is kept for long.
+//
+// A message that is sent is the hub's: it must not be changed afterwards, as a
+// value sent to a channel by pointer must not. The same slice may be sent to
+// many, a received one too.
+//
+// # Backpressure
+//
+// Out: a message is accepted while its connection's queue is charged less than
+// ConnOutbound, so one always enters an empty queue. A message is charged its
+// length and [MessageCharge]. When the queue is full, the [OverflowPolicy]
+// decides: Send waits for room until its context ends (BlockSender, the
+// default), or the message is refused, or the oldest one is dropped, or the peer
+// is disconnected. TrySend never waits. A slow peer never delays what is sent to
+// others, unless the program waits for it: a loop over Events should use
+// TrySend. Two loops that wait for room in each other's queues stand still until
+// WriteTimeout. A program with much to send makes it part by part, each when
+// Drained says that the one before is gone ([Conn.NotifyDrained]).
+//
+// In: when the messages of a connection that the program has not taken are
+// charged ConnInbound, its reading pauses until they are taken, and so in the
+// end does its peer. Nothing is dropped.
+//
+// # What is promised about delivery
+//
+//   - A nil error of Send means: the message is in the queue of this connection,
+//     exactly once. It is not written yet, nor received.
+//   - An error of Send means that nothing of the message was accepted. SendMany
+//     returns how many were: exactly the first n, in one run. SendFrom refuses
+//     or withdraws its message whole until the first byte is written; if it
+//     fails after that, the message is cut and the connection ends.
+//   - Messages leave a connection in the order in which they were accepted. Those
+//     of concurrent senders alternate as wholes. What a Handler's call sends is
+//     accepted at Flush or when the call returns. Nothing orders the messages of
+//     two connections, not even of two that the same client had.
+//   - Delivery is at most once. What the peer gets is a prefix of what was
+//     accepted, less what DropOldest dropped: without gap, duplicate or change of
+//     order, and no part of a message with another one behind it. Nothing is sent
+//     again after a reconnect, or moved to the new connection.
+//   - Every connection that was reported has exactly one Disconnected, after all
+//     its messages, with the reason and a [Report]: accepted = written + unsent +
+//     dropped + the one that was cut, in messages and in bytes. Unsent messages
+//     have certainly not been delivered, and are in the report, to be sent
+//     elsewhere. Those written are with the kernel, and how many bytes the peer's
+//     kernel has not acknowledged stands in Unacked where the system tells:
+//     these may have arrived or not. What it has acknowledged, the peer's program
+//     may still not have read: if that matters, let the peers answer.
+//   - Drained means that the queue is empty and all of it was given to the kernel.
+//     It is reported when output had to wait, or NotifyDrained asked for it; to a
+//     Handler, each time that the queue was emptied.
+//   - After Shutdown and Close, Events yields what remains and is then closed.
+//   - A message that was received is delivered once, to the Handler or in a batch.
+//     All that were complete before the peer finished come before its
+//     Disconnected. A switch between messages and raw bytes keeps what was read.
+//
+// # Limits and defaults
+//
+//	HandshakeTimeout      5 s      from accept to the accepted name, in all
+//	name                  1 to 255 bytes; 1 KiB is read before it is accepted
+//	MaxPending            1,024    handshakes; above, the oldest of the heaviest source goes
+//	MaxPendingPerSource   64       from which on an address or uid is heavy
+//	MaxConns              65,536   or fewer, where fewer descriptors can be open
+//	MaxMessage            64 MiB   received whole, or sent by other than SendFrom
+//	StreamOver            never    larger messages come as a Stream, of any size
+//	ConnOutbound          4 MiB    queued, per connection
+//	ConnInbound           4 MiB    received and not taken, per connection
+//	MessageCharge         64 B     of a message, beside its length
+//	WriteTimeout          10 s     without any progress of the output
+//	FrameTimeout          30 s     without progress of a message that has begun
+//	IdleTimeout           none     without input
+//	Linger                500 ms   for the peer's FIN after ours
+//	DialOptions.Timeout   5 s      for each attempt
+//	Backoff               100 ms, 1.6 times as long each time up to 30 s, ± 20 %
+//	TCP keep-alive        15 s, then 3 probes every 5 s
+//	FileMode              0600     of a Unix socket, from its first moment
+//	Unexpected            HoldUnexpected   of an unregistered name: connected, in Unknown
+//	Duplicates            RefuseNew        of a name that is connected
+//	Overflow              BlockSender
+//
+// A zero field of the options is its default, a negative limit or duration is
+// none, and a contradiction is an error. A length above MaxMessage ends the
+// connection before anything is allocated for it; below, memory grows with the
+// bytes that come and not with those that are announced.
+//
+// # Platforms
+//
+// Linux, where it is developed and tested (amd64 and 386): TCP and Unix stream
+// sockets with vectored writes; abstract Unix sockets; the uid, gid and pid of a
+// Unix peer; Unacked.
+//
+// The package also builds for macOS, the BSDs, Windows, Android and iOS, where
+// it was not tested. Abstract Unix sockets exist on Linux and Android alone. The
+// credentials of a Unix peer are known on Linux, Android, macOS, iOS and FreeBSD;
+// elsewhere a [Rule] that needs them denies. Unacked is known on the same
+// systems: for TCP, and for Unix sockets when it is 0. On Windows a FileMode is
+// refused, and the socket file of a server that has crashed has to be removed by
+// hand.
+//
+// # Not built yet
+//
+// These are in the interface, and are errors that match errors.ErrUnsupported:
+// TLS, Classify, ReusePort, ProxyFrom, ServePacket and the networks udp,
+// unixgram and unixpacket. These have no effect yet: InboundLimit,
+// OutboundLimit, MemoryLimit, Budget and ReuseBuffers.
+package sockhub

@@ -1,0 +1,25 @@
+package main
+
+import (
+	"context"
+	"github.com/sockhub/sockhub"
+	"log"
+)
+
+func main() {
+	hub, err := sockhub.New(context.Background(), &sockhub.Options{Name: "alice"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	conn, err := hub.Dial(context.Background(), "tcp", "127.0.0.1:4040", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	conn.TrySend([]byte("hello"))
+	for b := range hub.Events() {
+		for _, msg := range b.Messages() {
+			log.Printf("%s says %q", conn.Peer().Remote, msg)
+			return
+		}
+	}
+}
