@@ -72,6 +72,10 @@ type Conn struct {
 	stopped  bool       // a callback closed or finished the connection
 	stream   *Stream    // input waits for it to be read; nil: none
 	diverted *diversion // input waits for what Events has not given away yet; nil mostly
+	held     int64      // of the budget: for what was read and not delivered, and for the next read
+	starved  bool       // the budget does not let it read
+	token    bool       // the budget lets it read to the end of the message that has begun
+	reported int64      // of the memory budget: what the report holds
 	badInput bool       // what came is no message
 
 	streaming atomic.Pointer[Stream] // as stream, if it is of Events
@@ -95,6 +99,8 @@ type Conn struct {
 	waiting  bool          // a Stream waits for input
 	holding  bool          // ... because we hold it back (paused)
 	resume   bool          // told to go on reading
+	granted  bool          // ... with the budget's token
+	lacks    int           // bytes left of the message that the token is for
 	endRead  bool          // told to end the input, by Shutdown
 	change   *change       // told to do by SetHandler and SetRaw; nil: nothing
 	raw      bool          // what Raw answers
@@ -289,6 +295,8 @@ func (c *Conn) opError(op string, err error) error {
 const (
 	readChunk = 16 << 10  // memory shared by the small messages that come together
 	minFree   = 2 << 10   // a chunk with less room is left to its messages
+	maxRead   = 256 << 10 // at once, into a message's own buffer
+	minRate   = 64 << 10  // bytes per second that who was given the budget's token has to come up to
 	readTurn  = 128 << 10 // after this much, others get their turn
 	doubt     = 100 * time.Millisecond
 )
@@ -296,8 +304,10 @@ const (
 // turn is what a reader needs while there is something to read. It is pooled,
 // so that a connection that waits holds nothing.
 type turn struct {
-	free []byte   // never delivered to anybody
-	msgs [][]byte // cut in this round
+	free      []byte   // never delivered to anybody
+	msgs      [][]byte // cut in this round
+	credit    int64    // held of the budget for reading
+	delivered int64    // of what is held, now the hub's
 }
 
 var turns = sync.Pool{New: func() any { return &turn{free: make([]byte, readChunk)} }}
@@ -362,6 +372,7 @@ func (c *Conn) attend() (over bool) {
 	resumed := c.resume
 	if resumed {
 		c.resume, c.paused, c.holding = false, false, false
+		c.token, c.granted = c.token || c.granted, false
 		c.quiet = c.hub.watch.Now()
 	}
 	c.mu.Unlock()
@@ -443,6 +454,8 @@ func (c *Conn) turn() (park bool) {
 		c.dec.move(t.free)
 		park = c.readSome(t)
 		t.spend(c.dec.park())
+		c.settle(t, c.dec.partial())
+		c.starve()
 	}
 	turns.Put(t)
 	return park
@@ -458,10 +471,11 @@ func (c *Conn) readSome(t *turn) (park bool) {
 	var (
 		read, n int
 		drained bool
+		ok      = true
 		err     = c.cut(t) // what came behind the handshake or before a pause
 	)
-	for err == nil && !drained && read < readTurn && !c.holdsBack() {
-		if n, drained, err = c.receive(t); n > 0 {
+	for err == nil && ok && !drained && read < readTurn && !c.holdsBack() {
+		if n, drained, ok, err = c.receive(t); n > 0 {
 			read += n
 			if e := c.cut(t); e != nil {
 				err = e
@@ -483,25 +497,95 @@ func (c *Conn) readSome(t *turn) (park bool) {
 	return !c.stopped && !c.reply.drained && c.stream == nil
 }
 
-// receive reads once.
-func (c *Conn) receive(t *turn) (n int, drained bool, err error) {
+// receive reads once. ok is false if the budget does not let it.
+func (c *Conn) receive(t *turn) (n int, drained, ok bool, err error) {
 	if c.dec.full() {
 		t.free = nil // its bytes are messages', and those of the unfinished one, which move
 		t.reserve(c.dec.need())
 		c.dec.move(t.free)
 	}
 	space := c.dec.space()
+	space = space[:min(len(space), maxRead)]
 	if c.greet != nil {
 		// The name lies well within this, so that no more of what follows it
 		// is read either before the peer is admitted.
 		space = space[:min(len(space), handshakeBytes)]
 	}
+	if space = c.reserve(t, space); len(space) == 0 {
+		return 0, false, false, nil
+	}
 	n, drained, err = c.t.TryRead(space)
 	c.dec.advance(n)
+	t.credit -= int64(n)
 	if err != nil && err != io.EOF {
 		err = c.opError("read", err)
 	}
-	return n, drained, err
+	return n, drained, true, err
+}
+
+// reserve takes room in the budget for reading into space, or into less of it.
+func (c *Conn) reserve(t *turn, space []byte) []byte {
+	lacks := int64(len(space)) - t.credit
+	if lacks <= 0 {
+		return space
+	}
+	if !c.token && c.hub.budget.in.Reserve(lacks) {
+		t.credit += lacks
+		c.held += lacks
+		return space
+	}
+	if c.token && c.dec.lacks > 0 {
+		space = space[:min(len(space), c.dec.lacks)]
+		if lacks = int64(len(space)) - t.credit; lacks > 0 {
+			c.hub.budget.in.Force(lacks)
+			t.credit += lacks
+			c.held += lacks
+		}
+		return space
+	}
+	if c.token {
+		c.endToken()
+	}
+	c.starved = true
+	return nil
+}
+
+// settle makes what is held of the budget what it is to be at the end of a
+// turn, when kept bytes of an unfinished message are left and the rest was
+// delivered, for which the hub holds so much.
+func (c *Conn) settle(t *turn, kept int) {
+	c.hub.budget.in.Give(c.held - int64(kept) - t.delivered)
+	c.held = int64(kept)
+	t.credit, t.delivered = 0, 0
+}
+
+// endToken gives the budget's token back, when the message is complete.
+func (c *Conn) endToken() {
+	c.token = false
+	c.mu.Lock()
+	c.deadline = 0
+	c.mu.Unlock()
+	c.hub.budget.in.Done(c)
+}
+
+// mayHaveRoom is told by the budget that a Send that waits may go on. It is
+// called with another connection's lock held.
+func (c *Conn) mayHaveRoom() { c.hub.watch.Arm(&c.clock, c, c.hub.watch.Now()) }
+
+// readOn is told by the budget that the connection may read again.
+func (c *Conn) readOn(token bool) {
+	now := c.hub.watch.Now()
+	c.mu.Lock()
+	if token {
+		c.granted = true
+		if t := c.hub.o.FrameTimeout; t > 0 {
+			c.deadline = now + t + time.Duration(c.lacks)*time.Second/minRate
+			c.hub.watch.Arm(&c.clock, c, c.deadline)
+		}
+	}
+	c.resume = true
+	c.mu.Unlock()
+	c.kickReader()
 }
 
 // discard is turn after Finish: what comes is dropped.
@@ -564,6 +648,9 @@ func (c *Conn) cut(t *turn) (err error) {
 	if msgs == 0 {
 		return err
 	}
+	if c.token {
+		c.endToken()
+	}
 	c.mu.Lock()
 	c.inMsgs += uint64(msgs)
 	c.inBytes += uint64(size)
@@ -584,6 +671,7 @@ func (c *Conn) deliver(t *turn) {
 	for _, m := range t.msgs {
 		charge += int64(len(m))
 	}
+	t.delivered += charge
 	if c.hub.fan.deliver(c, t.msgs, charge, nil) {
 		c.paused = true
 	}
@@ -690,9 +778,12 @@ func (c *Conn) Check(now time.Duration) (next time.Duration) {
 		return 0
 	}
 	if c.deadline != 0 && due(c.deadline) {
-		if c.deadline = 0; c.shaking {
+		switch c.deadline = 0; {
+		case c.shaking:
 			reason = ErrHandshakeTimeout
-		} else {
+		case c.input == reading: // with the budget's token
+			reason = ErrFrameTimeout
+		default:
 			c.overdue, kick = true, true
 		}
 	}
@@ -707,6 +798,7 @@ func (c *Conn) Check(now time.Duration) (next time.Duration) {
 	if c.doubtful && due(c.lastRead+doubt) {
 		c.doubtful, poll = false, true
 	}
+	c.roomLocked() // there may be, in the budget
 	stuck := c.out.since != 0 && c.hub.o.WriteTimeout > 0 && c.stuckLocked(now, due)
 	c.mu.Unlock()
 
@@ -741,9 +833,17 @@ func (c *Conn) end() {
 	}
 	err = c.refused(err)
 	c.closeErr, c.over = err, true
+	c.hub.budget.out.Fell(&c.out.share, 0)
+	c.reported = int64(report.UnsentBytes)
+	if report.left == nil {
+		c.reported = 0
+	}
 	cancel := c.cancel
 	c.mu.Unlock()
 
+	c.hub.budget.reports.Add(c.reported)
+	c.hub.budget.in.Give(c.held)
+	c.hub.budget.in.Done(c)
 	c.hub.watch.Disarm(&c.clock)
 	c.retireStream(err)
 	c.t.Close()
@@ -811,6 +911,14 @@ func (c *Conn) leaving() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.input != reading || c.closeErr != nil || c.out.finish != nil || c.out.err != nil
+}
+
+// peerEnded reports whether the peer has finished although the reader has not
+// come to see it: it may not have had its turn yet, or it holds the input back.
+func (c *Conn) peerEnded() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.over || c.closeErr != nil || c.t.Ended() // under mu, so before Close
 }
 
 // finished reports whether the connection's end has been decided on.
@@ -996,6 +1104,8 @@ func (c *Conn) undivert() {
 		t := turns.Get().(*turn)
 		t.msgs = append(t.msgs, d.msgs...)
 		c.deliver(t)
+		c.hub.budget.in.Force(t.delivered)
+		t.delivered = 0
 		turns.Put(t)
 	} else {
 		if len(d.msgs) > 1 && c.dec.raw {
@@ -1050,6 +1160,19 @@ func (c *Conn) lastCall(d Disconnection) {
 	c.inCall.Store(false)
 }
 
+// starve makes a reader wait that the budget has refused.
+func (c *Conn) starve() {
+	if !c.starved {
+		return
+	}
+	c.starved, c.paused = false, true
+	c.mu.Lock()
+	c.holding = true
+	c.lacks = c.dec.lacks
+	c.mu.Unlock()
+	c.hub.budget.in.Wait(c, int64(c.dec.lacks)) // may call readOn
+}
+
 // cutRest delivers what was read and had to wait for room.
 func (c *Conn) cutRest() {
 	t := turns.Get().(*turn)
@@ -1059,6 +1182,7 @@ func (c *Conn) cutRest() {
 		c.fail(err)
 	}
 	t.spend(c.dec.park())
+	c.settle(t, c.dec.partial())
 	turns.Put(t)
 }
 
@@ -1068,7 +1192,7 @@ func (c *Conn) makeRoom() {
 	c.writeNow()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if o := &c.out; o.refuse == nil && o.charge() >= o.limit {
+	if o := &c.out; o.refuse == nil && !c.hasRoomLocked(0) {
 		o.wantRoom, c.paused = true, true
 		c.startWriterLocked()
 	}
@@ -1140,6 +1264,11 @@ func (r *Reply) accept() {
 		return
 	}
 	o.accepted.add(r.side.Len(), r.side.Bytes())
+	charge := o.charge() + r.side.Charge()
+	if r.full = charge >= o.limit; !r.c.hub.budget.out.Take(r.c, &o.share, charge, o.empty()) {
+		r.c.hub.budget.out.Force(&o.share, charge)
+		r.full = true
+	}
 	if !o.run {
 		o.q.Splice(&r.side)
 	} else if last := len(o.behind) - 1; last >= 0 && o.behind[last].from == nil {
@@ -1148,7 +1277,6 @@ func (r *Reply) accept() {
 		o.behind = append(o.behind, segment{q: r.side})
 		r.side = outq.Queue{}
 	}
-	r.full = o.charge() >= o.limit
 }
 
 // admit says whether one more message may be gathered: the first of a call
@@ -1482,6 +1610,3 @@ func (c *Conn) streamWaits(on bool) {
 		c.hub.watch.Arm(&c.clock, c, now+t)
 	}
 }
-
-// Budget lets several hubs share their byte limits.
-type Budget struct{}

@@ -170,6 +170,8 @@ type decoder struct {
 	big  []byte // received of it so far; nil: none
 	size int    // its whole length
 
+	lacks int // bytes left of the message that has begun, once its header is read
+
 	rest []byte // between park and move: what was chunk[r:w]
 }
 
@@ -234,7 +236,7 @@ func (d *decoder) advance(n int) {
 // or ok == false if there is none. After an error the stream is lost.
 func (d *decoder) next() (msg []byte, ok bool, err error) {
 	if d.big != nil {
-		if len(d.big) < d.size {
+		if d.lacks = d.size - len(d.big); d.lacks > 0 {
 			return nil, false, nil
 		}
 		msg, d.big = d.big, nil
@@ -242,6 +244,7 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 		return msg[:len(msg):len(msg)], true, nil
 	}
 	p := d.chunk[d.r:d.w]
+	d.lacks = 0
 	if d.stream > 0 {
 		return nil, false, nil
 	}
@@ -277,7 +280,7 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 		d.r += end
 		return p[h:end:end], true, nil
 	}
-	d.want = end
+	d.want, d.lacks = end, end-len(p)
 	if d.full() && end > len(d.chunk)/2 {
 		d.big, d.size = p[h:h], int(n)
 		d.big = append(make([]byte, 0, min(d.size, 2*len(p)+growStep)), p[h:]...)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sockhub/sockhub/internal/budget"
 	"github.com/sockhub/sockhub/internal/fanin"
 	"github.com/sockhub/sockhub/internal/pending"
 	"github.com/sockhub/sockhub/internal/registry"
@@ -76,7 +78,8 @@ type Hub struct {
 	unbind    func() bool    // takes the hub off its context
 	tasks     errgroup.Group // the hub goroutine, the watch and the listeners; the connections are in live
 
-	table registry.Table[client, *client]
+	budget *Budget
+	table  registry.Table[client, *client]
 
 	// mu guards what follows. fan.mu and Conn.mu may be taken inside it.
 	mu        sync.Mutex
@@ -123,6 +126,12 @@ func New(ctx context.Context, o *Options) (*Hub, error) {
 		names:     make(map[string]*client),
 	}
 	h.dials, h.stopDials = context.WithCancel(context.Background())
+	if h.budget = r.Budget; h.budget == nil {
+		h.budget = NewBudget(r.InboundLimit, r.OutboundLimit, r.MemoryLimit)
+	}
+	if err := h.budget.join(&r); err != nil {
+		return nil, err
+	}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
@@ -190,6 +199,64 @@ func (h *Hub) current(id ID) (*Conn, error) {
 		return nil, ErrUnknownID
 	}
 	return nil, ErrNotConnected
+}
+
+// Budget is a set of limits on the bytes that all connections of one or more
+// hubs hold. Give it to each of them as Options.Budget.
+type Budget struct {
+	in                       *budget.Inbound[*Conn]
+	out                      *budget.Outbound[*Conn]
+	reports                  atomic.Int64 // unsent bytes in reports that were not taken
+	inLimit, outLimit, total int64
+}
+
+// NewBudget makes a Budget. The limits, in bytes, are those of
+// Options.InboundLimit, OutboundLimit and MemoryLimit: 0 means the default,
+// less than 0 none.
+func NewBudget(inbound, outbound, total int64) *Budget {
+	b := &Budget{
+		inLimit:  or(inbound, DefaultInboundLimit),
+		outLimit: or(outbound, DefaultOutboundLimit),
+		total:    or(total, DefaultMemoryLimit),
+	}
+	b.in = budget.NewInbound(b.inLimit, 0, (*Conn).readOn, b.over)
+	b.out = budget.NewOutbound(b.outLimit, (*Conn).mayHaveRoom)
+	return b
+}
+
+// join adds a hub to those that share b.
+func (b *Budget) join(o *Options) error {
+	if err := b.allow("Options.MaxMessage", uint64(o.MaxMessage)); err != nil {
+		return err
+	}
+	b.out.Join(o.MaxConns)
+	return nil
+}
+
+// allow sees to it that messages of max bytes can be received, or says that
+// the limit is too low for that.
+func (b *Budget) allow(field string, max uint64) error {
+	if max > math.MaxInt64 || !budget.CheckInbound(b.inLimit, int64(max)) {
+		return optionError(field, "%d bytes are too many for InboundLimit, which is %d: it must be twice that and 128 KiB", max, b.inLimit)
+	}
+	b.in.Raise(int64(max))
+	return nil
+}
+
+// over reports whether the memory limit is reached, at so many bytes of input.
+func (b *Budget) over(inbound int64) bool {
+	return inbound+b.out.Used()+b.reports.Load() >= b.total
+}
+
+// full reports whether it is.
+func (b *Budget) full() bool { return b.over(b.in.Used()) }
+
+// forget gives back what a report held that was taken.
+func (b *Budget) forget(unsent int64) {
+	if unsent > 0 {
+		b.reports.Add(-unsent)
+		b.in.Poke()
+	}
 }
 
 // SendError is one connection that a Broadcast could not queue for.
@@ -622,11 +689,12 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 		return ruleUnread, nil, nil
 	}
 	if cl != nil && cl.owner != nil {
-		switch leaving := cl.owner.leaving(); {
-		case !leaving && cl.duplicates(h) == RefuseNew:
-			return 0, nil, fmt.Errorf("%w: %q", ErrNameTaken, name)
-		case !leaving:
+		switch {
+		case cl.owner.leaving():
+		case cl.duplicates(h) != RefuseNew:
 			replaced = cl.owner
+		case !cl.owner.peerEnded():
+			return 0, nil, fmt.Errorf("%w: %q", ErrNameTaken, name)
 		}
 		if !slices.Contains(cl.claims, c) {
 			cl.claims = append(cl.claims, c)
@@ -638,6 +706,9 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 	}
 	if h.slots >= h.o.MaxConns {
 		return 0, nil, ErrTooManyConns
+	}
+	if h.budget.full() {
+		return 0, nil, ErrMemoryLimit
 	}
 	if l := c.listener; l != nil {
 		if l.conns >= l.o.MaxConns {
@@ -703,6 +774,7 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 		// connection's end is reported first.
 		if !h.fan.disconnected(c, d) {
 			h.freeLocked(cl)
+			h.budget.forget(c.reported)
 		}
 	}
 	h.mu.Unlock()
@@ -739,6 +811,7 @@ func (h *Hub) free(gone []*Conn) {
 	defer h.mu.Unlock()
 	for _, c := range gone {
 		h.freeLocked(c.client)
+		h.budget.forget(c.reported)
 	}
 }
 
@@ -772,7 +845,7 @@ func (h *Hub) count(c *Conn, err error) {
 		t.RefusedPolicy++
 	case errors.Is(err, ErrBadName), errors.Is(err, ErrNameTaken), c.badInput:
 		t.RefusedName++
-	case errors.Is(err, ErrTooManyConns):
+	case errors.Is(err, ErrTooManyConns), errors.Is(err, ErrMemoryLimit):
 		t.RefusedLimit++
 	case errors.Is(err, ErrHandshakeTimeout):
 		t.HandshakeTimeouts++
@@ -1054,6 +1127,7 @@ func (f *fan) withdrawLocked(b *Batch, c *Conn) {
 		i, last := in.received-1, len(b.Received)-1
 		d.msgs = b.Received[i].Messages
 		f.untaken -= b.charges[i].bytes
+		f.hub.budget.in.Force(-b.charges[i].bytes)
 		c.ev.untaken -= b.charges[i].bytes
 		b.Received[i], b.charges[i] = b.Received[last], b.charges[last]
 		b.Received[i].Conn.inLocked(b).received = in.received
@@ -1164,11 +1238,14 @@ func (f *fan) Wanted(b *Batch) bool {
 // Taken implements fanin.Source. What follows from it is done to connections
 // and clients, so outside the fan's lock.
 func (f *fan) Taken(b *Batch) {
-	var resumed []*Conn
+	var (
+		resumed []*Conn
+		taken   int64
+	)
 	f.mu.Lock()
 	f.seq = b.seq
 	for _, ch := range b.charges {
-		f.untaken -= ch.bytes
+		taken += ch.bytes
 		e := &ch.conn.ev
 		e.untaken -= ch.bytes
 		if e.paused && e.untaken < ch.conn.set.connIn {
@@ -1192,8 +1269,10 @@ func (f *fan) Taken(b *Batch) {
 			next = append(next, n)
 		}
 	}
+	f.untaken -= taken
 	f.mu.Unlock()
 
+	f.hub.budget.in.Give(taken)
 	for _, c := range resumed {
 		c.resumeReading()
 	}

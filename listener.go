@@ -146,6 +146,9 @@ func (h *Hub) serve(inner net.Listener, network string, o *ListenOptions) (*List
 	if err != nil {
 		return nil, err
 	}
+	if err := h.budget.allow("ListenOptions.MaxMessage", set.maxMessage); err != nil {
+		return nil, err
+	}
 	l := &Listener{
 		hub: h, inner: inner, network: network, o: r, set: set,
 		closed: make(chan struct{}), gone: make(chan struct{}),
@@ -214,6 +217,9 @@ func (h *Hub) ServePacket(pc net.PacketConn, o *ListenOptions) (*Listener, error
 // not hold.
 func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOptions) (*Conn, error) {
 	r, set, err := o.resolve(&h.o)
+	if err == nil {
+		err = h.budget.allow("ListenOptions.MaxMessage", set.maxMessage)
+	}
 	if err != nil {
 		rwc.Close()
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sockhub/sockhub/internal/budget"
 	"github.com/sockhub/sockhub/internal/outq"
 	"github.com/sockhub/sockhub/internal/transport"
 )
@@ -35,6 +36,7 @@ type output struct {
 	limit   int64
 	policy  OverflowPolicy
 
+	share   budget.Share  // of the hub's budget
 	q       outq.Queue    // accepted, and nobody writes it yet
 	w       outq.Writing  // taken out of q by the holder of the token
 	writing bool          // the token
@@ -171,7 +173,7 @@ func (c *Conn) send(ctx context.Context, size int, put func(*outq.Queue, outq.Fr
 func (c *Conn) queue(ctx context.Context, size int, put func(*outq.Queue, outq.Framing)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.admitLocked(ctx, false); err != nil {
+	if err := c.admitLocked(ctx, int64(size)+MessageCharge, false); err != nil {
 		return err
 	}
 	put(&c.out.q, c.out.framing)
@@ -186,9 +188,9 @@ func (c *Conn) checkSize(size int) error {
 	return nil
 }
 
-// admitLocked returns when a message may be queued, or why none may. mine: the
-// caller is in a run of its own. It gives mu up while it waits.
-func (c *Conn) admitLocked(ctx context.Context, mine bool) error {
+// admitLocked returns when messages of this charge may be queued, or why none
+// may. mine: the caller is in a run of its own. It gives mu up while it waits.
+func (c *Conn) admitLocked(ctx context.Context, charge int64, mine bool) error {
 	o := &c.out
 	var w *waiter
 	for {
@@ -196,7 +198,7 @@ func (c *Conn) admitLocked(ctx context.Context, mine bool) error {
 		switch {
 		case o.refuse != nil:
 			return c.leaveLocked(w, o.refuse)
-		case free && (o.charge() < o.limit || c.makeRoomLocked()):
+		case free && (c.hasRoomLocked(charge) || c.makeRoomLocked(charge)):
 			return c.leaveLocked(w, nil)
 		case o.refuse != nil: // makeRoomLocked gave the peer up
 			return c.leaveLocked(w, ErrSlowPeer)
@@ -243,13 +245,13 @@ func (c *Conn) leaveLocked(w *waiter, err error) error {
 // line or was accepted, the queue was closed (then all go).
 func (c *Conn) roomLocked() {
 	o := &c.out
-	if o.wantRoom && (o.refuse != nil || o.charge() < o.limit) {
+	if o.wantRoom && (o.refuse != nil || c.hasRoomLocked(0)) {
 		o.wantRoom = false
 		c.resume = true
 		c.t.Kick(transport.ReadSide)
 	}
 	for i, w := range o.waiters {
-		if o.refuse == nil && (i > 0 || o.run && !w.mine || o.charge() >= o.limit) {
+		if o.refuse == nil && (i > 0 || o.run && !w.mine || !c.hasRoomLocked(0)) {
 			return
 		}
 		if !w.woken {
@@ -259,21 +261,45 @@ func (c *Conn) roomLocked() {
 	}
 }
 
+// hasRoomLocked reports whether messages of this charge may be queued: as long
+// as the queue is below its limit, and the budget has room. If it has not, the
+// connection is told when it may have.
+func (c *Conn) hasRoomLocked(charge int64) bool {
+	o, b := &c.out, c.hub.budget.out
+	queued := o.charge()
+	if queued >= o.limit {
+		return false
+	}
+	if !b.Take(c, &o.share, queued+charge, queued == 0) {
+		b.Wait(c)
+		return false
+	}
+	return true
+}
+
 // makeRoomLocked does what the policy says about a full queue, and reports
 // whether there is room then.
-func (c *Conn) makeRoomLocked() bool {
+func (c *Conn) makeRoomLocked(charge int64) bool {
 	o := &c.out
+	full := o.charge() >= o.limit // else it is the budget that has no room
 	switch o.policy {
 	case DropOldest:
-		for !o.q.Empty() && o.charge() >= o.limit && (o.greeting == 0 || !o.w.Empty()) {
+		for !o.q.Empty() && (o.greeting == 0 || !o.w.Empty()) {
+			if !full && c.hasRoomLocked(charge) {
+				return true
+			}
 			o.dropped.add(1, int64(o.q.DropFirst()))
+			c.hub.budget.out.Fell(&o.share, o.charge())
+			full = o.charge() >= o.limit
 		}
 		// What is being written cannot be dropped any more. It alone may
 		// fill the queue: then one more message fits, and is the oldest.
-		return true
+		return full && c.hub.budget.out.Take(c, &o.share, o.charge()+charge, false) || c.hasRoomLocked(charge)
 	case DisconnectPeer:
-		c.failLocked(ErrSlowPeer)
-		c.t.Hangup()
+		if full {
+			c.failLocked(ErrSlowPeer)
+			c.t.Hangup()
+		}
 	}
 	return false
 }
@@ -342,7 +368,7 @@ func (r *run) flush() error {
 		return r.c.out.refuse
 	}
 	if !r.side.Empty() {
-		if err := r.c.admitLocked(r.ctx, r.begun); err != nil {
+		if err := r.c.admitLocked(r.ctx, r.side.Charge(), r.begun); err != nil {
 			r.side, r.yielded = outq.Queue{}, false
 			return err
 		}
@@ -467,7 +493,7 @@ func (c *Conn) SendFrom(ctx context.Context, size uint64, r io.Reader) error {
 	}
 	f := &feed{size: size, moved: make(chan struct{}, 1)}
 	c.mu.Lock()
-	err := c.admitLocked(ctx, false)
+	err := c.admitLocked(ctx, pieceSize, false)
 	if err == nil {
 		c.out.run = true
 		c.out.accepted.addBig(size)
@@ -923,6 +949,7 @@ func (c *Conn) wrote(n, size int, err error) {
 		}
 		o.written.add(msgs, bytes)
 		o.flushed = true
+		c.hub.budget.out.Fell(&o.share, o.charge())
 		o.last, o.since, o.unacked, o.probing = now, now, -1, false
 		c.roomLocked()
 	}

@@ -215,6 +215,14 @@ func (c *conn) Pending() bool {
 	return f.arrived > f.read || f.finArrived || f.goneArrived || c.reset || c.hung || c.closed
 }
 
+// Ended implements transport.Conn.
+func (c *conn) Ended() bool {
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	c.checkLocked("Ended")
+	return c.in.finArrived || c.in.goneArrived || c.reset
+}
+
 // Gone implements transport.Conn. Where both ends have sent a FIN there is
 // nothing left that the peer could be there for: io.EOF, as with a descriptor.
 func (c *conn) Gone() error {

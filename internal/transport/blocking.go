@@ -511,6 +511,14 @@ func (c *blocking) Close() error {
 // the Read itself.
 func (c *blocking) Pending() bool { return false }
 
+// Ended implements Conn. What was read ahead may have shown the end.
+func (c *blocking) Ended() bool {
+	c.mu.Lock()
+	ended := c.rerr != nil
+	c.mu.Unlock()
+	return ended || c.under != nil && c.under.Ended()
+}
+
 // Gone implements Conn.
 func (c *blocking) Gone() error {
 	c.mu.Lock()

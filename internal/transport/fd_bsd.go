@@ -13,6 +13,10 @@ import (
 // poll always reports. POLLIN includes the end of the input.
 const pendingEvents = unix.POLLIN
 
+// endedEvents is what Ended looks for, beside these: nothing. Most of these
+// systems say POLLHUP when the peer has ended its output, or both have.
+const endedEvents = 0
+
 // enableInq fails: only Linux can tell with a receive how much is left.
 func enableInq(fd int) error { return errors.ErrUnsupported }
 

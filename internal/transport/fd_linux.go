@@ -13,6 +13,9 @@ import (
 // poll always reports.
 const pendingEvents = unix.POLLIN | unix.POLLRDHUP
 
+// endedEvents is what Ended looks for, beside these.
+const endedEvents = unix.POLLRDHUP
+
 // enableInq asks for the number of bytes left after each receive, as a control
 // message (Linux 4.18). Without it every drained read costs one more receive,
 // the one that returns EAGAIN.

@@ -287,7 +287,7 @@ type quickCall struct {
 	poll   bool
 	v      [][]byte
 	n      int
-	events int16
+	events int16 // asked for, then found
 	err    error
 }
 
@@ -299,7 +299,7 @@ var quickCalls = sync.Pool{New: func() any {
 
 func (q *quickCall) run(fd uintptr) {
 	if q.poll {
-		q.events, q.err = poll(int(fd), pendingEvents)
+		q.events, q.err = poll(int(fd), q.events)
 		return
 	}
 	q.n, q.err = send(int(fd), q.v, true)
@@ -327,14 +327,20 @@ func (c *fdConn) WriteNow(v [][]byte) (n int, ok bool, err error) {
 }
 
 // Pending implements Conn.
-func (c *fdConn) Pending() bool {
+func (c *fdConn) Pending() bool { return c.quickPoll(pendingEvents) }
+
+// Ended implements Conn.
+func (c *fdConn) Ended() bool { return c.quickPoll(endedEvents) }
+
+// quickPoll reports whether there is one of events now, or a trouble.
+func (c *fdConn) quickPoll(events int16) bool {
 	q := quickCalls.Get().(*quickCall)
-	q.poll = true
+	q.poll, q.events = true, events
 	err := c.raw.Control(q.callback)
 	// What cannot be polled is worth a look by the reader as well.
-	pending := err != nil || q.err != nil || q.events != 0
+	found := err != nil || q.err != nil || q.events != 0
 	q.release()
-	return pending
+	return found
 }
 
 // poll reports which of events, and which troubles, there are now.

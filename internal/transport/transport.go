@@ -91,6 +91,11 @@ type Conn interface {
 	// reader has missed something: input, its end, a reset, an error.
 	Pending() bool
 
+	// Ended reports, without waiting or consuming anything, that the peer
+	// has ended its output or is gone, also while there is input before that
+	// end. It may miss the end where the system cannot tell beforehand.
+	Ended() bool
+
 	// Gone reports, after TryRead has returned io.EOF, whether the peer is
 	// gone altogether rather than done with sending: nil while it may still
 	// read; io.EOF where it closed both directions in an orderly way

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -275,6 +276,9 @@ func testDrained(e *env) {
 	if e.conn.Pending() {
 		e.Error("Pending, but nothing was sent")
 	}
+	if e.conn.Ended() {
+		e.Error("Ended, but the peer is there")
+	}
 	e.send(noise(5000))
 	if _, err := e.read(5000); err != nil {
 		e.Fatal(err)
@@ -483,6 +487,9 @@ func testEOF(e *env) {
 		if got, err := e.read(1); len(got) != 0 || err != io.EOF {
 			e.Errorf("after the end: %d bytes, %v; want io.EOF again", len(got), err)
 		}
+	}
+	if runtime.GOOS == "linux" && !e.conn.Ended() {
+		e.Error("not Ended after the end")
 	}
 
 	// A reader that parks after the end does not spin, and can be kicked.

@@ -1,0 +1,244 @@
+package sockhub_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/memnet"
+)
+
+// attachMany serves n in-memory connections, anonymously, and returns the
+// peers' ends.
+func attachMany(t *testing.T, hub *sockhub.Hub, n int) (ours []*sockhub.Conn, peers []*memnet.End) {
+	t.Helper()
+	for range n {
+		a, b := memnet.Pair(nil)
+		c, err := hub.ServeConn(t.Context(), a, &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours, peers = append(ours, c), append(peers, b)
+	}
+	return ours, peers
+}
+
+var full = flag.Bool("full", false, "tests of memory in their full size: slow under the race detector")
+
+// A thousand messages that together are eight times the limit, all begun at
+// once: a budget that gave each connection a fair share would stand still with
+// a thousand beginnings.
+func TestThousandHalfReceivedMessagesDoNotFillTheInboundLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		scale := 8
+		if *full {
+			scale = 1
+		}
+		conns, size, limit := 1000, 1<<20/scale, int64(130<<20/scale)
+		hub, err := sockhub.New(context.Background(), &sockhub.Options{InboundLimit: limit, MaxMessage: int64(64 << 20 / scale), FrameTimeout: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hub.Close()
+		_, peers := attachMany(t, hub, conns)
+		wire := frame(string(make([]byte, size)))
+		for _, p := range peers {
+			go func() {
+				p.Write(wire[:size/4])
+				<-time.After(time.Second) // meanwhile everybody has begun
+				p.Write(wire[size/4:])
+			}()
+		}
+		var peak int64
+		for got := 0; got < conns; {
+			b := <-hub.Events()
+			for _, m := range b.Messages() {
+				if len(m) != size {
+					t.Fatal(len(m))
+				}
+				got++
+			}
+			peak = max(peak, hub.Stats().QueuedIn)
+		}
+		if peak > limit {
+			t.Errorf("%d bytes held", peak)
+		}
+	})
+}
+
+func TestOutboundLimitIsSharedByAllConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, err := sockhub.New(context.Background(), &sockhub.Options{OutboundLimit: 1 << 20, MaxConns: 64, WriteTimeout: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hub.Close()
+		ours, peers := attachMany(t, hub, 3)
+		msg := make([]byte, 10_000)
+		fill := func(c *sockhub.Conn) (n int) {
+			for c.TrySend(msg) == nil {
+				n++
+			}
+			return n
+		}
+		sent := fill(ours[0])
+		if q := ours[0].Stats().QueuedOut; q < 400_000 || q > 600_000 {
+			t.Errorf("%d bytes queued of half a MiB that is shared", q)
+		}
+		// Its floor is left to another connection, and no more.
+		if err := ours[1].TrySend(make([]byte, 4000)); err != nil {
+			t.Error(err)
+		}
+		// Nothing else is queued there: the exempt message.
+		if err := ours[2].TrySend(make([]byte, 200_000)); err != nil {
+			t.Error(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- ours[1].Send(context.Background(), make([]byte, 100_000)) }()
+		<-time.After(time.Second)
+		select {
+		case err := <-done:
+			t.Fatal("Send did not wait", err)
+		default:
+		}
+		for range sent {
+			expect(t, peers[0], frame(string(msg)))
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestBudgetIsSharedByHubs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := sockhub.NewBudget(0, 1<<20, 0)
+		var conns []*sockhub.Conn
+		for range 2 {
+			hub, err := sockhub.New(context.Background(), &sockhub.Options{Budget: b, MaxConns: 100, WriteTimeout: -1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer hub.Close()
+			ours, _ := attachMany(t, hub, 2)
+			conns = append(conns, ours...)
+		}
+		for conns[0].TrySend(make([]byte, 10_000)) == nil {
+		}
+		conns[2].TrySend(make([]byte, 100_000)) // the exempt one
+		if err := conns[3].TrySend(make([]byte, 100_000)); !errors.Is(err, sockhub.ErrBackpressure) {
+			t.Error(err)
+		}
+	})
+}
+
+func TestLimitsThatContradictMaxMessage(t *testing.T) {
+	for _, o := range []*sockhub.Options{
+		{InboundLimit: 100 << 20},
+		{MaxMessage: 1 << 30},
+		{MaxMessage: -1},
+		{Budget: sockhub.NewBudget(1<<20, 0, 0)},
+		{Budget: sockhub.NewBudget(0, 0, 0), InboundLimit: 1 << 30},
+	} {
+		if hub, err := sockhub.New(context.Background(), o); err == nil {
+			hub.Close()
+			t.Errorf("%+v was accepted", o)
+		}
+	}
+	hub, err := sockhub.New(context.Background(), &sockhub.Options{MaxMessage: -1, InboundLimit: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hub.Close()
+}
+
+// MemoryLimit stops accepting, and reading, and never sending.
+func TestUnreadReportsCountAgainstTheMemoryLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, err := sockhub.New(context.Background(), &sockhub.Options{MemoryLimit: 300_000, WriteTimeout: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hub.Close()
+		ours, _ := attachMany(t, hub, 2)
+		for range 50 {
+			if err := ours[0].TrySend(make([]byte, 10_000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ours[0].Close()
+		synctest.Wait()
+		if err := ours[1].TrySend([]byte("still")); err != nil {
+			t.Error(err)
+		}
+		a, _ := memnet.Pair(nil)
+		if _, err := hub.ServeConn(t.Context(), a, &sockhub.ListenOptions{Mode: sockhub.Anonymous}); !errors.Is(err, sockhub.ErrMemoryLimit) {
+			t.Error(err)
+		}
+		<-hub.Events() // the report is the user's now
+		<-hub.Events()
+		synctest.Wait()
+		a, _ = memnet.Pair(nil)
+		if _, err := hub.ServeConn(t.Context(), a, &sockhub.ListenOptions{Mode: sockhub.Anonymous}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A loop over Events that answers with TrySend, and a Handler, each with one
+// peer that never reads, go on serving the others.
+func TestPeerThatNeverReadsStopsNobodyElse(t *testing.T) {
+	for _, events := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			hub, err := sockhub.New(context.Background(), &sockhub.Options{ConnOutbound: 100_000, OutboundLimit: 1 << 20, WriteTimeout: time.Hour})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer hub.Close()
+			lo := &sockhub.ListenOptions{Mode: sockhub.Anonymous}
+			if !events {
+				lo.Handler = func(*sockhub.Conn) sockhub.Handler {
+					return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }}
+				}
+			}
+			go func() {
+				for b := range hub.Events() {
+					for c, m := range b.Messages() {
+						c.TrySend(m)
+					}
+				}
+			}()
+			const others = 100
+			var peers []*memnet.End
+			for range others + 1 {
+				a, b := memnet.Pair(nil)
+				if _, err := hub.ServeConn(t.Context(), a, lo); err != nil {
+					t.Fatal(err)
+				}
+				peers = append(peers, b)
+			}
+			msg := bytes.Repeat([]byte("x"), 5000)
+			go func() {
+				for {
+					if _, err := peers[others].Write(frame(string(msg))); err != nil {
+						return
+					}
+				}
+			}()
+			for i := range 20 {
+				for _, p := range peers[:others] {
+					m := frame(fmt.Sprint("message ", i))
+					p.Write(m)
+					expect(t, p, m)
+				}
+			}
+			peers[others].Close()
+		})
+	}
+}

@@ -1,0 +1,222 @@
+package budget
+
+import (
+	"flag"
+	"math/rand/v2"
+	"testing"
+)
+
+var runs = flag.Int("runs", 2000, "random runs of the simulation of the inbound rule")
+
+// peer is a connection in the simulation: it receives messages, and holds what
+// it received until the user takes it.
+type peer struct {
+	left    []int64 // sizes of the messages to come
+	got     int64   // of the first of them
+	untaken int64
+	waits   bool // was refused
+	token   bool
+}
+
+// simulation is one run: peers whose bytes come in random pieces, and stall at
+// random, and a user who takes at random.
+type simulation struct {
+	b     *Inbound[*peer]
+	limit int64
+	conn  int64 // ConnInbound
+	peers []*peer
+	peak  int64
+
+	received int64
+}
+
+func (s *simulation) resume(p *peer, token bool) { p.waits, p.token = false, token }
+
+// read lets p receive up to n bytes, as a connection's reader does.
+func (s *simulation) read(p *peer, n int64) {
+	if p.waits || len(p.left) == 0 || p.untaken >= s.conn && p.untaken > 0 {
+		return
+	}
+	rest := p.left[0] - p.got
+	switch {
+	case p.token:
+		n = min(n, rest)
+		s.b.Force(n)
+	case !s.b.Reserve(n):
+		p.waits = true
+		lacks := rest
+		if p.got == 0 {
+			lacks = 0
+		}
+		s.b.Wait(p, lacks)
+		return
+	}
+	for n > 0 && len(p.left) > 0 {
+		m := min(n, p.left[0]-p.got)
+		p.got += m
+		s.received += m
+		n -= m
+		if p.got == p.left[0] {
+			p.untaken += p.got
+			p.left, p.got = p.left[1:], 0
+			if p.token {
+				p.token = false
+				s.b.Done(p)
+			}
+		}
+	}
+	s.peak = max(s.peak, s.b.Used())
+	s.b.Give(n) // there was less to read
+}
+
+// moves reports whether anybody can receive anything, when the user takes all.
+func (s *simulation) moves() bool {
+	before := s.received
+	for range 2 {
+		for _, p := range s.peers {
+			s.take(p)
+		}
+		for _, p := range s.peers {
+			s.read(p, 1)
+		}
+	}
+	return s.received > before
+}
+
+func (s *simulation) take(p *peer) {
+	n := p.untaken
+	p.untaken = 0
+	s.b.Give(n)
+}
+
+// TestInboundNeverComesToAStandstill is the claim that the rule's comment
+// argues: whatever the sizes and stalls, as long as the user takes what is
+// whole and the peers go on, every message is received, and never more than the
+// limit is held.
+func TestInboundNeverComesToAStandstill(t *testing.T) {
+	for seed := range uint64(*runs) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		m := 1 + r.Int64N(1<<(10+r.IntN(11)))
+		s := &simulation{limit: 2*(m+Slack) + r.Int64N(4*m), conn: 1 + r.Int64N(2*m)}
+		s.b = NewInbound(s.limit, m, s.resume, func(int64) bool { return false })
+		for range 1 + r.IntN(100) {
+			p := &peer{}
+			for range 1 + r.IntN(3) {
+				p.left = append(p.left, 1+r.Int64N(m))
+			}
+			s.peers = append(s.peers, p)
+		}
+		for step := 0; ; step++ {
+			done := 0
+			for _, p := range s.peers {
+				if len(p.left) == 0 {
+					done++
+				}
+			}
+			if done == len(s.peers) {
+				break
+			}
+			if step%100 == 0 && !s.moves() {
+				t.Fatalf("seed %d: %d of %d peers wait for ever, %d of %d bytes held", seed, len(s.peers)-done, len(s.peers), s.b.Used(), s.limit)
+			}
+			// Mostly a round of everybody; sometimes one alone, the others
+			// stalling; the user takes seldom.
+			if r.IntN(4) > 0 {
+				s.read(s.peers[r.IntN(len(s.peers))], 1+r.Int64N(oneRead))
+			} else {
+				for _, p := range s.peers {
+					s.read(p, oneRead)
+				}
+			}
+			if r.IntN(3) == 0 {
+				for _, p := range s.peers {
+					s.take(p)
+				}
+			}
+		}
+		for _, p := range s.peers {
+			s.take(p)
+		}
+		if s.b.Used() != 0 {
+			t.Fatalf("seed %d: %d bytes held at the end", seed, s.b.Used())
+		}
+		if s.peak > s.limit {
+			t.Fatalf("seed %d: %d bytes held, %d is the limit", seed, s.peak, s.limit)
+		}
+	}
+}
+
+func TestCheckInbound(t *testing.T) {
+	for _, c := range []struct {
+		limit, max int64
+		ok         bool
+	}{
+		{512 << 20, 64 << 20, true},
+		{130 << 20, 64 << 20, true},
+		{128 << 20, 64 << 20, false},
+		{2 * (1000 + Slack), 1000, true},
+		{2*(1000+Slack) - 1, 1000, false},
+	} {
+		if ok := CheckInbound(c.limit, c.max); ok != c.ok {
+			t.Errorf("%d bytes for messages of %d: %v", c.limit, c.max, ok)
+		}
+	}
+}
+
+func TestMemoryLimitStopsReading(t *testing.T) {
+	over := false
+	var resumed []string
+	b := NewInbound(1<<20, 1000, func(c string, token bool) { resumed = append(resumed, c) }, func(int64) bool { return over })
+	over = true
+	if b.Reserve(1) {
+		t.Error("reserved over another limit")
+	}
+	b.Wait("a", 0)
+	if len(resumed) > 0 {
+		t.Error("resumed over another limit")
+	}
+	over = false
+	b.Poke()
+	if len(resumed) != 1 {
+		t.Error("not resumed")
+	}
+}
+
+func TestOutboundFloorSharedExempt(t *testing.T) {
+	var woken []string
+	b := NewOutbound(1000, func(c string) { woken = append(woken, c) })
+	b.Join(5) // floors of 100, 500 shared
+	var a, c, d, e Share
+	if !b.Take("a", &a, 100, true) || a.held != 0 {
+		t.Error("the floor is one's own")
+	}
+	if !b.Take("a", &a, 600, false) || b.Used() != 500 {
+		t.Error("the shared half is for all", b.Used())
+	}
+	if !b.Take("c", &c, 100, true) {
+		t.Error("the floor is there when the shared half is not")
+	}
+	if b.Take("c", &c, 101, false) {
+		t.Error("beyond the limit")
+	}
+	if !b.Take("d", &d, 5000, true) || !d.exempt {
+		t.Error("one message enters an empty queue")
+	}
+	if b.Take("e", &e, 5000, true) {
+		t.Error("a second exempt message")
+	}
+	b.Wait("e")
+	b.Fell(&d, 4000)
+	if len(woken) != 0 {
+		t.Error("woken without room")
+	}
+	b.Fell(&d, 0)
+	if len(woken) != 1 || !b.Take("e", &e, 5000, true) {
+		t.Error("not woken by the exempt slot")
+	}
+	b.Wait("c")
+	b.Fell(&a, 0)
+	if b.Used() != 0 || len(woken) != 2 || !b.Take("c", &c, 300, false) {
+		t.Error("not woken by the shared half", b.Used())
+	}
+}

@@ -1,0 +1,160 @@
+package budget
+
+import (
+	"math"
+	"sync"
+	"sync/atomic"
+)
+
+// Outbound bounds what was accepted for sending and is not written.
+//
+// Half of the limit is floors: each connection has its part of that for itself,
+// so that none can take away everything. The other half is shared: first come,
+// first served. A message that fits neither may take the exempt slot, which
+// there is one of, if nothing else is queued on its connection: so a message
+// larger than all that is left is delayed, and not refused for ever. The peak
+// is the limit and one message.
+type Outbound[C comparable] struct {
+	room func(c C) // called without locks
+
+	limit, shared, step int64 // constant
+	floor               atomic.Int64
+	used                atomic.Int64
+	waiting             atomic.Int64 // len(queue)
+
+	mu     sync.Mutex // guards what follows
+	conns  int
+	queue  []C        // who waits for room
+	in     map[C]bool // as queue
+	exempt C
+	taken  bool // the exempt slot
+}
+
+// NewOutbound makes a budget of limit bytes. room is called to tell those that
+// wait that there may be room again; it must not call back.
+func NewOutbound[C comparable](limit int64, room func(c C)) *Outbound[C] {
+	b := &Outbound[C]{room: room, in: make(map[C]bool), limit: limit, shared: limit - limit/2}
+	// Shared bytes are taken in steps, so that the counter that all connections
+	// share is touched seldom.
+	b.step = max(1, min(64<<10, b.shared/64))
+	b.floor.Store(limit / 2)
+	return b
+}
+
+// Join says that there may be so many connections more.
+func (b *Outbound[C]) Join(conns int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.conns > math.MaxInt-conns {
+		b.conns = math.MaxInt
+	} else {
+		b.conns += conns
+	}
+	if b.limit < math.MaxInt {
+		b.floor.Store(b.limit / 2 / int64(max(1, b.conns)))
+	}
+}
+
+// Share is one connection's part of an Outbound. Its zero value is none. It is
+// guarded by its connection's lock.
+type Share struct {
+	held   int64 // of the shared half
+	exempt bool
+}
+
+// Used is what is taken of the shared half.
+func (b *Outbound[C]) Used() int64 { return b.used.Load() }
+
+// Take asks for room for a connection whose queue is charged so much with the
+// message that is to be accepted. alone: there is no other in it.
+func (b *Outbound[C]) Take(c C, s *Share, charge int64, alone bool) bool {
+	lacks := charge - b.floor.Load() - s.held
+	if lacks <= 0 || s.exempt {
+		return true
+	}
+	for {
+		used := b.used.Load()
+		n := (lacks + b.step - 1) / b.step * b.step
+		if n > b.shared-used {
+			n = lacks
+		}
+		if n > b.shared-used {
+			break
+		}
+		if b.used.CompareAndSwap(used, used+n) {
+			s.held += n
+			return true
+		}
+	}
+	return alone && b.takeExempt(c, s)
+}
+
+// Force takes what Take refuses: what a Handler answers is never refused, but
+// the Handler is not called again before there is room.
+func (b *Outbound[C]) Force(s *Share, charge int64) {
+	if lacks := charge - b.floor.Load() - s.held; lacks > 0 && !s.exempt {
+		s.held += lacks
+		b.used.Add(lacks)
+	}
+}
+
+func (b *Outbound[C]) takeExempt(c C, s *Share) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.taken {
+		return false
+	}
+	b.exempt, b.taken, s.exempt = c, true, true
+	return true
+}
+
+// Wait says that c was refused, and wants to be told when there is room.
+func (b *Outbound[C]) Wait(c C) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.in[c] {
+		b.in[c] = true
+		b.queue = append(b.queue, c)
+		b.waiting.Store(int64(len(b.queue)))
+	}
+}
+
+// Fell says that a connection's queue is charged so much now, which is less
+// than before.
+func (b *Outbound[C]) Fell(s *Share, charge int64) {
+	if s.held == 0 && !s.exempt {
+		return
+	}
+	spare := s.held - max(0, charge-b.floor.Load())
+	if charge > 0 && !s.exempt && spare < 2*b.step {
+		return // it will be wanted again
+	}
+	freed := false
+	if charge == 0 && s.exempt {
+		b.mu.Lock()
+		var none C
+		b.exempt, b.taken, s.exempt = none, false, false
+		b.mu.Unlock()
+		freed = true
+	}
+	if spare > 0 {
+		s.held -= spare
+		b.used.Add(-spare)
+		freed = true
+	}
+	if freed && b.waiting.Load() > 0 {
+		b.wake()
+	}
+}
+
+func (b *Outbound[C]) wake() {
+	b.mu.Lock()
+	waiting := b.queue
+	b.queue = nil
+	clear(b.in)
+	b.waiting.Store(0)
+	b.mu.Unlock()
+	for _, c := range waiting {
+		b.room(c)
+	}
+}
