@@ -280,7 +280,7 @@ type peer struct {
 
 // dial connects a peer to a listener. The peer gives a name, if that is not
 // empty, and waits for OK.
-func dial(t *testing.T, l *sockhub.Listener, name string) *peer {
+func dialHub(t *testing.T, l *sockhub.Listener, name string) *peer {
 	t.Helper()
 	nc, err := net.Dial(l.Addr().Network(), l.Addr().String())
 	if err != nil {

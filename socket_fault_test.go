@@ -64,7 +64,7 @@ func TestPeerThatNeverReadsIsGivenUpAndReportedExactly(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			s := newStand(t, &sockhub.Options{WriteTimeout: 300 * time.Millisecond}, nil)
-			p := dial(t, s.listen(kind, nil), "p")
+			p := dialHub(t, s.listen(kind, nil), "p")
 			c := s.first()
 			sent := fill(t, c, 20000) // more than fits into the kernel and the queue
 			d := s.end(c)
@@ -116,7 +116,7 @@ func TestPeerThatReadsSlowlySurvives(t *testing.T) {
 			t.Parallel()
 			const timeout = 1500 * time.Millisecond
 			s := newStand(t, &sockhub.Options{WriteTimeout: timeout}, nil)
-			p := dial(t, s.listen(kind, nil), "p")
+			p := dialHub(t, s.listen(kind, nil), "p")
 			c := s.first()
 			const n = 2000
 			done := make(chan [][]byte)
@@ -169,11 +169,11 @@ func TestMessageAboveMaxMessageEndsItsConnectionAlone(t *testing.T) {
 			t.Parallel()
 			s := newStand(t, &sockhub.Options{MaxMessage: 1000}, nil)
 			l := s.listen(kind, &sockhub.ListenOptions{MaxMessage: most, Mode: sockhub.Anonymous})
-			other := dial(t, l, "")
+			other := dialHub(t, l, "")
 			oc := s.first()
 			lengths := []uint64{most + 1, 1 << 31, 1<<31 - 1, 1 << 32, 1<<63 - 1, 1 << 63, 1<<64 - 1}
 			for i, n := range lengths {
-				p := dial(t, l, "")
+				p := dialHub(t, l, "")
 				c := s.nth(i + 1)
 				p.send(body(0, 0, most), nil)
 				p.Write(binary.LittleEndian.AppendUint64(nil, n))
@@ -215,7 +215,7 @@ func TestClientThatComesBackAtOnceIsLetIn(t *testing.T) {
 				t.Fatal(err)
 			}
 			for i := range n {
-				p := dial(t, l, "again")
+				p := dialHub(t, l, "again")
 				p.send([]byte{byte(i), byte(i >> 8)})
 				p.Close()
 			}
@@ -255,12 +255,12 @@ func TestClientThatComesBackWaitsForItsEndToBeTaken(t *testing.T) {
 				t.Fatal(err)
 			}
 			const n = 5
-			first := dial(t, l, "again")
+			first := dialHub(t, l, "again")
 			first.send([]byte{0})
 			first.Close()
 			answered := make(chan error, n)
 			for i := 1; i < n; i++ {
-				p := dial(t, l, "")
+				p := dialHub(t, l, "")
 				p.send([]byte("again"), []byte{byte(i)})
 				p.closeWrite()
 				go func() {
@@ -355,9 +355,9 @@ func TestRefusedNamesHearNothing(t *testing.T) {
 			if _, err := s.Expect("barred", &sockhub.ClientOptions{Admit: sockhub.Nobody()}); err != nil {
 				t.Fatal(err)
 			}
-			dial(t, l, "known")
+			dialHub(t, l, "known")
 			for _, name := range []string{"unknown", "barred", "known", "", string(make([]byte, 256))} {
-				p := dial(t, l, "")
+				p := dialHub(t, l, "")
 				p.Write(wire([]byte(name)))
 				if n, err := p.Read(make([]byte, 1)); n > 0 || err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
 					t.Errorf("%.10q: the answer is %d bytes, %v", name, n, err)

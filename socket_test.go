@@ -148,7 +148,7 @@ func TestListenersComeAndGo(t *testing.T) {
 				t.Error(err)
 				continue
 			}
-			p := dial(t, l, "")
+			p := dialHub(t, l, "")
 			p.send([]byte("again"))
 			if m := p.receive(); string(m) != "again" {
 				t.Errorf("got %q", m)
@@ -299,7 +299,7 @@ func TestPeerFinishesSendingAndIsAnswered(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			s := newStand(t, nil, echo)
-			p := dial(t, s.listen(kind, nil), "p")
+			p := dialHub(t, s.listen(kind, nil), "p")
 			want := bodies(4, []int{5, 0, 100000, 8})
 			go func() { p.send(want...); p.closeWrite() }()
 			for k, w := range want {
@@ -325,7 +325,7 @@ func TestHalfOpenConnectionLivesUntilFinished(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			s := newStand(t, nil, nil)
-			p := dial(t, s.listen(kind, &sockhub.ListenOptions{HalfOpen: true}), "p")
+			p := dialHub(t, s.listen(kind, &sockhub.ListenOptions{HalfOpen: true}), "p")
 			p.send([]byte("question"))
 			p.closeWrite()
 			c := s.first()
@@ -352,7 +352,7 @@ func TestCloseWriteEndsOneDirectionAlone(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			s := newStand(t, nil, nil)
-			p := dial(t, s.listen(kind, nil), "p")
+			p := dialHub(t, s.listen(kind, nil), "p")
 			c := s.first()
 			want := body(5, 0, 300000)
 			if err := c.Send(soon(t), want); err != nil {
@@ -419,7 +419,7 @@ func TestCleanEndAndResetAreToldApart(t *testing.T) {
 			t.Run(kind+"/"+tt.name, func(t *testing.T) {
 				t.Parallel()
 				s := newStand(t, nil, nil)
-				p := dial(t, s.listen(kind, &sockhub.ListenOptions{HalfOpen: tt.name == "reset after FIN"}), "p")
+				p := dialHub(t, s.listen(kind, &sockhub.ListenOptions{HalfOpen: tt.name == "reset after FIN"}), "p")
 				c := s.first()
 				tt.do(p, c)
 				if d := s.end(c); !errors.Is(d.Err, tt.want) {
@@ -436,7 +436,7 @@ func TestResetIsSeenAlsoByWhoWrites(t *testing.T) {
 	s := newStand(t, nil, nil)
 	l := s.listen("tcp4", nil)
 	for range 200 {
-		p := dial(t, l, "p")
+		p := dialHub(t, l, "p")
 		s.until("its connection", func() bool { return len(s.conns) > len(s.gone) })
 		s.mu.Lock()
 		c := s.conns[len(s.conns)-1]

@@ -147,7 +147,9 @@ func (c *conn) WriteNow(v [][]byte) (n int, ok bool, err error) {
 func (c *conn) Kick(which transport.Side) {
 	c.p.mu.Lock()
 	defer c.p.mu.Unlock()
-	c.checkLocked("Kick")
+	if c.released {
+		return
+	}
 	s := &c.rd
 	if which == transport.WriteSide {
 		s = &c.wr
@@ -176,8 +178,7 @@ func (c *conn) CloseWrite() error {
 func (c *conn) Hangup() {
 	c.p.mu.Lock()
 	defer c.p.mu.Unlock()
-	c.checkLocked("Hangup")
-	if c.hung || c.closed {
+	if c.released || c.hung || c.closed {
 		return
 	}
 	c.hung = true

@@ -648,7 +648,7 @@ func TestRulesArePanics(t *testing.T) {
 		"WriteNow in a Write":   func(c transport.Conn) { c.Write(func() bool { c.WriteNow(nil); return false }) },
 		"Close in a Read":       func(c transport.Conn) { c.Read(func() bool { c.Close(); return false }) },
 		"second Close":          func(c transport.Conn) { c.Close(); c.Close() },
-		"Kick after Close":      func(c transport.Conn) { c.Close(); c.Kick(transport.ReadSide) },
+		"Pending after Close":   func(c transport.Conn) { c.Close(); c.Pending() },
 		"TryWritev from a Read": func(c transport.Conn) { c.Read(func() bool { c.TryWritev(nil); return false }) },
 	} {
 		t.Run(name, func(t *testing.T) {

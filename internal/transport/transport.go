@@ -68,7 +68,8 @@ type Conn interface {
 	// Kick makes a running Read or Write (side) return ErrKicked, when its
 	// turn has returned, or else the next one. Kicks before that coalesce.
 	// A Read that returns ErrKicked has consumed the kick before: a Kick
-	// that begins after the return is for the next Read.
+	// that begins after the return is for the next Read. It may be called
+	// after Close too, and does nothing then.
 	Kick(side Side)
 
 	// CloseWrite ends the output (a FIN); input goes on. It is called when
@@ -78,7 +79,7 @@ type Conn interface {
 
 	// Hangup ends both directions at once and makes the running and every
 	// later Read and Write return ErrKicked. It does not wait and releases
-	// nothing. It may be called more than once.
+	// nothing. It may be called more than once, and after Close.
 	Hangup()
 
 	// Close releases the descriptor. It is called once, when no Read, Write
