@@ -40,7 +40,9 @@
 // [New] makes a hub. [Hub.Listen] and [Hub.Serve] accept connections,
 // [Hub.Dial] makes one, and [Hub.ServeConn] and [Hub.Attach] take over one that
 // is open: a net.Conn, two pipes, anything that reads, writes and closes. Their
-// context bounds the call; New's is the life of the hub.
+// context bounds the call; New's is the life of the hub. The options of each can
+// ask for TLS, and those of a listener can choose by the first bytes that come
+// what a connection is served with (Classify).
 //
 // [Conn.Finish] ends a connection when its queue is written, [Conn.Close] at
 // once. When a peer finishes sending, that is reported as Ended in a later batch
@@ -185,6 +187,6 @@
 // # Not built yet
 //
 // These are in the interface, and are errors that match errors.ErrUnsupported:
-// TLS, Classify, ReusePort, ProxyFrom, ServePacket and the networks udp,
-// unixgram and unixpacket. ReuseBuffers has no effect yet.
+// ReusePort, ProxyFrom, ServePacket and the networks udp, unixgram and
+// unixpacket. ReuseBuffers has no effect yet.
 package sockhub
