@@ -46,7 +46,7 @@ type decoded struct {
 // each piece, parked now and then. sizes says how long the pieces are, and
 // chunks how long the chunks.
 func decode(t testing.TB, f Framing, limit uint64, input []byte, sizes, chunks func() int, park func() bool) (r decoded) {
-	d := decoder{framing: f, max: limit}
+	d := decoder{framing: f, max: limit, over: math.MaxUint64}
 	bounds := func(received int) {
 		// What it holds follows from what came, whatever was announced.
 		if held := cap(d.big) + len(d.rest); held > 2*received+growStep {
@@ -332,7 +332,7 @@ func TestTooLongIsRefusedBeforeAnythingIsAllocated(t *testing.T) {
 	for _, tt := range tests {
 		f := framingNamed(tt.framing)
 		in := append(appendHeader(f, nil, tt.n), "begin"...)
-		d := decoder{framing: f, max: tt.limit}
+		d := decoder{framing: f, max: tt.limit, over: math.MaxUint64}
 		d.move(make([]byte, readChunk))
 		d.advance(copy(d.space(), in))
 		_, _, err := d.next()
@@ -363,7 +363,7 @@ func (o odd) Header(p []byte) (int, uint64, error)     { return o.size, 1, nil }
 
 func TestFramingThatBreaksItsContractEndsTheStream(t *testing.T) {
 	for _, f := range []odd{{-1, 4}, {5, 4}, {1 << 30, 4}, {0, 4}, {math.MinInt, 1}} {
-		d := decoder{framing: f, max: 1000}
+		d := decoder{framing: f, max: 1000, over: math.MaxUint64}
 		d.move(make([]byte, minChunk))
 		d.advance(copy(d.space(), "four"))
 		if _, ok, err := d.next(); ok || err == nil {
