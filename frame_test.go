@@ -115,7 +115,7 @@ func plainly(f Framing, limit, over uint64, input []byte) (r decoded) {
 			r.Err, r.Left = err.Error(), len(input)
 			return r
 		}
-		if h > 0 && n > over {
+		if h > 0 && over > 0 && n > over {
 			r.Streams = append(r.Streams, n)
 			input = input[h+int(min(n, uint64(len(input)-h))):]
 			if len(input) == 0 {
@@ -136,8 +136,8 @@ func plainly(f Framing, limit, over uint64, input []byte) (r decoded) {
 	}
 }
 
-// noStreams is a decoder.over that no message is above.
-const noStreams = math.MaxUint64
+// noStreams is a decoder.over that makes no message a stream.
+const noStreams = 0
 
 func always(n int) func() int { return func() int { return n } }
 func never() bool             { return false }
@@ -195,18 +195,14 @@ func FuzzDecoder(f *testing.F) {
 		for _, n := range []int{0, 1, 100, 0} {
 			in = append(appendHeader(fr.f, in, uint64(n)), bytes.Repeat([]byte{'x'}, n)...)
 		}
-		f.Add(byte(i), uint32(1000), uint32(math.MaxUint32), uint64(i), in)
-		f.Add(byte(i), uint32(99), uint32(math.MaxUint32), uint64(i), in)
+		f.Add(byte(i), uint32(1000), uint32(noStreams), uint64(i), in)
+		f.Add(byte(i), uint32(99), uint32(noStreams), uint64(i), in)
 		f.Add(byte(i), uint32(99), uint32(50), uint64(i), append(in, in...))
-		f.Add(byte(i), uint32(math.MaxUint32), uint32(math.MaxUint32), uint64(i), append(in, bytes.Repeat([]byte{0xff}, 11)...))
+		f.Add(byte(i), uint32(math.MaxUint32), uint32(noStreams), uint64(i), append(in, bytes.Repeat([]byte{0xff}, 11)...))
 	}
-	f.Add(byte(0), uint32(64<<20), uint32(math.MaxUint32), uint64(3), append(binary.LittleEndian.AppendUint64(nil, 60<<20), make([]byte, 40000)...))
+	f.Add(byte(0), uint32(64<<20), uint32(noStreams), uint64(3), append(binary.LittleEndian.AppendUint64(nil, 60<<20), make([]byte, 40000)...))
 	f.Fuzz(func(t *testing.T, framing byte, limit, over uint32, seed uint64, input []byte) {
-		above := uint64(over)
-		if over == math.MaxUint32 {
-			above = noStreams
-		}
-		checkCuts(t, framings[int(framing)%len(framings)].f, uint64(limit), above, input, seed)
+		checkCuts(t, framings[int(framing)%len(framings)].f, uint64(limit), uint64(over), input, seed)
 	})
 }
 
