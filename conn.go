@@ -1247,6 +1247,7 @@ func (c *Conn) starve() {
 	c.lacks = c.dec.lacks
 	c.mu.Unlock()
 	c.hub.budget.in.Wait(c, int64(c.dec.lacks)) // may call readOn
+	c.hub.budget.awaited()
 }
 
 // cutRest delivers what was read and had to wait for room.

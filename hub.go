@@ -134,7 +134,7 @@ func New(ctx context.Context, o *Options) (*Hub, error) {
 	if h.budget = r.Budget; h.budget == nil {
 		h.budget = NewBudget(r.InboundLimit, r.OutboundLimit, r.MemoryLimit)
 	}
-	if err := h.budget.join(&r); err != nil {
+	if err := h.budget.join(h, &r); err != nil {
 		return nil, err
 	}
 	if h.log == nil {
@@ -213,6 +213,9 @@ type Budget struct {
 	out                      *budget.Outbound[*Conn]
 	reports                  atomic.Int64 // unsent bytes in reports that were not taken
 	inLimit, outLimit, total int64
+
+	mu   sync.Mutex
+	hubs map[*Hub]struct{} // that share it
 }
 
 // NewBudget makes a Budget. The limits, in bytes, are those of
@@ -223,6 +226,7 @@ func NewBudget(inbound, outbound, total int64) *Budget {
 		inLimit:  or(inbound, DefaultInboundLimit),
 		outLimit: or(outbound, DefaultOutboundLimit),
 		total:    or(total, DefaultMemoryLimit),
+		hubs:     make(map[*Hub]struct{}),
 	}
 	b.in = budget.NewInbound(b.inLimit, 0, (*Conn).readOn, b.over)
 	b.out = budget.NewOutbound(b.outLimit, (*Conn).mayHaveRoom)
@@ -230,12 +234,33 @@ func NewBudget(inbound, outbound, total int64) *Budget {
 }
 
 // join adds a hub to those that share b.
-func (b *Budget) join(o *Options) error {
+func (b *Budget) join(h *Hub, o *Options) error {
 	if err := b.allow("Options.MaxMessage", uint64(o.MaxMessage)); err != nil {
 		return err
 	}
 	b.out.Join(o.MaxConns)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.hubs[h] = struct{}{}
 	return nil
+}
+
+// leave is told that a hub has ended.
+func (b *Budget) leave(h *Hub) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.hubs, h)
+}
+
+// awaited tells the hubs that a reader has begun to wait for room: what it
+// waits for may be that some batch is taken, which a hub finds out only while
+// it knows that somebody wants to know (fan.Wanted).
+func (b *Budget) awaited() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for h := range b.hubs {
+		h.signal()
+	}
 }
 
 // allow sees to it that messages of max bytes can be received, or says that
@@ -409,6 +434,7 @@ func (h *Hub) Close() error {
 	h.join()
 	close(h.quit)
 	h.tasks.Wait()
+	h.budget.leave(h)
 	h.unbind()
 	close(h.over)
 	return nil
@@ -1276,7 +1302,8 @@ func (f *fan) mergeLocked(a, b *Batch) {
 func (f *fan) Wanted(b *Batch) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.ended) > 0 || f.paused > 0 || len(b.ended) > 0 || len(b.gone) > 0
+	return len(f.ended) > 0 || f.paused > 0 || len(b.ended) > 0 || len(b.gone) > 0 ||
+		len(b.charges) > 0 && f.hub.budget.in.Waiting()
 }
 
 // Taken implements fanin.Source. What follows from it is done to connections
