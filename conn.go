@@ -751,6 +751,9 @@ func (c *Conn) deliver(t *turn) {
 // parking keeps the books of a turn at its end, and sets the clocks.
 func (c *Conn) parking(doubtful, progress bool) {
 	now := c.hub.watch.Now()
+	if c.handler != nil && c.turnMsgs > 0 {
+		c.hub.turn.Add(1)
+	}
 	c.mu.Lock()
 	if progress {
 		c.lastRead, c.quiet = now, now

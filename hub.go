@@ -81,7 +81,8 @@ type Hub struct {
 	tasks     errgroup.Group // the hub goroutine, the watch and the listeners; the connections are in live
 
 	budget *Budget
-	reuses atomic.Bool // a connection was made with ReuseBuffers
+	turn   atomic.Uint64 // counts batches taken, and turns of Handlers; see Conn.sendLocked
+	reuses atomic.Bool   // a connection was made with ReuseBuffers
 	table  registry.Table[client, *client]
 
 	// mu guards what follows. fan.mu and Conn.mu may be taken inside it.
@@ -1343,6 +1344,7 @@ func (f *fan) Taken(b *Batch) {
 	f.untaken -= taken
 	f.mu.Unlock()
 
+	f.hub.turn.Add(1)
 	f.hub.budget.in.Give(taken)
 	for _, c := range resumed {
 		c.resumeReading()

@@ -75,6 +75,9 @@ type output struct {
 	probing bool          // the next write without progress is the last
 	unacked int           // at the last look during a lack of progress, -1 at first
 
+	turn          uint64 // of the hub, at the last Send
+	sends, before int    // Sends in that turn, and in the one before
+
 	accepted, written, dropped counter
 }
 
@@ -194,8 +197,38 @@ func (c *Conn) queue(ctx context.Context, size int, put func(*outq.Queue, outq.F
 		return err
 	}
 	put(&c.out.q, c.out.framing)
-	c.acceptedLocked(1, int64(size))
+	c.out.accepted.add(1, int64(size))
+	c.sendLocked()
 	return nil
+}
+
+// sendLocked sees to it that what was accepted is written: by the caller, at
+// once, if that saves waking a goroutine and costs no batching; else by the
+// writer goroutine. A connection that is sent one message for each batch that
+// its user handles, or for each turn of a Handler, gets it from the caller; of a
+// burst, what comes behind the first message is queued, and after a burst the
+// first one too. So a connection that is asked and answers has one system call
+// for each answer and no goroutine, and a stream of messages leaves in large
+// writes.
+func (c *Conn) sendLocked() {
+	o := &c.out
+	turn := c.hub.turn.Load()
+	if o.turn != turn {
+		o.before = 0
+		if o.turn == turn-1 {
+			o.before = o.sends
+		}
+		o.turn, o.sends = turn, 0
+	}
+	if o.sends++; o.sends == 1 && o.before <= 1 && !o.writing && !o.frozen && len(o.waiters) == 0 && !o.idle() {
+		o.writing = true
+		c.tryLocked()
+		return
+	}
+	c.startWriterLocked()
+	if len(o.waiters) > 0 {
+		c.roomLocked()
+	}
 }
 
 func (c *Conn) checkSize(size int) error {
@@ -321,16 +354,6 @@ func (c *Conn) makeRoomLocked(charge int64) bool {
 	return false
 }
 
-// acceptedLocked counts messages that were put into q, and sees to it that
-// they are written.
-func (c *Conn) acceptedLocked(msgs int, bytes int64) {
-	c.out.accepted.add(msgs, bytes)
-	c.startWriterLocked()
-	if len(c.out.waiters) > 0 {
-		c.roomLocked()
-	}
-}
-
 // SendMany queues the messages that m yields, in one run: nobody else's come
 // between them. It waits for room as Send does. It returns how many were
 // accepted, which are the first n that m yielded; m may have been asked for
@@ -400,8 +423,11 @@ func (r *run) acceptLocked() {
 	msgs, bytes := r.side.Len(), r.side.Bytes()
 	r.c.out.run, r.begun = true, true
 	r.c.out.q.Splice(&r.side)
-	r.c.acceptedLocked(msgs, bytes)
+	r.c.out.accepted.add(msgs, bytes)
 	r.n += msgs
+	if r.yielded { // more will come
+		r.c.startWriterLocked()
+	}
 }
 
 // end lets others send again and returns how many messages were accepted. If
@@ -439,7 +465,7 @@ func (c *Conn) endRunLocked() {
 	if len(o.behind) == 0 {
 		o.behind = nil
 	}
-	c.startWriterLocked()
+	c.sendLocked()
 	c.roomLocked()
 }
 
