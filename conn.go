@@ -1018,7 +1018,7 @@ func (c *Conn) handshaking() bool {
 // Handler, a Rule) panicked. Value is nil if the callback left by
 // runtime.Goexit.
 type PanicError struct {
-	Value any
+	Value any    // what was given to panic
 	Stack []byte // as debug.Stack gives it
 }
 
@@ -1062,12 +1062,16 @@ func (BaseHandler) Disconnected(Disconnection) {}
 
 // StreamHandler is what a Handler may implement too, for messages above
 // StreamOver. What Stream leaves unread is skipped when it returns.
-type StreamHandler interface{ Stream(r *Reply, s *Stream) }
+type StreamHandler interface {
+	Stream(r *Reply, s *Stream) // s is over when the call returns
+}
 
 // EndHandler is what a Handler may implement too: Ended tells that the peer
 // has finished sending. When it returns, the connection ends after what was
 // queued, unless HalfOpen is set.
-type EndHandler interface{ Ended(r *Reply) }
+type EndHandler interface {
+	Ended(r *Reply) // no Message or Stream comes after it
+}
 
 // SetHandler gives the connection to a Handler: everything not in a batch that
 // was already taken goes to it, in order. nil gives it back to Events. It may

@@ -292,13 +292,16 @@ func (b *Budget) forget(unsent int64) {
 
 // SendError is one connection that a Broadcast could not queue for.
 type SendError struct {
-	Conn *Conn
-	Err  error
+	Conn *Conn // that did not accept the message
+	Err  error // as TrySend returns it
 }
 
 // BroadcastError lists the connections that did not accept a Broadcast.
-type BroadcastError struct{ Refused []SendError }
+type BroadcastError struct {
+	Refused []SendError // in the order of the iterator; never empty
+}
 
+// Error returns one line, with the first connection and its error.
 func (e *BroadcastError) Error() string {
 	first := e.Refused[0]
 	if len(e.Refused) == 1 {
@@ -914,16 +917,16 @@ type Batch struct {
 // Delivery is what came on one connection: whole messages, or pieces of raw
 // input. Every slice has cap == len, so appending to one copies it.
 type Delivery struct {
-	Conn     *Conn
-	Messages [][]byte
-	Stream   *Stream // at most one, after Messages; nil mostly
+	Conn     *Conn    // on which it came
+	Messages [][]byte // in the order in which they came; in raw mode pieces
+	Stream   *Stream  // at most one, after Messages; nil mostly
 }
 
 // Disconnection is the end of one connection.
 type Disconnection struct {
-	Conn   *Conn
-	Err    error // never nil: io.EOF for the peer's clean end, ErrClosed for ours, else the reason
-	Report Report
+	Conn   *Conn  // that has ended
+	Err    error  // never nil: io.EOF for the peer's clean end, ErrClosed for ours, else the reason
+	Report Report // what became of its output
 }
 
 // charge is what a connection's part of a batch counts against its limit.

@@ -149,10 +149,10 @@ type ListenOptions struct {
 	ProxyFrom    []netip.Prefix    // sources whose PROXY v1/v2 header is believed
 	Config       *net.ListenConfig // socket options of the user's own
 
-	MaxConns                                          int // connections of this listener alone. Default: no limit of its own
-	MaxMessage, StreamOver, ConnInbound, ConnOutbound int64
-	IdleTimeout                                       time.Duration
-	Overflow                                          OverflowPolicy
+	MaxConns                                          int            // connections of this listener alone. Default: no limit of its own
+	MaxMessage, StreamOver, ConnInbound, ConnOutbound int64          // as in Options
+	IdleTimeout                                       time.Duration  // as Options.IdleTimeout
+	Overflow                                          OverflowPolicy // as Options.Overflow
 }
 
 // DialOptions are the settings of one dialed client. They are copied.

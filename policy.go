@@ -131,8 +131,8 @@ func (p Peer) unix() bool {
 // An AdmissionError says which peer was not admitted, and why: Err is the
 // answer of the rule that denied.
 type AdmissionError struct {
-	Peer Peer
-	Err  error
+	Peer Peer  // as the rule saw it
+	Err  error // why
 }
 
 // Error returns one line with the peer and the reason.

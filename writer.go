@@ -152,8 +152,16 @@ func (c *Conn) Send(ctx context.Context, msg []byte) error {
 
 // TrySend is Send, but ErrBackpressure instead of waiting.
 func (c *Conn) TrySend(msg []byte) error {
-	return c.send(nil, len(msg), func(q *outq.Queue, f outq.Framing) { c.hub.appendTo(q, f, msg) })
+	return c.send(noWait, len(msg), func(q *outq.Queue, f outq.Framing) { c.hub.appendTo(q, f, msg) })
 }
+
+// noWait is the context of a send that does not wait: one that has ended, and
+// whose cause is what the caller gets when there is no room.
+var noWait = func() context.Context {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	cancel(ErrBackpressure)
+	return ctx
+}()
 
 // SendParts is Send of one message that is made of parts, which are not joined
 // in memory if they are large.
@@ -181,7 +189,7 @@ func (h *Hub) appendTo(q *outq.Queue, f outq.Framing, msg []byte) {
 	}
 }
 
-// send queues one message of size bytes; without a ctx it does not wait.
+// send queues one message of size bytes.
 func (c *Conn) send(ctx context.Context, size int, put func(*outq.Queue, outq.Framing)) error {
 	if err := c.checkSize(size); err != nil {
 		return err
@@ -252,14 +260,13 @@ func (c *Conn) admitLocked(ctx context.Context, charge int64, mine bool) error {
 			return c.leaveLocked(w, nil)
 		case o.refuse != nil: // makeRoomLocked gave the peer up
 			return c.leaveLocked(w, ErrSlowPeer)
-		case ctx == nil || o.policy == DropNewest && free:
-			o.waited = true
+		}
+		o.waited = true // or would have to, which is for Drained to tell too
+		switch {
+		case o.policy == DropNewest && free:
 			return c.leaveLocked(w, ErrBackpressure)
 		case ctx.Err() != nil:
 			return c.leaveLocked(w, context.Cause(ctx))
-		}
-		o.waited = true
-		switch {
 		case w == nil && mine:
 			w = &waiter{turn: make(chan struct{}), mine: true}
 			o.waiters = slices.Insert(o.waiters, 0, w)
@@ -1078,7 +1085,7 @@ func (c *Conn) stuckLocked(now time.Duration, due func(time.Duration) bool) bool
 // among Unacked are in the peer's kernel; of the others nobody knows. Whether
 // the peer's program has handled a message, only its answer can tell.
 type Report struct {
-	AcceptedMessages, WrittenMessages, UnsentMessages, DroppedMessages uint64
+	AcceptedMessages, WrittenMessages, UnsentMessages, DroppedMessages uint64 // whole messages, but AcceptedMessages counts the one that was cut too
 	AcceptedBytes, WrittenBytes, UnsentBytes, DroppedBytes             uint64 // of bodies of whole messages; AcceptedBytes includes CutSize
 
 	Cut                 bool   // one message was partly written

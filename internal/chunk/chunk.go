@@ -32,8 +32,8 @@ type Chunk struct {
 // pools holds the chunks that nobody uses, by the logarithm of their size.
 var pools [maxBits + 1]sync.Pool
 
-// Poison, if set, is called with memory that nobody may use any more. Tests
-// set it to overwrite the memory, before anything else uses this package.
+// Poison is called, if set, with memory that nobody may use any more. Tests set
+// it to overwrite the memory, before anything else uses this package.
 var Poison func(mem []byte)
 
 // Get returns a chunk of n bytes at least, with one reference.

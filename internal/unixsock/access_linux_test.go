@@ -76,11 +76,15 @@ func TestModeSaysWhoMayConnect(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		var stream, datagram error
+		var unreachable, stream, datagram error
 		asAnother(t, func() {
+			_, unreachable = os.Stat(filepath.Dir(path))
 			stream = probe("unix", path)
 			datagram = probe("unixgram", path+"d")
 		})
+		if unreachable != nil {
+			t.Skip("the directory for temporary files is not everybody's: ", unreachable)
+		}
 		if stream != test.want || datagram != test.want {
 			t.Errorf("mode %v: the group gets %v and %v, want %v", test.mode, stream, datagram, test.want)
 		}
