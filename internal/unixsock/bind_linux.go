@@ -25,7 +25,9 @@ func listen(ctx context.Context, lc *net.ListenConfig, network, path string, mod
 	if err != nil {
 		return nil, err
 	}
-	return l.(*net.UnixListener), nil
+	u := l.(*net.UnixListener)
+	u.SetUnlinkOnClose(false) // net unlinks whatever has the name
+	return u, nil
 }
 
 func listenPacket(ctx context.Context, lc *net.ListenConfig, path string, mode fs.FileMode) (*net.UnixConn, error) {

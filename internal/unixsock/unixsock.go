@@ -106,9 +106,6 @@ func Listen(ctx context.Context, lc *net.ListenConfig, network, path string, mod
 	if err != nil {
 		return nil, opError(network, path, err)
 	}
-	if f != nil {
-		l.SetUnlinkOnClose(false) // net unlinks whatever has the name
-	}
 	return &Listener{UnixListener: l, owned: owned{file: f}}, nil
 }
 
