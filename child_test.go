@@ -61,7 +61,8 @@ func startChild(t *testing.T, role string, wrap ...string) *child {
 	args := append(wrap, exe, "-test.run=^TestChild$")
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Env = append(os.Environ(), childEnv+"="+role)
+	// The race detector sleeps at the end of a process, unless told not to.
+	cmd.Env = append(os.Environ(), childEnv+"="+role, "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	cmd.Stderr = os.Stderr
 	c := &child{t: t, cmd: cmd, done: make(chan struct{})}
 	if c.stdin, err = cmd.StdinPipe(); err != nil {

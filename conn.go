@@ -3,6 +3,7 @@ package sockhub
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -52,6 +53,7 @@ type Conn struct {
 	// Immutable after construction.
 	hub      *Hub
 	t        transport.Conn
+	tls      *tls.Conn // that t is on, or nil
 	set      *settings
 	listener *Listener     // that accepted it, or nil
 	born     time.Duration // of hub.watch

@@ -40,7 +40,9 @@
 // [New] makes a hub. [Hub.Listen] and [Hub.Serve] accept connections,
 // [Hub.Dial] makes one, and [Hub.ServeConn] and [Hub.Attach] take over one that
 // is open: a net.Conn, two pipes, anything that reads, writes and closes. Their
-// context bounds the call; New's is the life of the hub.
+// context bounds the call; New's is the life of the hub. The options of each can
+// ask for TLS, and those of a listener can choose by the first bytes that come
+// what a connection is served with (Classify).
 //
 // [Conn.Finish] ends a connection when its queue is written, [Conn.Close] at
 // once. When a peer finishes sending, that is reported as Ended in a later batch
@@ -82,19 +84,27 @@
 // # Backpressure
 //
 // Out: a message is accepted while its connection's queue is charged less than
-// ConnOutbound, so one always enters an empty queue. A message is charged its
-// length and [MessageCharge]. When the queue is full, the [OverflowPolicy]
-// decides: Send waits for room until its context ends (BlockSender, the
-// default), or the message is refused, or the oldest one is dropped, or the peer
-// is disconnected. TrySend never waits. A slow peer never delays what is sent to
-// others, unless the program waits for it: a loop over Events should use
-// TrySend. Two loops that wait for room in each other's queues stand still until
-// WriteTimeout. A program with much to send makes it part by part, each when
-// Drained says that the one before is gone ([Conn.NotifyDrained]).
+// ConnOutbound, so that one of any size may enter an empty queue. A message is
+// charged its length and [MessageCharge]. When the queue is full, the
+// [OverflowPolicy] decides: Send waits for room until its context ends
+// (BlockSender, the default), or the message is refused, or the oldest one is
+// dropped, or the peer is disconnected. TrySend never waits. A slow peer never
+// delays what is sent to others, unless the program waits for it: a loop over
+// Events should use TrySend. Two loops that wait for room in each other's queues
+// stand still until WriteTimeout. A program with much to send makes it part by
+// part, each when Drained says that the one before is gone
+// ([Conn.NotifyDrained]).
 //
 // In: when the messages of a connection that the program has not taken are
 // charged ConnInbound, its reading pauses until they are taken, and so in the
 // end does its peer. Nothing is dropped.
+//
+// InboundLimit, OutboundLimit and MemoryLimit bound the same for all connections
+// of a hub, or of the hubs that share a [Budget]. Half of OutboundLimit is
+// divided among the connections that there may be, and the rest goes to those who
+// come first, so none can take the room of all. However full InboundLimit is
+// with the beginnings of messages, some of them can be completed. At MemoryLimit,
+// which counts unsent messages in reports too, no more is read or accepted.
 //
 // # What is promised about delivery
 //
@@ -139,6 +149,9 @@
 //	StreamOver            never    larger messages come as a Stream, of any size
 //	ConnOutbound          4 MiB    queued, per connection
 //	ConnInbound           4 MiB    received and not taken, per connection
+//	OutboundLimit         512 MiB  queued, in all
+//	InboundLimit          512 MiB  received and not taken, in all; at least twice MaxMessage + 64 KiB
+//	MemoryLimit           2 GiB    both, and the unsent messages in reports
 //	MessageCharge         64 B     of a message, beside its length
 //	WriteTimeout          10 s     without any progress of the output
 //	FrameTimeout          30 s     without progress of a message that has begun
@@ -174,7 +187,6 @@
 // # Not built yet
 //
 // These are in the interface, and are errors that match errors.ErrUnsupported:
-// TLS, Classify, ReusePort, ProxyFrom, ServePacket and the networks udp,
-// unixgram and unixpacket. These have no effect yet: InboundLimit,
-// OutboundLimit, MemoryLimit, Budget and ReuseBuffers.
+// ReusePort, ProxyFrom, ServePacket and the networks udp, unixgram and
+// unixpacket. ReuseBuffers has no effect yet.
 package sockhub

@@ -290,8 +290,8 @@ func startEcho() (address string, stop func()) {
 	}
 }
 
-// dial connects a hub of its own to a server.
-func dial(address, name string) (*sockhub.Hub, *sockhub.Conn) {
+// joinAs connects a hub of its own to a server.
+func joinAs(address, name string) (*sockhub.Hub, *sockhub.Conn) {
 	hub, err := sockhub.New(context.Background(), &sockhub.Options{Name: name})
 	if err != nil {
 		log.Fatal(err)
@@ -318,7 +318,7 @@ func receive(hub *sockhub.Hub) ([]byte, error) {
 
 // say connects, says something, and leaves when that was written.
 func say(address, name, text string) {
-	hub, conn := dial(address, name)
+	hub, conn := joinAs(address, name)
 	conn.TrySend([]byte(text))
 	conn.Finish()
 	receive(hub) // waits for the end
@@ -327,7 +327,7 @@ func say(address, name, text string) {
 
 // hear connects, waits for one message and leaves.
 func hear(address, name string) {
-	hub, _ := dial(address, name)
+	hub, _ := joinAs(address, name)
 	defer hub.Close()
 	msg, err := receive(hub)
 	if err != nil {
@@ -338,7 +338,7 @@ func hear(address, name string) {
 
 // download counts the bytes that come until the server has finished.
 func download(address string) (size int) {
-	hub, _ := dial(address, "alice")
+	hub, _ := joinAs(address, "alice")
 	defer hub.Close()
 	for b := range hub.Events() {
 		for _, msg := range b.Messages() {

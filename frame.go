@@ -169,6 +169,7 @@ type decoder struct {
 	// A message that does not fit, and is more than half a chunk, has a buffer of its own.
 	big  []byte // received of it so far; nil: none
 	size int    // its whole length
+	head int    // that of its header, which is received
 
 	lacks int // bytes left of the message that has begun, once its header is read
 
@@ -282,7 +283,7 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 	}
 	d.want, d.lacks = end, end-len(p)
 	if d.full() && end > len(d.chunk)/2 {
-		d.big, d.size = p[h:h], int(n)
+		d.size, d.head = int(n), h
 		d.big = append(make([]byte, 0, min(d.size, 2*len(p)+growStep)), p[h:]...)
 		d.r, d.want = d.w, 1
 	}
@@ -352,5 +353,12 @@ func (d *decoder) header(p []byte) (h int, n uint64, err error) {
 	return h, n, nil
 }
 
-// partial is the number of bytes received of an unfinished message.
-func (d *decoder) partial() int { return len(d.big) + len(d.rest) + d.w - d.r }
+// partial is the number of bytes received of an unfinished message, its header
+// included.
+func (d *decoder) partial() int {
+	n := len(d.rest) + d.w - d.r
+	if d.big != nil {
+		n += d.head + len(d.big)
+	}
+	return n
+}

@@ -8,7 +8,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -200,12 +199,6 @@ func (s *stand) got(c *sockhub.Conn, n int) [][]byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.msgs[c])
-}
-
-func (s *stand) totals() (conns, msgs, gone int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.conns), s.count, len(slices.Collect(maps.Keys(s.gone)))
 }
 
 // echo answers every message with itself.

@@ -87,8 +87,9 @@ type Hub struct {
 	live      map[*Conn]struct{} // every connection whose reader runs, handshakes included
 	listeners map[*Listener]struct{}
 	names     map[string]*client
-	pending   *pending.Table[source, *Conn] // handshakes of accepted connections
-	slots     int                           // connections past their handshake whose Disconnected was not taken
+	pending   *pending.Table[source, pendingPeer] // handshakes of accepted connections
+	prefaces  map[*preface]struct{}
+	slots     int // connections past their handshake whose Disconnected was not taken
 	totals    Stats
 
 	fan fan // what goes to Events
@@ -118,11 +119,12 @@ func New(ctx context.Context, o *Options) (*Hub, error) {
 		wake:      make(chan struct{}, 1),
 		quit:      make(chan struct{}),
 		closed:    make(chan struct{}),
-		pending:   pending.New[source, *Conn](r.MaxPending, r.MaxPendingPerSource),
+		pending:   pending.New[source, pendingPeer](r.MaxPending, r.MaxPendingPerSource),
 		over:      make(chan struct{}),
 		left:      make(chan struct{}, 1),
 		live:      make(map[*Conn]struct{}),
 		listeners: make(map[*Listener]struct{}),
+		prefaces:  make(map[*preface]struct{}),
 		names:     make(map[string]*client),
 	}
 	h.dials, h.stopDials = context.WithCancel(context.Background())
@@ -397,6 +399,7 @@ func (h *Hub) Close() error {
 	for _, l := range listeners {
 		l.stop()
 	}
+	h.failPrefaces(nil)
 	for _, c := range conns {
 		c.fail(ErrClosed)
 	}
@@ -478,6 +481,7 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 	for _, l := range listeners {
 		l.stop()
 	}
+	h.failPrefaces(nil)
 	for _, c := range conns {
 		c.endInput()
 	}

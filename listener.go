@@ -2,6 +2,7 @@ package sockhub
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime/debug"
+	"slices"
 	"syscall"
 	"time"
 
@@ -70,6 +73,7 @@ func (l *Listener) Close() error {
 			c.fail(ErrClosed)
 		}
 	}
+	l.hub.failPrefaces(l)
 	return err
 }
 
@@ -196,10 +200,149 @@ func (l *Listener) accept() {
 
 // accepted begins the handshake of a connection that a listener has accepted.
 func (h *Hub) accepted(l *Listener, nc net.Conn) {
-	c := h.newConn(nc, l.network, l.set)
+	if l.o.Classify != nil {
+		h.classify(l, nc)
+		return
+	}
+	h.begin(l, nc, nil, l.set, l.o.Admit)
+}
+
+// begin is accepted, when it is known what to serve the connection with. first
+// was read of it already.
+func (h *Hub) begin(l *Listener, nc net.Conn, first []byte, set *settings, rule Rule) {
+	c, err := h.newConn(nc, l.network, set, first)
+	if err != nil { // of a user's own net.Conn alone
+		h.log.Error("connection cannot be served", "error", err)
+		nc.Close()
+		return
+	}
 	c.listener = l
-	c.greet = &greeting{admit: l.o.Admit}
+	c.greet = &greeting{admit: rule}
 	h.start(c, nc)
+}
+
+// ---- before the handshake ----
+
+// preface is what comes before the handshake of an accepted connection where
+// Classify has to choose its options. It has a goroutine of its own, and is one
+// of the handshakes under way.
+type preface struct {
+	hub   *Hub
+	l     *Listener
+	nc    net.Conn
+	peer  Peer
+	first []byte        // read so far
+	entry *pendingEntry // guarded by hub.mu
+}
+
+// fail ends it.
+func (p *preface) fail(error) { p.nc.Close() }
+
+// classify starts the preface of a connection.
+func (h *Hub) classify(l *Listener, nc net.Conn) {
+	p := &preface{hub: h, l: l, nc: nc, peer: peerOf(nc, l.network, l.set.tag)}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stage != running {
+		nc.Close()
+		return
+	}
+	in, out := h.pending.Add(sourceOf(p.peer), p, time.Now())
+	if in == nil {
+		h.totals.RefusedLimit++
+		nc.Close()
+		return
+	}
+	if out != nil {
+		out.Value().fail(errEvicted)
+	}
+	p.entry = in
+	h.prefaces[p] = struct{}{}
+	h.tasks.Go(func() error { p.run(); return nil })
+}
+
+// failPrefaces ends those of a listener, or all for nil.
+func (h *Hub) failPrefaces(l *Listener) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for p := range h.prefaces {
+		if l == nil || p.l == l {
+			p.fail(ErrClosed)
+		}
+	}
+}
+
+// run asks Classify until it is content, and hands the connection on.
+func (p *preface) run() {
+	h := p.hub
+	if t := h.o.HandshakeTimeout; t > 0 {
+		p.nc.SetDeadline(time.Now().Add(t))
+	}
+	use, err := p.choose()
+	h.mu.Lock()
+	delete(h.prefaces, p)
+	h.pending.Remove(p.entry)
+	if err != nil {
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			h.totals.HandshakeTimeouts++
+		case !errors.Is(err, io.EOF):
+			h.totals.RefusedPolicy++
+		}
+	}
+	h.mu.Unlock()
+	if err == nil {
+		p.nc.SetDeadline(time.Time{})
+		set, rule := p.l.set, p.l.o.Admit
+		if use != nil {
+			var r ListenOptions
+			if r, set, err = use.resolve(&h.o); err == nil {
+				err = h.budget.allow("ListenOptions.MaxMessage", set.maxMessage)
+			}
+			rule = r.Admit
+		}
+		if err == nil {
+			h.begin(p.l, p.nc, p.first, set, rule)
+			return
+		}
+	}
+	h.log.Info("connection refused", "peer", p.peer, "error", err)
+	p.nc.Close()
+}
+
+// choose asks Classify, with as many bytes as it wants.
+func (p *preface) choose() (use *ListenOptions, err error) {
+	buf := make([]byte, 0, handshakeBytes)
+	for {
+		use, more, err := p.ask()
+		if err != nil || more <= 0 {
+			p.first = buf
+			return use, err
+		}
+		if more <= len(buf) || more > cap(buf) {
+			return nil, fmt.Errorf("sockhub: Classify wants %d bytes, and has seen %d of at most %d", more, len(buf), cap(buf))
+		}
+		n, err := io.ReadAtLeast(p.nc, buf[len(buf):cap(buf)], more-len(buf))
+		buf = buf[:len(buf)+n]
+		p.first = buf
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// ask calls Classify once. A panic refuses.
+func (p *preface) ask() (use *ListenOptions, more int, err error) {
+	returned := false
+	defer func() {
+		if !returned {
+			err = &PanicError{Value: recover(), Stack: debug.Stack()}
+			p.hub.countPanic()
+		}
+	}()
+	use, more, err = p.l.o.Classify(p.peer, slices.Clip(p.first))
+	returned = true
+	return use, more, err
 }
 
 // ServePacket serves datagrams; not built yet: errors.ErrUnsupported.
@@ -224,7 +367,11 @@ func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOp
 		rwc.Close()
 		return nil, err
 	}
-	c := h.newConn(rwc, "", set)
+	c, err := h.newConn(rwc, "", set, nil)
+	if err != nil {
+		rwc.Close()
+		return nil, err
+	}
 	c.greet = &greeting{admit: r.Admit, done: make(chan error, 1)}
 	return c.handshake(ctx, rwc)
 }
@@ -250,6 +397,13 @@ func (h *Hub) Dial(ctx context.Context, network, address string, o *DialOptions)
 		return nil, &net.OpError{Op: "dial", Net: network, Err: errors.ErrUnsupported}
 	default:
 		return nil, &net.OpError{Op: "dial", Net: network, Err: net.UnknownNetworkError(network)}
+	}
+	if set.tls != nil && set.tls.ServerName == "" {
+		// As tls.Dial does.
+		set.tls = set.tls.Clone()
+		if set.tls.ServerName, _, err = net.SplitHostPort(address); err != nil {
+			set.tls.ServerName = address
+		}
 	}
 	d := &dialing{hub: h, network: network, address: address, o: r, set: set}
 	if r.Reconnect == nil {
@@ -407,7 +561,11 @@ func (h *Hub) Attach(ctx context.Context, rwc io.ReadWriteCloser, o *DialOptions
 }
 
 func (h *Hub) attach(ctx context.Context, rwc io.ReadWriteCloser, network string, d *dialing) (*Conn, error) {
-	c := h.newConn(rwc, network, d.set)
+	c, err := h.newConn(rwc, network, d.set, nil)
+	if err != nil {
+		rwc.Close()
+		return nil, err
+	}
 	c.peer.Dialed = true
 	if d.set.mode.named() {
 		c.peer.Name = d.o.Name
@@ -435,7 +593,12 @@ type greeting struct {
 	entry  *pendingEntry  // guarded by hub.mu; nil: not in hub.pending
 }
 
-type pendingEntry = pending.Entry[source, *Conn]
+// pendingPeer is a peer of which it is not known yet whether it gets in.
+type pendingPeer interface{ fail(err error) }
+
+type pendingEntry = pending.Entry[source, pendingPeer]
+
+var errEvicted = fmt.Errorf("%w: MaxPending", ErrTooManyConns)
 
 // tell tells the outcome to whom waits for it.
 func (g *greeting) tell(err error) {
@@ -445,30 +608,75 @@ func (g *greeting) tell(err error) {
 }
 
 // newConn makes a connection that is not running yet.
-func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings) *Conn {
-	t := transport.New(rwc)
-	if network == "" {
-		if nc, ok := rwc.(net.Conn); ok && nc.LocalAddr() != nil {
-			network = nc.LocalAddr().Network()
-		}
-	}
-	c := &Conn{hub: h, t: t, set: set, born: h.watch.Now()}
-	c.peer = newPeer(network, t.LocalAddr(), t.RemoteAddr())
-	c.peer.Tag = set.tag
-	if nc, ok := rwc.(net.Conn); ok {
-		if cred, err := peercred.Of(nc); err == nil {
-			c.peer.Cred = &Cred{PID: cred.PID, UID: cred.UID, GID: cred.GID}
-		}
-	}
+//
+// first was read of it already.
+func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, first []byte) (*Conn, error) {
+	c := &Conn{hub: h, set: set, born: h.watch.Now()}
+	c.peer = peerOf(rwc, network, set.tag)
 	c.dec = decoder{framing: set.framing, max: set.maxMessage, over: math.MaxUint64}
+	if set.tls == nil {
+		c.t = transport.New(rwc)
+		c.dec.rest = first
+	} else {
+		nc, ok := rwc.(net.Conn)
+		if !ok {
+			return nil, fmt.Errorf("sockhub: TLS over a %T, which is no net.Conn: %w", rwc, errors.ErrUnsupported)
+		}
+		if len(first) > 0 {
+			nc = &prefixed{Conn: nc, first: first}
+		}
+		if set.dials {
+			c.tls = tls.Client(nc, set.tls)
+		} else {
+			c.tls = tls.Server(nc, set.tls)
+		}
+		c.t = transport.New(c.tls)
+	}
 	if set.mode.named() {
 		c.dec.max = MaxNameLen
 	}
 	c.out.framing = set.header(false)
 	c.out.limit, c.out.policy = set.connOut, set.overflow
 	c.lastRead, c.quiet, c.shaking = c.born, c.born, true
-	return c
+	return c, nil
 }
+
+// peerOf is what can be known of a peer before it says anything.
+func peerOf(rwc io.ReadWriteCloser, network, tag string) Peer {
+	var p Peer
+	if nc, ok := rwc.(net.Conn); ok {
+		if local := nc.LocalAddr(); network == "" && !isNilAddr(local) {
+			network = local.Network()
+		}
+		p = newPeer(network, nc.LocalAddr(), nc.RemoteAddr())
+		if cred, err := peercred.Of(nc); err == nil {
+			p.Cred = &Cred{PID: cred.PID, UID: cred.UID, GID: cred.GID}
+		}
+	} else {
+		p = newPeer(orElse(network, "pipe"), nil, nil)
+	}
+	p.Tag = tag
+	return p
+}
+
+// prefixed is a connection of which the first bytes were read already.
+type prefixed struct {
+	net.Conn
+	first []byte
+}
+
+// Read reads what was read already, and then the connection.
+func (p *prefixed) Read(b []byte) (int, error) {
+	if len(p.first) == 0 {
+		return p.Conn.Read(b)
+	}
+	n := copy(b, p.first)
+	p.first = p.first[n:]
+	return n, nil
+}
+
+// NetConn returns the connection, as tls.Conn.NetConn does.
+func (p *prefixed) NetConn() net.Conn { return p.Conn }
 
 // start runs a new connection, unless the hub has no place for it.
 func (h *Hub) start(c *Conn, rwc io.Closer) error {
@@ -478,7 +686,7 @@ func (h *Hub) start(c *Conn, rwc io.Closer) error {
 		return err
 	}
 	if evicted != nil {
-		evicted.fail(fmt.Errorf("%w: MaxPending", ErrTooManyConns))
+		evicted.fail(errEvicted)
 	}
 	if !c.peer.Dialed && h.o.HandshakeTimeout > 0 {
 		c.mu.Lock()
@@ -492,7 +700,7 @@ func (h *Hub) start(c *Conn, rwc io.Closer) error {
 
 // add enters a connection among those that the hub has to end, and among the
 // handshakes under way.
-func (h *Hub) add(c *Conn) (evicted *Conn, err error) {
+func (h *Hub) add(c *Conn) (evicted pendingPeer, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.stage != running {
@@ -502,7 +710,7 @@ func (h *Hub) add(c *Conn) (evicted *Conn, err error) {
 		in, out := h.pending.Add(sourceOf(c.peer), c, time.Now())
 		if in == nil {
 			h.totals.RefusedLimit++
-			return nil, fmt.Errorf("%w: MaxPending", ErrTooManyConns)
+			return nil, errEvicted
 		}
 		c.greet.entry = in
 		if out != nil {
@@ -559,6 +767,13 @@ const answer = "OK"
 
 // begin is the first act of the reader.
 func (c *Conn) begin() error {
+	if c.tls != nil {
+		if err := c.tls.Handshake(); err != nil { // Hangup ends it
+			return fmt.Errorf("sockhub: TLS handshake: %w", err)
+		}
+		state := c.tls.ConnectionState()
+		c.peer.TLS = &state
+	}
 	switch {
 	case c.set.mode.named() && c.peer.Dialed:
 		c.say(c.peer.Name)

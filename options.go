@@ -222,6 +222,8 @@ type settings struct {
 	mode        Mode
 	framing     Framing // nil: the default, which has a path without interface calls
 	handler     func(*Conn) Handler
+	tls         *tls.Config // nil: no TLS
+	dials       bool        // the dialing side
 	tag         string
 	halfOpen    bool
 	overflow    OverflowPolicy
@@ -342,10 +344,6 @@ func (o *ListenOptions) resolve(hub *Options) (ListenOptions, *settings, error) 
 		return r, nil, optionError("ListenOptions.Overflow", "no such policy: %d", r.Overflow)
 	case r.FileMode != r.FileMode.Perm():
 		return r, nil, optionError("ListenOptions.FileMode", "%v has more than permissions", r.FileMode)
-	case r.TLS != nil:
-		return r, nil, unsupported("ListenOptions.TLS")
-	case r.Classify != nil:
-		return r, nil, unsupported("ListenOptions.Classify")
 	case r.ReusePort:
 		return r, nil, unsupported("ListenOptions.ReusePort")
 	case r.ProxyFrom != nil:
@@ -360,6 +358,7 @@ func (o *ListenOptions) resolve(hub *Options) (ListenOptions, *settings, error) 
 		mode:        r.Mode,
 		framing:     plainFraming(r.Framing),
 		handler:     r.Handler,
+		tls:         r.TLS,
 		tag:         r.Tag,
 		halfOpen:    r.HalfOpen,
 		overflow:    orElse(r.Overflow, hub.Overflow),
@@ -381,8 +380,6 @@ func (o *DialOptions) resolve(hub *Options) (DialOptions, *settings, error) {
 	switch {
 	case r.Mode < 0 || r.Mode > NamedRaw:
 		return r, nil, optionError("DialOptions.Mode", "no such mode: %d", r.Mode)
-	case r.TLS != nil:
-		return r, nil, unsupported("DialOptions.TLS")
 	}
 	if r.Reconnect != nil {
 		b, err := r.Reconnect.resolve()
@@ -406,6 +403,8 @@ func (o *DialOptions) resolve(hub *Options) (DialOptions, *settings, error) {
 		mode:        r.Mode,
 		framing:     plainFraming(r.Framing),
 		handler:     r.Handler,
+		tls:         r.TLS,
+		dials:       true,
 		tag:         r.Tag,
 		halfOpen:    r.HalfOpen,
 		overflow:    hub.Overflow,

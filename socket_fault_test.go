@@ -8,12 +8,14 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/nofile"
 )
 
 func TestKilledPeerIsSeenAndItsNameIsFree(t *testing.T) {
@@ -362,6 +364,41 @@ func TestRefusedNamesHearNothing(t *testing.T) {
 				if n, err := p.Read(make([]byte, 1)); n > 0 || err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
 					t.Errorf("%.10q: the answer is %d bytes, %v", name, n, err)
 				}
+			}
+		})
+	}
+}
+
+func TestThousandWorkersBehindOneAddressGetInAtOnce(t *testing.T) {
+	const n = 1000
+	if nofile.Limit() < 3*n {
+		t.Skip("the process may not open enough descriptors")
+	}
+	for _, kind := range []string{"tcp4", "unix"} {
+		t.Run(kind, func(t *testing.T) {
+			server, client := newStand(t, nil, echo), newStand(t, nil, nil)
+			l := server.listen(kind, nil)
+			var wg sync.WaitGroup
+			for i := range n {
+				wg.Go(func() {
+					c, err := client.Dial(soon(t), l.Addr().Network(), l.Addr().String(), &sockhub.DialOptions{Name: fmt.Sprint("worker-", i)})
+					if err == nil {
+						err = c.Send(soon(t), []byte(c.Name()))
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			client.until("all echoes", func() bool { return client.count == n || t.Failed() })
+			for c, m := range client.msgs {
+				if len(m) != 1 || string(m[0]) != c.Name() {
+					t.Fatalf("%s got %q", c.Name(), m)
+				}
+			}
+			if s := server.Stats(); s.Conns != n || s.RefusedLimit != 0 || s.HandshakeTimeouts != 0 {
+				t.Errorf("%+v", s)
 			}
 		})
 	}

@@ -399,6 +399,7 @@ func TestCleanEndAndResetAreToldApart(t *testing.T) {
 		{"close", func(p *peer, c *sockhub.Conn) { p.Close() }, io.EOF},
 		{"close after a message", func(p *peer, c *sockhub.Conn) { p.send([]byte("x")); p.Close() }, io.EOF},
 		{"close within a header", func(p *peer, c *sockhub.Conn) { p.Write(make([]byte, 7)); p.Close() }, io.ErrUnexpectedEOF},
+		{"close between header and body", func(p *peer, c *sockhub.Conn) { p.Write(wire(make([]byte, 1<<20))[:8]); p.Close() }, io.ErrUnexpectedEOF},
 		{"close within a body", func(p *peer, c *sockhub.Conn) { p.Write(wire(make([]byte, 9))[:16]); p.Close() }, io.ErrUnexpectedEOF},
 		{"reset", func(p *peer, c *sockhub.Conn) {
 			if p.LocalAddr().Network() == "unix" {

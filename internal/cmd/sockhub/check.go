@@ -39,7 +39,8 @@ func (c *checks) passed() bool {
 
 // print writes the table, and below it the errors in full.
 func (c *checks) print(w io.Writer) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	var table strings.Builder
+	t := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 	for _, row := range c.rows {
 		columns := []string{"pass", row.what, row.counted, "", row.rate}
 		if row.took > 0 {
@@ -49,11 +50,14 @@ func (c *checks) print(w io.Writer) {
 		case row.skipped:
 			columns[0] = "skip"
 		case row.err != nil: // what was meant to be counted was not
-			columns = []string{"FAIL", row.what}
+			columns = []string{"FAIL", row.what, "", "", ""}
 		}
-		fmt.Fprintln(t, strings.TrimRight(strings.Join(columns, "\t"), "\t"))
+		fmt.Fprintln(t, strings.Join(columns, "\t"))
 	}
 	t.Flush()
+	for line := range strings.Lines(table.String()) {
+		fmt.Fprintln(w, strings.TrimRight(line, " \n"))
+	}
 	for _, row := range c.rows {
 		if row.err != nil {
 			fmt.Fprintf(w, "FAIL %s: %v\n", row.what, row.err)

@@ -97,7 +97,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		return err
 	}
 	for _, part := range []func(context.Context){
-		d.transfers, d.peerThatNeverReads, d.peerThatIsKilled, d.shutdown, d.stats,
+		d.transfers, d.refusals, d.peerThatNeverReads, d.peerThatIsKilled, d.peerThatComesBack, d.shutdown, d.stats,
 	} {
 		if ctx.Err() == nil {
 			part(ctx)

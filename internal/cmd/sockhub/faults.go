@@ -90,18 +90,13 @@ func (d *demo) peerThatIsKilled(ctx context.Context) {
 		n, _ := l.conn.SendMany(ctx, generate(small, math.MaxInt, l.sent[small])) // it ends by an error only
 		accepted <- n
 	}()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for l.echoes.Load() < uint64(min(d.messages/20+1, 50_000)) {
-		select {
-		case <-tick.C:
-		case <-victim.exited:
-			row.err = fmt.Errorf("the process has ended before it was killed: %v", victim.err)
-			return
-		case <-ctx.Done():
-			row.err = context.Cause(ctx)
-			return
-		}
+	some := uint64(min(d.messages/20+1, 50_000))
+	if row.err = until(ctx, func() bool { return l.echoes.Load() >= some || len(l.ended) > 0 }); row.err != nil {
+		return
+	}
+	if len(l.ended) > 0 {
+		row.err = errors.New("its connection has ended before it was killed")
+		return
 	}
 	victim.kill()
 	killed := time.Now()

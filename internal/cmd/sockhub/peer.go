@@ -18,11 +18,12 @@ import (
 // is a []route as JSON.
 const peerCommand = "peer"
 
-// route is one connection that the peer process makes to the hub.
+// route is how one connection comes about between the peer process and the hub.
 type route struct {
 	Network, Address string // of Dial; Network "pipe": of Attach, to the descriptors In and Out
 	In, Out          int
 	Name             string // "": anonymous
+	Listen           bool   // it is the hub that dials; anonymous
 }
 
 // runPeer connects, sends back what is to be sent back and checks the rest,
@@ -50,8 +51,8 @@ func servePeer(ctx context.Context, routes []route) error {
 	}
 	defer hub.Close()
 
-	// Connecting needs a goroutine beside the loop: the hub on the other side
-	// may send as soon as it has let us in.
+	// Beside the loop, since the hub on the other side may send as soon as it
+	// has let us in.
 	var wg sync.WaitGroup
 	failed := make(chan error, len(routes))
 	for _, r := range routes {
@@ -75,6 +76,9 @@ func servePeer(ctx context.Context, routes []route) error {
 			for _, c := range b.Connected {
 				tallies[c] = new(received)
 			}
+			for _, c := range b.Unknown { // it was accepted
+				tallies[c] = new(received)
+			}
 			for _, d := range b.Received {
 				if err := tallies[d.Conn].take(ctx, d); err != nil {
 					return fmt.Errorf("%v: %w", d.Conn, err)
@@ -91,17 +95,20 @@ func servePeer(ctx context.Context, routes []route) error {
 	return nil
 }
 
-// connect makes one connection.
+// connect makes one connection, or lets the hub make it.
 func (r route) connect(ctx context.Context, hub *sockhub.Hub) error {
 	o := &sockhub.DialOptions{Name: r.Name, Mode: sockhub.Named}
 	if r.Name == "" {
 		o.Mode = sockhub.Anonymous
 	}
 	var err error
-	if r.Network == "pipe" {
+	switch {
+	case r.Listen:
+		_, err = hub.Listen(ctx, r.Network, r.Address, &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+	case r.Network == "pipe":
 		in, out := os.NewFile(uintptr(r.In), "in"), os.NewFile(uintptr(r.Out), "out")
 		_, err = hub.Attach(ctx, &pipe{in, out}, o)
-	} else {
+	default:
 		_, err = hub.Dial(ctx, r.Network, r.Address, o)
 	}
 	return err

@@ -1,0 +1,202 @@
+package sockhub_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/sockhub/sockhub"
+)
+
+// benchPair connects two hubs over loopback. Every batch of the server's goes
+// to onServer, the client's events are the benchmark's to receive.
+func benchPair(b *testing.B, network string, conns int, onServer func(*sockhub.Batch)) (client *sockhub.Hub, dialed []*sockhub.Conn, server *sockhub.Hub) {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	server, err := sockhub.New(context.Background(), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { server.Close() })
+	addr := "127.0.0.1:0"
+	if network == "unix" {
+		addr = b.TempDir() + "/s"
+	}
+	l, err := server.Listen(ctx, network, addr, &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if client, err = sockhub.New(context.Background(), nil); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { client.Close() })
+	done := make(chan struct{})
+	b.Cleanup(func() { server.Close(); <-done })
+	go func() {
+		defer close(done)
+		for batch := range server.Events() {
+			onServer(batch)
+		}
+	}()
+	for range conns {
+		c, err := client.Dial(ctx, network, l.Addr().String(), &sockhub.DialOptions{Mode: sockhub.Anonymous})
+		if err != nil {
+			b.Fatal(err)
+		}
+		dialed = append(dialed, c)
+	}
+	return client, dialed, server
+}
+
+// receive takes n messages from the hub's events.
+func receive(b *testing.B, h *sockhub.Hub, n int) {
+	for n > 0 {
+		batch, ok := <-h.Events()
+		if !ok || len(batch.Disconnected) > 0 {
+			b.Fatalf("the connection has ended, %d messages before the last", n)
+		}
+		for _, d := range batch.Received {
+			n -= len(d.Messages)
+		}
+	}
+}
+
+// report gives the figures that people compare, for messages of one size.
+func report(b *testing.B, msgs, size int) {
+	seconds := b.Elapsed().Seconds()
+	b.ReportMetric(float64(msgs)/seconds, "msgs/s")
+	b.ReportMetric(float64(msgs)*float64(size)/1e6/seconds, "MB/s")
+}
+
+var benchNetworks = []string{"tcp", "unix"}
+
+// One message there, the same back, and only then the next.
+func BenchmarkRoundTrip(b *testing.B) {
+	for _, network := range benchNetworks {
+		for _, size := range []int{32, 4096, 65536} {
+			b.Run(fmt.Sprintf("%s/%dB", network, size), func(b *testing.B) {
+				client, conns, _ := benchPair(b, network, 1, echo)
+				msg := make([]byte, size)
+				b.ReportAllocs()
+				n := 0
+				for b.Loop() {
+					if err := conns[0].TrySend(msg); err != nil {
+						b.Fatal(err)
+					}
+					receive(b, client, 1)
+					n++
+				}
+				report(b, n, 2*size)
+			})
+		}
+	}
+}
+
+// Many connections, each with one message under way.
+func BenchmarkManyRoundTrips(b *testing.B) {
+	const conns = 100
+	for _, network := range benchNetworks {
+		b.Run(network, func(b *testing.B) {
+			client, dialed, _ := benchPair(b, network, conns, echo)
+			msg := make([]byte, 32)
+			b.ReportAllocs()
+			n := 0
+			for b.Loop() {
+				for _, c := range dialed {
+					if err := c.TrySend(msg); err != nil {
+						b.Fatal(err)
+					}
+				}
+				receive(b, client, conns)
+				n += conns
+			}
+			report(b, n, 2*len(msg))
+		})
+	}
+}
+
+// One way, in runs of a thousand; the last message of a run is answered.
+func BenchmarkSendMany(b *testing.B) {
+	const run = 1000
+	for _, network := range benchNetworks {
+		for _, size := range []int{9, 128, 1024} {
+			b.Run(fmt.Sprintf("%s/%dB", network, size), func(b *testing.B) {
+				got := 0
+				client, conns, _ := benchPair(b, network, 1, func(batch *sockhub.Batch) {
+					for _, d := range batch.Received {
+						for got += len(d.Messages); got >= run; got -= run {
+							d.Conn.TrySend(nil)
+						}
+					}
+				})
+				msgs := slices.Values(slices.Repeat([][]byte{make([]byte, size)}, run))
+				b.ReportAllocs()
+				n := 0
+				for b.Loop() {
+					if _, err := conns[0].SendMany(context.Background(), msgs); err != nil {
+						b.Fatal(err)
+					}
+					receive(b, client, 1)
+					n += run
+				}
+				report(b, n, size)
+			})
+		}
+	}
+}
+
+// One way, each message answered when it is there.
+func BenchmarkLarge(b *testing.B) {
+	for _, network := range benchNetworks {
+		for _, size := range []int{1 << 20, 9 << 20} {
+			b.Run(fmt.Sprintf("%s/%dMB", network, size>>20), func(b *testing.B) {
+				client, conns, _ := benchPair(b, network, 1, func(batch *sockhub.Batch) {
+					for c := range batch.Messages() {
+						c.TrySend(nil)
+					}
+				})
+				msg := make([]byte, size)
+				b.ReportAllocs()
+				n := 0
+				for b.Loop() {
+					if err := conns[0].Send(context.Background(), msg); err != nil {
+						b.Fatal(err)
+					}
+					receive(b, client, 1)
+					n++
+				}
+				report(b, n, size)
+			})
+		}
+	}
+}
+
+// One message to many connections, all of which are waited for.
+func BenchmarkBroadcast(b *testing.B) {
+	const conns = 100
+	for _, network := range benchNetworks {
+		for _, size := range []int{64, 16384} {
+			b.Run(fmt.Sprintf("%s/%dB", network, size), func(b *testing.B) {
+				client, _, server := benchPair(b, network, conns, func(*sockhub.Batch) {})
+				all := slices.Collect(server.Conns())
+				for len(all) < conns { // the last may not have come in yet
+					all = slices.Collect(server.Conns())
+				}
+				msg := make([]byte, size)
+				b.ReportAllocs()
+				n := 0
+				for b.Loop() {
+					if sent, err := server.Broadcast(slices.Values(all), msg); sent != conns || err != nil {
+						b.Fatal(sent, err)
+					}
+					receive(b, client, conns)
+					n += conns
+				}
+				report(b, n, size)
+			})
+		}
+	}
+}

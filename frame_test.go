@@ -1,0 +1,373 @@
+package sockhub
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// framings are those of the package.
+var framings = []struct {
+	name string
+	f    Framing
+}{
+	{"default", nil},
+	{"1", LengthPrefix(1, binary.LittleEndian)},
+	{"2 little", LengthPrefix(2, binary.LittleEndian)},
+	{"2 big", LengthPrefix(2, binary.BigEndian)},
+	{"4 little", LengthPrefix(4, binary.LittleEndian)},
+	{"4 big", LengthPrefix(4, binary.BigEndian)},
+	{"8 little", LengthPrefix(8, binary.LittleEndian)},
+	{"8 big", LengthPrefix(8, binary.BigEndian)},
+	{"uvarint", Uvarint()},
+}
+
+// appendHeader is the framing's, which nil stands for too.
+func appendHeader(f Framing, dst []byte, n uint64) []byte {
+	if f == nil {
+		return defaultHeader(dst, n)
+	}
+	return f.AppendHeader(dst, n)
+}
+
+// decoded is what a decoder made of its input.
+type decoded struct {
+	Msgs [][]byte
+	Err  string
+	Left int // bytes of an unfinished message
+}
+
+// decode feeds a decoder as a reader does: into chunks of its own, next after
+// each piece, parked now and then. sizes says how long the pieces are, and
+// chunks how long the chunks.
+func decode(t testing.TB, f Framing, limit uint64, input []byte, sizes, chunks func() int, park func() bool) (r decoded) {
+	d := decoder{framing: f, max: limit}
+	bounds := func(received int) {
+		// What it holds follows from what came, whatever was announced.
+		if held := cap(d.big) + len(d.rest); held > 2*received+growStep {
+			t.Fatalf("%d bytes are held after %d were received", held, received)
+		}
+	}
+	newChunk := func() []byte { return make([]byte, max(chunks(), d.need())) }
+	d.move(newChunk())
+	for at := 0; ; {
+		for {
+			msg, ok, err := d.next()
+			if err != nil {
+				r.Err, r.Left = err.Error(), d.partial()
+				return r
+			}
+			if !ok {
+				break
+			}
+			if cap(msg) != len(msg) {
+				t.Fatalf("a message of %d bytes has a capacity of %d", len(msg), cap(msg))
+			}
+			r.Msgs = append(r.Msgs, bytes.Clone(msg))
+		}
+		bounds(at)
+		if at == len(input) {
+			r.Left = d.partial()
+			return r
+		}
+		if park() {
+			d.park()
+			bounds(at)
+			d.move(newChunk())
+		} else if d.full() {
+			d.move(newChunk())
+		}
+		space := d.space()
+		if len(space) == 0 {
+			t.Fatal("no space")
+		}
+		n := copy(space[:min(len(space), max(1, sizes()))], input[at:])
+		d.advance(n)
+		at += n
+		bounds(at)
+	}
+}
+
+// plainly decodes input as its definition says.
+func plainly(f Framing, limit uint64, input []byte) (r decoded) {
+	if f == nil {
+		f = LengthPrefix(8, binary.LittleEndian)
+	}
+	for {
+		h, n, err := f.Header(input)
+		if err != nil {
+			r.Err, r.Left = err.Error(), len(input)
+			return r
+		}
+		if h > 0 && (n > limit || n > math.MaxInt-growStep) {
+			r.Err, r.Left = fmt.Sprintf("%v: %d bytes announced", ErrMessageTooLarge, n), len(input)
+			return r
+		}
+		if h == 0 || uint64(len(input)-h) < n {
+			r.Left = len(input)
+			return r
+		}
+		r.Msgs = append(r.Msgs, bytes.Clone(input[h:h+int(n)]))
+		input = input[h+int(n):]
+	}
+}
+
+func always(n int) func() int { return func() int { return n } }
+func never() bool             { return false }
+
+// checkCuts decodes input whole and cut in several ways.
+func checkCuts(t testing.TB, f Framing, limit uint64, input []byte, seed uint64) {
+	t.Helper()
+	want := plainly(f, limit, input)
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	random := func() int {
+		if rnd.IntN(3) == 0 {
+			return rnd.IntN(9)
+		}
+		return rnd.IntN(5000)
+	}
+	ways := []struct {
+		name          string
+		sizes, chunks func() int
+		park          func() bool
+	}{
+		{"whole", always(1 << 30), always(readChunk), never},
+		{"whole in small chunks", always(1 << 30), always(minChunk), never},
+		{"random cuts", random, always(readChunk), func() bool { return rnd.IntN(2) == 0 }},
+		{"random cuts and chunks", random, func() int { return rnd.IntN(2 * readChunk) }, func() bool { return rnd.IntN(4) == 0 }},
+	}
+	if len(input) < 2000 {
+		ways = append(ways, ways[0], ways[0])
+		ways[4].name, ways[4].sizes, ways[4].chunks = "byte by byte", always(1), always(minChunk)
+		ways[4].park = func() bool { return true }
+		ways[5].name, ways[5].sizes = "byte by byte without parking", always(1)
+	}
+	for _, way := range ways {
+		got := decode(t, f, limit, input, way.sizes, way.chunks, way.park)
+		if got.Left != want.Left && want.Err == "" {
+			t.Errorf("%s: %d bytes are left, want %d", way.name, got.Left, want.Left)
+		}
+		if got.Err != want.Err {
+			t.Errorf("%s: error %q, want %q", way.name, got.Err, want.Err)
+		}
+		// cmp.Diff would take minutes.
+		if !slices.EqualFunc(got.Msgs, want.Msgs, bytes.Equal) {
+			t.Errorf("%s: %d messages, want %d, or they differ", way.name, len(got.Msgs), len(want.Msgs))
+		}
+	}
+}
+
+// FuzzDecoder holds the decoder to this: however the input is cut, the same
+// messages come out and the same error, and memory follows what was received.
+func FuzzDecoder(f *testing.F) {
+	for i, fr := range framings {
+		var in []byte
+		for _, n := range []int{0, 1, 100, 0} {
+			in = append(appendHeader(fr.f, in, uint64(n)), bytes.Repeat([]byte{'x'}, n)...)
+		}
+		f.Add(byte(i), uint32(1000), uint64(i), in)
+		f.Add(byte(i), uint32(99), uint64(i), in)
+		f.Add(byte(i), uint32(math.MaxUint32), uint64(i), append(in, bytes.Repeat([]byte{0xff}, 11)...))
+	}
+	f.Add(byte(0), uint32(64<<20), uint64(3), append(binary.LittleEndian.AppendUint64(nil, 60<<20), make([]byte, 40000)...))
+	f.Fuzz(func(t *testing.T, framing byte, limit uint32, seed uint64, input []byte) {
+		checkCuts(t, framings[int(framing)%len(framings)].f, uint64(limit), input, seed)
+	})
+}
+
+func TestCutsDoNotMatter(t *testing.T) {
+	for _, fr := range framings {
+		t.Run(fr.name, func(t *testing.T) {
+			rnd := rand.New(rand.NewPCG(5, 5))
+			for seed := range uint64(20) {
+				var in []byte
+				for range rnd.IntN(30) {
+					n := rnd.IntN(30)
+					switch rnd.IntN(6) {
+					case 0:
+						n = rnd.IntN(3 * readChunk)
+					case 1:
+						n = readChunk - 20 + rnd.IntN(40)
+					case 2:
+						n = readChunk/2 - 20 + rnd.IntN(40)
+					}
+					if !expressible(fr.f, uint64(n)) {
+						n %= 256
+					}
+					in = appendHeader(fr.f, in, uint64(n))
+					for i := range n {
+						in = append(in, byte(i*7+n))
+					}
+				}
+				checkCuts(t, fr.f, 1<<20, in[:len(in)-rnd.IntN(1+len(in)/4)], seed)
+			}
+		})
+	}
+}
+
+func TestLargeMessageIsReceivedInPlace(t *testing.T) {
+	body := make([]byte, 9<<20)
+	for i := range body {
+		body[i] = byte(i * 31)
+	}
+	in := append(defaultHeader(nil, uint64(len(body))), body...)
+	in = append(in, defaultHeader(nil, 0)...)
+	checkCuts(t, nil, uint64(len(body)), in, 9)
+}
+
+func TestHeadersOnTheWire(t *testing.T) {
+	tests := []struct {
+		framing string
+		n       uint64
+		want    []byte
+	}{
+		{"default", 0, []byte{0, 0, 0, 0, 0, 0, 0, 0}},
+		{"default", 0x0102030405060708, []byte{8, 7, 6, 5, 4, 3, 2, 1}},
+		{"8 little", 1, []byte{1, 0, 0, 0, 0, 0, 0, 0}},
+		{"8 big", 0x0102030405060708, []byte{1, 2, 3, 4, 5, 6, 7, 8}},
+		{"8 big", math.MaxUint64, bytes.Repeat([]byte{255}, 8)},
+		{"4 little", 0x01020304, []byte{4, 3, 2, 1}},
+		{"4 big", math.MaxUint32, []byte{255, 255, 255, 255}},
+		{"2 little", 0x0102, []byte{2, 1}},
+		{"2 big", 0x0102, []byte{1, 2}},
+		{"1", 255, []byte{255}},
+		{"uvarint", 0, []byte{0}},
+		{"uvarint", 127, []byte{127}},
+		{"uvarint", 128, []byte{128, 1}},
+		{"uvarint", 300, []byte{0xac, 2}},
+		{"uvarint", math.MaxUint64, []byte{255, 255, 255, 255, 255, 255, 255, 255, 255, 1}},
+	}
+	for _, tt := range tests {
+		f := framingNamed(tt.framing)
+		if got := appendHeader(f, []byte("x"), tt.n); !bytes.Equal(got, append([]byte("x"), tt.want...)) {
+			t.Errorf("%s: header of %d is % x, want % x", tt.framing, tt.n, got[1:], tt.want)
+		}
+		if f == nil {
+			continue
+		}
+		if h, n, err := f.Header(append(bytes.Clone(tt.want), 9, 9)); h != len(tt.want) || n != tt.n || err != nil {
+			t.Errorf("%s: Header(% x) = %d, %d, %v", tt.framing, tt.want, h, n, err)
+		}
+		for i := range tt.want {
+			if h, _, err := f.Header(tt.want[:i]); h != 0 || err != nil {
+				t.Errorf("%s: Header(% x) = %d, %v, want to be asked again", tt.framing, tt.want[:i], h, err)
+			}
+		}
+		if len(tt.want) > f.MaxHeader() {
+			t.Errorf("%s: MaxHeader is %d", tt.framing, f.MaxHeader())
+		}
+	}
+}
+
+func framingNamed(name string) Framing {
+	for _, fr := range framings {
+		if fr.name == name {
+			return fr.f
+		}
+	}
+	panic(name)
+}
+
+func TestLengthsThatDoNotFit(t *testing.T) {
+	for _, tt := range []struct {
+		framing string
+		n       uint64
+	}{{"1", 256}, {"2 big", 1 << 16}, {"4 little", 1 << 32}} {
+		f := framingNamed(tt.framing)
+		if expressible(f, tt.n) || !expressible(f, tt.n-1) {
+			t.Errorf("%s: expressible is wrong around %d", tt.framing, tt.n)
+		}
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s: AppendHeader(%d) does not panic", tt.framing, tt.n)
+				}
+			}()
+			f.AppendHeader(nil, tt.n)
+		}()
+	}
+	for _, size := range []int{-1, 0, 3, 5, 16} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("LengthPrefix(%d) does not panic", size)
+				}
+			}()
+			LengthPrefix(size, binary.LittleEndian)
+		}()
+	}
+}
+
+func TestTooLongIsRefusedBeforeAnythingIsAllocated(t *testing.T) {
+	none := uint64(math.MaxUint64) // no limit
+	tests := []struct {
+		framing string
+		limit   uint64
+		n       uint64
+		refused bool
+	}{
+		{"default", 100, 100, false},
+		{"default", 100, 101, true},
+		{"default", 0, 1, true},
+		{"default", 0, 0, false},
+		{"default", none, 1 << 63, true},
+		{"default", none, math.MaxUint64, true},
+		{"default", none, math.MaxInt64, true}, // on any system: header and growth come on top
+		{"default", math.MaxInt, math.MaxInt, true},
+		{"default", none, 1<<32 - 1, math.MaxInt == math.MaxInt32},
+		{"default", none, 1 << 31, math.MaxInt == math.MaxInt32},
+		{"8 big", none, 1 << 63, true},
+		{"8 big", 1 << 20, 1<<20 + 1, true},
+		{"4 big", 1 << 20, math.MaxUint32, true},
+		{"2 little", 1 << 10, 1<<10 + 1, true},
+		{"1", 254, 255, true},
+		{"uvarint", none, 1 << 63, true},
+		{"uvarint", 1000, 1001, true},
+	}
+	for _, tt := range tests {
+		f := framingNamed(tt.framing)
+		in := append(appendHeader(f, nil, tt.n), "begin"...)
+		d := decoder{framing: f, max: tt.limit}
+		d.move(make([]byte, readChunk))
+		d.advance(copy(d.space(), in))
+		_, _, err := d.next()
+		if errors.Is(err, ErrMessageTooLarge) != tt.refused {
+			t.Errorf("%s: %d bytes of at most %d: %v, want refused: %v", tt.framing, tt.n, tt.limit, err, tt.refused)
+		}
+		if cap(d.big) > 2*len(in)+growStep {
+			t.Errorf("%s: %d bytes allocated for %d received", tt.framing, cap(d.big), len(in))
+		}
+	}
+}
+
+func TestNoVarintIsAnError(t *testing.T) {
+	for _, in := range [][]byte{bytes.Repeat([]byte{0x80}, 10), append(bytes.Repeat([]byte{0xff}, 9), 2), bytes.Repeat([]byte{0xff}, 20)} {
+		if _, _, err := Uvarint().Header(in); err == nil {
+			t.Errorf("Header(% x) finds a length", in)
+		}
+		checkCuts(t, Uvarint(), 1<<20, append([]byte{3, 'a', 'b', 'c'}, in...), 1)
+	}
+}
+
+// odd is a framing of a user's that breaks its contract in several ways.
+type odd struct{ size, longest int }
+
+func (o odd) MaxHeader() int                           { return o.longest }
+func (o odd) AppendHeader(dst []byte, n uint64) []byte { return dst }
+func (o odd) Header(p []byte) (int, uint64, error)     { return o.size, 1, nil }
+
+func TestFramingThatBreaksItsContractEndsTheStream(t *testing.T) {
+	for _, f := range []odd{{-1, 4}, {5, 4}, {1 << 30, 4}, {0, 4}, {math.MinInt, 1}} {
+		d := decoder{framing: f, max: 1000}
+		d.move(make([]byte, minChunk))
+		d.advance(copy(d.space(), "four"))
+		if _, ok, err := d.next(); ok || err == nil {
+			t.Errorf("%+v: %v, %v; want an error", f, ok, err)
+		}
+	}
+}

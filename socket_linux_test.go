@@ -1,0 +1,232 @@
+package sockhub_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/sockhub/sockhub"
+)
+
+// sockets counts the open sockets of this process.
+func sockets(t *testing.T) (n int) {
+	t.Helper()
+	for fd := range openFDs(t) {
+		target, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+		if strings.HasPrefix(target, "socket:") {
+			n++
+		}
+	}
+	return n
+}
+
+func openFDs(t *testing.T) map[int]bool {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip(err)
+	}
+	fds := make(map[int]bool)
+	for _, e := range entries {
+		if fd, err := strconv.Atoi(e.Name()); err == nil {
+			fds[fd] = true
+		}
+	}
+	return fds
+}
+
+// Data and the reset behind it come before the hub looks, so that it gets one
+// edge for both. Where the readers are held that is so for every client. Not
+// parallel: it counts the sockets of the process.
+func TestDataWithAResetBehindItIsDelivered(t *testing.T) {
+	tests := []struct {
+		mode sockhub.Mode
+		held bool
+	}{{sockhub.Anonymous, false}, {sockhub.Anonymous, true}, {sockhub.Named, false}, {sockhub.Named, true}}
+	for _, tt := range tests {
+		t.Run(fmt.Sprintf("%v, held %v", tt.mode, tt.held), func(t *testing.T) {
+			const clients, each = 2000, 3
+			before := sockets(t)
+			release := make(chan struct{})
+			o := &sockhub.Options{MaxPending: clients, MaxPendingPerSource: clients, HandshakeTimeout: patience}
+			if tt.held {
+				o.Admit = func(sockhub.Peer) error { <-release; return nil }
+			}
+			s := newStand(t, o, nil)
+			mode := tt.mode
+			l := s.listen("tcp4", &sockhub.ListenOptions{Mode: mode})
+			var wg sync.WaitGroup
+			for w := range 8 {
+				wg.Go(func() {
+					for i := w; i < clients; i += 8 {
+						nc, err := net.Dial("tcp4", l.Addr().String())
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						msgs := [][]byte{fmt.Appendf(nil, "client %d", i), nil, body(i, 2, i)}
+						data := wire(msgs...)
+						if mode == sockhub.Named {
+							data = append(wire(fmt.Appendf(nil, "name %d", i)), data...)
+						}
+						data = append(data, wire(make([]byte, 100))[:i%20]...) // the beginning of one more
+						if _, err := nc.Write(data); err != nil {
+							t.Error(err)
+						}
+						nc.(*net.TCPConn).SetLinger(0)
+						nc.Close()
+					}
+				})
+			}
+			wg.Wait()
+			close(release)
+			s.until("all ends", func() bool { return len(s.gone) == clients })
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if len(s.conns) != clients || s.count != clients*each {
+				t.Errorf("%d connections and %d messages, want %d and %d", len(s.conns), s.count, clients, clients*each)
+			}
+			for _, c := range s.conns {
+				var i int
+				if _, err := fmt.Sscanf(string(s.msgs[c][0]), "client %d", &i); err != nil {
+					t.Fatalf("%v: %q", c, s.msgs[c][0])
+				}
+				if err := sameBodies(s.msgs[c][1:], [][]byte{nil, body(i, 2, i)}); err != nil {
+					t.Errorf("client %d: %v", i, err)
+				}
+				// A write of ours, OK, may have met the reset first.
+				if d := s.gone[c]; len(d) != 1 || !errors.Is(d[0].Err, syscall.ECONNRESET) && !errors.Is(d[0].Err, syscall.EPIPE) {
+					t.Errorf("client %d ended with %v", i, d)
+				}
+			}
+			st := s.Stats()
+			if st.Conns != 0 || st.Connecting != 0 || st.Accepted != clients || st.Disconnected != clients {
+				t.Errorf("%+v", st)
+			}
+			if n := sockets(t); n != before {
+				t.Errorf("%d sockets open, %d before", n, before)
+			}
+		})
+	}
+}
+
+// socketOf finds the descriptor of a connection of this process.
+func socketOf(t *testing.T, local, remote net.Addr) int {
+	t.Helper()
+	is := func(sa unix.Sockaddr, err error, want net.Addr) bool {
+		if err != nil {
+			return false
+		}
+		addr := want.(*net.TCPAddr).AddrPort()
+		switch sa := sa.(type) {
+		case *unix.SockaddrInet4:
+			return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)) == netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+		case *unix.SockaddrInet6:
+			return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port)) == netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+		}
+		return false
+	}
+	for fd := range openFDs(t) {
+		here, err1 := unix.Getsockname(fd)
+		there, err2 := unix.Getpeername(fd)
+		if is(here, err1, local) && is(there, err2, remote) {
+			return fd
+		}
+	}
+	t.Fatalf("no socket from %v to %v", local, remote)
+	return -1
+}
+
+type keepAlive struct{ On, Idle, Interval, Count, UserTimeout, NoDelay int }
+
+func keepAliveOf(t *testing.T, c *sockhub.Conn) (k keepAlive) {
+	t.Helper()
+	fd := socketOf(t, c.Peer().Local, c.Peer().Remote)
+	for _, o := range []struct {
+		level, name int
+		to          *int
+	}{
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, &k.On},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, &k.Idle},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, &k.Interval},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, &k.Count},
+		{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, &k.UserTimeout},
+		{unix.IPPROTO_TCP, unix.TCP_NODELAY, &k.NoDelay},
+	} {
+		n, err := unix.GetsockoptInt(fd, o.level, o.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		*o.to = n
+	}
+	return k
+}
+
+func TestKeepAliveIsSetOnAcceptedAndDialedSockets(t *testing.T) {
+	theirs := net.KeepAliveConfig{Enable: true, Idle: 77e9, Interval: 7e9, Count: 5}
+	tests := []struct {
+		name string
+		lo   *sockhub.ListenOptions
+		do   *sockhub.DialOptions
+		want keepAlive
+	}{
+		{"default", nil, &sockhub.DialOptions{Name: "c"}, keepAlive{1, 15, 5, 3, 0, 1}},
+		{
+			"the user's own",
+			&sockhub.ListenOptions{Config: &net.ListenConfig{KeepAliveConfig: theirs}},
+			&sockhub.DialOptions{Name: "c", Dialer: &net.Dialer{KeepAliveConfig: theirs}},
+			keepAlive{1, 77, 7, 5, 0, 1},
+		},
+	}
+	for _, kind := range kinds() {
+		if !strings.HasPrefix(kind, "tcp") {
+			continue
+		}
+		for _, tt := range tests {
+			t.Run(kind+"/"+tt.name, func(t *testing.T) {
+				s := newStand(t, nil, nil)
+				l := s.listen(kind, tt.lo)
+				client := newStand(t, nil, nil)
+				c, err := client.Dial(soon(t), kind, l.Addr().String(), tt.do)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for what, c := range map[string]*sockhub.Conn{"accepted": s.first(), "dialed": c} {
+					if diff := cmp.Diff(tt.want, keepAliveOf(t, c)); diff != "" {
+						t.Errorf("%s socket (-want +got):\n%s", what, diff)
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestPeerCredentialsOfUnixSockets(t *testing.T) {
+	for _, kind := range []string{"unix", "abstract"} {
+		s := newStand(t, nil, nil)
+		dial(t, s.listen(kind, &sockhub.ListenOptions{Admit: sockhub.UID(uint32(os.Getuid()))}), "me")
+		want := &sockhub.Cred{PID: os.Getpid(), UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}
+		if diff := cmp.Diff(want, s.first().Peer().Cred); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", kind, diff)
+		}
+		p := dial(t, s.listen(kind, &sockhub.ListenOptions{Admit: sockhub.UID(uint32(os.Getuid()) + 1)}), "")
+		p.send([]byte("me"))
+		if _, err := p.Read(make([]byte, 1)); err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%s: somebody else's uid is told %v", kind, err)
+		}
+	}
+}

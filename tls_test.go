@@ -1,0 +1,289 @@
+package sockhub_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sockhub/sockhub"
+)
+
+// authority makes certificates.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pool *x509.CertPool
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test authority"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(cert)
+	return &authority{cert, key, pool}
+}
+
+// certify makes a certificate for a DNS name, or for 127.0.0.1.
+func (a *authority) certify(t *testing.T, name string) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "not looked at"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	if ip := net.ParseIP(name); ip != nil {
+		template.IPAddresses = []net.IP{ip}
+	} else {
+		template.DNSNames = []string{name}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// echoHub is a hub with a listener on loopback that echoes.
+func echoHub(t *testing.T, lo *sockhub.ListenOptions) (*sockhub.Hub, *sockhub.Listener) {
+	t.Helper()
+	hub, err := sockhub.New(context.Background(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { hub.Close() })
+	lo.Handler = func(*sockhub.Conn) sockhub.Handler {
+		return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }}
+	}
+	l, err := hub.Listen(t.Context(), "tcp", "127.0.0.1:0", lo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hub, l
+}
+
+// askEcho sends messages and expects them back.
+func askEcho(t *testing.T, hub *sockhub.Hub, c *sockhub.Conn, msgs ...[]byte) {
+	t.Helper()
+	go func() {
+		for _, m := range msgs {
+			c.Send(context.Background(), m)
+		}
+	}()
+	timeout := time.After(10 * time.Second)
+	for i := 0; i < len(msgs); {
+		select {
+		case b := <-hub.Events():
+			for _, m := range b.Messages() {
+				if !bytes.Equal(m, msgs[i]) {
+					t.Fatalf("message %d: %d bytes, want %d", i, len(m), len(msgs[i]))
+				}
+				i++
+			}
+			for _, d := range b.Disconnected {
+				t.Fatal(d.Err)
+			}
+		case <-timeout:
+			t.Fatalf("%d of %d messages came back", i, len(msgs))
+		}
+	}
+}
+
+func TestMutualTLSWithARuleOnTheCertificate(t *testing.T) {
+	ca := newAuthority(t)
+	_, l := echoHub(t, &sockhub.ListenOptions{
+		TLS: &tls.Config{Certificates: []tls.Certificate{ca.certify(t, "127.0.0.1")},
+			ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ca.pool},
+		Admit: sockhub.TLSName("worker.example"),
+	})
+	dialTLS := func(cert, name string, roots *x509.CertPool) (*sockhub.Hub, *sockhub.Conn, error) {
+		hub, err := sockhub.New(context.Background(), &sockhub.Options{Name: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { hub.Close() })
+		c, err := hub.Dial(t.Context(), "tcp", l.Addr().String(), &sockhub.DialOptions{
+			TLS: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{ca.certify(t, cert)}}})
+		return hub, c, err
+	}
+	hub, c, err := dialTLS("worker.example", "w", ca.pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Peer().TLS == nil || len(c.Peer().TLS.VerifiedChains) == 0 {
+		t.Error("the server's certificate is not in Peer")
+	}
+	askEcho(t, hub, c, []byte("a"), nil, pattern(5<<20), []byte("z"))
+	c.Finish()
+	for b := range hub.Events() {
+		for _, d := range b.Disconnected {
+			if !errors.Is(d.Err, sockhub.ErrClosed) || d.Report.WrittenMessages != 4 {
+				t.Errorf("%v, %+v", d.Err, d.Report)
+			}
+		}
+		if len(b.Disconnected) > 0 {
+			break
+		}
+	}
+	if _, _, err := dialTLS("other.example", "w2", ca.pool); !errors.Is(err, sockhub.ErrRefused) {
+		t.Errorf("another certificate: %v", err)
+	}
+	var unknown x509.UnknownAuthorityError
+	if _, _, err := dialTLS("worker.example", "w3", x509.NewCertPool()); !errors.As(err, &unknown) {
+		t.Errorf("unknown authority: %v", err)
+	}
+}
+
+func TestStalledTLSHandshakeEndsInTime(t *testing.T) {
+	ca := newAuthority(t)
+	hub, err := sockhub.New(context.Background(), &sockhub.Options{HandshakeTimeout: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Close()
+	l, err := hub.Listen(t.Context(), "tcp", "127.0.0.1:0",
+		&sockhub.ListenOptions{TLS: &tls.Config{Certificates: []tls.Certificate{ca.certify(t, "127.0.0.1")}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.Write([]byte{22, 3, 1}) // the beginning of a ClientHello
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.Copy(io.Discard, c); errors.Is(err, io.EOF) || isTimeout(err) {
+		t.Error(err)
+	}
+	for hub.Stats().HandshakeTimeouts == 0 {
+		<-time.After(time.Millisecond)
+	}
+}
+
+func isTimeout(err error) bool {
+	var n net.Error
+	return errors.As(err, &n) && n.Timeout()
+}
+
+// Named clients, a browser, and TLS on one port.
+func TestClassifyByFirstBytes(t *testing.T) {
+	ca := newAuthority(t)
+	secure := &sockhub.ListenOptions{Mode: sockhub.Anonymous,
+		TLS: &tls.Config{Certificates: []tls.Certificate{ca.certify(t, "127.0.0.1")}}}
+	web := &sockhub.ListenOptions{Mode: sockhub.Raw, Handler: func(*sockhub.Conn) sockhub.Handler {
+		return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			if !bytes.HasSuffix(m, []byte("\r\n\r\n")) {
+				r.Unread(m)
+				return
+			}
+			r.Send([]byte("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"))
+			r.Finish()
+		}}
+	}}
+	lo := &sockhub.ListenOptions{Classify: func(p sockhub.Peer, first []byte) (*sockhub.ListenOptions, int, error) {
+		switch {
+		case !p.AddrPort.Addr().IsLoopback():
+			return nil, 0, errors.New("from elsewhere")
+		case len(first) < 4:
+			return nil, 4, nil
+		case string(first[:4]) == "GET ":
+			return web, 0, nil
+		case first[0] == 22:
+			return secure, 0, nil
+		case string(first[:4]) == "boom":
+			panic("boom")
+		}
+		return nil, 0, nil
+	}}
+	hub, l := echoHub(t, lo)
+	secure.Handler = func(*sockhub.Conn) sockhub.Handler {
+		return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }}
+	}
+	address := l.Addr().String()
+
+	resp, err := http.Get("http://" + address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if string(body) != "hello" || err != nil {
+		t.Errorf("%q, %v", body, err)
+	}
+
+	client, err := sockhub.New(context.Background(), &sockhub.Options{Name: "me"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	c, err := client.Dial(t.Context(), "tcp", address, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	askEcho(t, client, c, []byte("named"))
+	c, err = client.Dial(t.Context(), "tcp", address, &sockhub.DialOptions{Mode: sockhub.Anonymous, TLS: &tls.Config{RootCAs: ca.pool}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	askEcho(t, client, c, []byte("secure"))
+
+	for _, bad := range []string{"boom", "GE"} {
+		nc, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nc.Write([]byte(bad))
+		nc.(*net.TCPConn).CloseWrite()
+		if line, err := bufio.NewReader(nc).ReadString('\n'); err == nil || !strings.EqualFold(line, "") {
+			t.Errorf("%q was answered %q", bad, line)
+		}
+		nc.Close()
+	}
+	if n := hub.Stats().Panics; n != 1 {
+		t.Errorf("%d panics", n)
+	}
+	// What has not said yet what it is ends with the hub.
+	nc, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	hub.Close()
+	if _, err := io.Copy(io.Discard, nc); isTimeout(err) {
+		t.Error(err)
+	}
+}
