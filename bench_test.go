@@ -52,7 +52,7 @@ func benchPair(b *testing.B, network string, conns int, onServer func(*sockhub.B
 }
 
 // receive takes n messages from the hub's events.
-func receive(b *testing.B, h *sockhub.Hub, n int) {
+func receiveAll(b *testing.B, h *sockhub.Hub, n int) {
 	for n > 0 {
 		batch, ok := <-h.Events()
 		if !ok || len(batch.Disconnected) > 0 {
@@ -86,7 +86,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 					if err := conns[0].TrySend(msg); err != nil {
 						b.Fatal(err)
 					}
-					receive(b, client, 1)
+					receiveAll(b, client, 1)
 					n++
 				}
 				report(b, n, 2*size)
@@ -110,7 +110,7 @@ func BenchmarkManyRoundTrips(b *testing.B) {
 						b.Fatal(err)
 					}
 				}
-				receive(b, client, conns)
+				receiveAll(b, client, conns)
 				n += conns
 			}
 			report(b, n, 2*len(msg))
@@ -139,7 +139,7 @@ func BenchmarkSendMany(b *testing.B) {
 					if _, err := conns[0].SendMany(context.Background(), msgs); err != nil {
 						b.Fatal(err)
 					}
-					receive(b, client, 1)
+					receiveAll(b, client, 1)
 					n += run
 				}
 				report(b, n, size)
@@ -165,7 +165,7 @@ func BenchmarkLarge(b *testing.B) {
 					if err := conns[0].Send(context.Background(), msg); err != nil {
 						b.Fatal(err)
 					}
-					receive(b, client, 1)
+					receiveAll(b, client, 1)
 					n++
 				}
 				report(b, n, size)
@@ -192,7 +192,7 @@ func BenchmarkBroadcast(b *testing.B) {
 					if sent, err := server.Broadcast(slices.Values(all), msg); sent != conns || err != nil {
 						b.Fatal(sent, err)
 					}
-					receive(b, client, conns)
+					receiveAll(b, client, conns)
 					n += conns
 				}
 				report(b, n, size)

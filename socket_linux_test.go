@@ -218,12 +218,12 @@ func TestKeepAliveIsSetOnAcceptedAndDialedSockets(t *testing.T) {
 func TestPeerCredentialsOfUnixSockets(t *testing.T) {
 	for _, kind := range []string{"unix", "abstract"} {
 		s := newStand(t, nil, nil)
-		dial(t, s.listen(kind, &sockhub.ListenOptions{Admit: sockhub.UID(uint32(os.Getuid()))}), "me")
+		dialHub(t, s.listen(kind, &sockhub.ListenOptions{Admit: sockhub.UID(uint32(os.Getuid()))}), "me")
 		want := &sockhub.Cred{PID: os.Getpid(), UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}
 		if diff := cmp.Diff(want, s.first().Peer().Cred); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", kind, diff)
 		}
-		p := dial(t, s.listen(kind, &sockhub.ListenOptions{Admit: sockhub.UID(uint32(os.Getuid()) + 1)}), "")
+		p := dialHub(t, s.listen(kind, &sockhub.ListenOptions{Admit: sockhub.UID(uint32(os.Getuid()) + 1)}), "")
 		p.send([]byte("me"))
 		if _, err := p.Read(make([]byte, 1)); err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("%s: somebody else's uid is told %v", kind, err)

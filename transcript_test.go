@@ -194,7 +194,7 @@ func (tr *transcript) play(t *testing.T, kind string, piece int) {
 		}
 		p = greet(t, nc, "")
 	} else {
-		p = dial(t, s.listen(kind, &sockhub.ListenOptions{Mode: mode}), "")
+		p = dialHub(t, s.listen(kind, &sockhub.ListenOptions{Mode: mode}), "")
 	}
 	for i, step := range tr.steps {
 		switch {

@@ -26,7 +26,7 @@ func listen(ctx context.Context, lc *net.ListenConfig, network, path string, mod
 		return nil, err
 	}
 	u := l.(*net.UnixListener)
-	u.SetUnlinkOnClose(false) // net unlinks whatever has the name
+	u.SetUnlinkOnClose(false) // net unlinks whatever has the name by then
 	return u, nil
 }
 
