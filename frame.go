@@ -159,7 +159,7 @@ type decoder struct {
 	raw     bool    // no frames: whatever came is one piece
 	kept    int     // ... if it is more than this, which the user has seen
 	max     uint64  // longest message accepted into memory
-	over    uint64  // a longer one is a stream; math.MaxUint64: none is
+	over    uint64  // a longer one is a stream; 0: none is
 	stream  uint64  // left to read, or to skip, of the stream that has begun
 
 	chunk []byte // where small messages are received; its owner's
@@ -268,7 +268,7 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 		return nil, false, err
 	}
 	// As unsigned 64-bit numbers, before any conversion to int.
-	if n > d.over {
+	if d.over > 0 && n > d.over {
 		d.r += h
 		d.stream, d.want = n, 1
 		return nil, false, nil

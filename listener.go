@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -613,7 +612,7 @@ func (g *greeting) tell(err error) {
 func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, first []byte) (*Conn, error) {
 	c := &Conn{hub: h, set: set, born: h.watch.Now()}
 	c.peer = peerOf(rwc, network, set.tag)
-	c.dec = decoder{framing: set.framing, max: set.maxMessage, over: math.MaxUint64}
+	c.dec = decoder{framing: set.framing, max: set.maxMessage}
 	if set.tls == nil {
 		c.t = transport.New(rwc)
 		c.dec.rest = first

@@ -228,7 +228,7 @@ type settings struct {
 	halfOpen    bool
 	overflow    OverflowPolicy
 	maxMessage  uint64
-	streamOver  uint64 // math.MaxUint64: never
+	streamOver  uint64 // 0: never
 	connIn      int64
 	connOut     int64
 	idleTimeout time.Duration // 0: none
@@ -259,10 +259,7 @@ func or(v, def int64) int64 {
 
 // streamOver resolves Options.StreamOver, which has no default.
 func streamOver(v int64) uint64 {
-	if v <= 0 {
-		return math.MaxUint64
-	}
-	return uint64(v)
+	return uint64(max(v, 0))
 }
 
 // orDuration is or for durations, where 0 in the result means none.
@@ -363,7 +360,7 @@ func (o *ListenOptions) resolve(hub *Options) (ListenOptions, *settings, error) 
 		halfOpen:    r.HalfOpen,
 		overflow:    orElse(r.Overflow, hub.Overflow),
 		maxMessage:  uint64(or(r.MaxMessage, hub.MaxMessage)),
-		streamOver:  streamOver(or(r.StreamOver, hub.StreamOver)),
+		streamOver:  streamOver(orElse(r.StreamOver, hub.StreamOver)),
 		connIn:      or(r.ConnInbound, hub.ConnInbound),
 		connOut:     or(r.ConnOutbound, hub.ConnOutbound),
 		idleTimeout: orDuration(r.IdleTimeout, hub.IdleTimeout),

@@ -58,9 +58,21 @@ func (w *Watch) Arm(e *Entry, target Target, at time.Duration) {
 		return
 	}
 	w.mu.Lock()
+	first := w.armLocked(e, target, at)
+	w.mu.Unlock()
+	if first {
+		select {
+		case w.wake <- struct{}{}:
+		default: // Run will look anyway
+		}
+	}
+}
+
+// armLocked is Arm without the wake-up, and reports whether e has become the
+// first in the queue.
+func (w *Watch) armLocked(e *Entry, target Target, at time.Duration) (first bool) {
 	if t := e.at.Load(); t != 0 && t <= int64(at) {
-		w.mu.Unlock()
-		return
+		return false
 	}
 	e.target = target
 	e.at.Store(int64(at))
@@ -69,14 +81,7 @@ func (w *Watch) Arm(e *Entry, target Target, at time.Duration) {
 	} else {
 		heap.Push(&w.queue, e)
 	}
-	first := w.queue[0] == e
-	w.mu.Unlock()
-	if first {
-		select {
-		case w.wake <- struct{}{}:
-		default: // Run will look anyway
-		}
-	}
+	return w.queue[0] == e
 }
 
 // Disarm forgets e. A Check that is running goes on, but is the last.
@@ -129,13 +134,14 @@ func (w *Watch) checkDue() time.Duration {
 	}
 }
 
-// rearm is Arm for an entry that may have been disarmed while it was checked.
+// rearm is Arm for an entry that may have been disarmed while it was checked,
+// or may be at any moment: hence one lock around both the look and the arming.
+// Run's own goroutine needs no wake-up.
 func (w *Watch) rearm(e *Entry, at time.Duration) {
 	w.mu.Lock()
-	target := e.target
-	w.mu.Unlock()
-	if target != nil {
-		w.Arm(e, target, at)
+	defer w.mu.Unlock()
+	if e.target != nil {
+		w.armLocked(e, e.target, at)
 	}
 }
 

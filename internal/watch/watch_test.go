@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -78,6 +79,37 @@ func TestDisarmedIsNotChecked(t *testing.T) {
 		}
 	})
 }
+
+func TestDisarmIsFinalWhileChecksRun(t *testing.T) {
+	w := start(t)
+	// A round of the goroutine of checks is over once a later moment's
+	// target was checked.
+	settle := func() {
+		done := make(signal)
+		w.Arm(new(Entry), done, w.Now())
+		<-done
+	}
+	for range 500 {
+		a := &target{more: 100_000} // at once, again and again
+		var e Entry
+		w.Arm(&e, a, w.Now())
+		for len(a.seen()) < 3 {
+			runtime.Gosched()
+		}
+		w.Disarm(&e)
+		settle() // the check that was running is over
+		n := len(a.seen())
+		settle()
+		if m := len(a.seen()); m != n {
+			t.Fatalf("checked %d times after Disarm", m-n)
+		}
+	}
+}
+
+// signal is closed by its first check.
+type signal chan struct{}
+
+func (s signal) Check(time.Duration) time.Duration { close(s); return 0 }
 
 func TestManyTargets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
