@@ -16,6 +16,7 @@ import (
 
 	"github.com/sockhub/sockhub/internal/peercred"
 	"github.com/sockhub/sockhub/internal/pending"
+	"github.com/sockhub/sockhub/internal/sockopt"
 	"github.com/sockhub/sockhub/internal/transport"
 	"github.com/sockhub/sockhub/internal/unixsock"
 )
@@ -111,8 +112,14 @@ func (h *Hub) Listen(ctx context.Context, network, address string, o *ListenOpti
 	)
 	switch network {
 	case "tcp", "tcp4", "tcp6":
+		if o != nil && o.ReusePort {
+			config.Control = sockopt.Then(config.Control, sockopt.ReusePort)
+		}
 		inner, err = config.Listen(ctx, network, address)
 	case "unix":
+		if o != nil && o.ReusePort {
+			return nil, unsupported("ListenOptions.ReusePort") // there is no port
+		}
 		var mode os.FileMode
 		if o != nil {
 			mode = o.FileMode
@@ -139,7 +146,9 @@ func (h *Hub) Listen(ctx context.Context, network, address string, o *ListenOpti
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
 
 // Serve accepts connections from a listener of the user's, which the hub
-// closes: in Listener.Close, or when the hub is closed.
+// closes: in Listener.Close, or when the hub is closed. It may be one that was
+// inherited (net.FileListener) or wrapped. What Listen does to a socket before
+// it is bound (ReusePort, FileMode, Config) was up to whoever made it.
 func (h *Hub) Serve(l net.Listener, o *ListenOptions) (*Listener, error) {
 	return h.serve(l, l.Addr().Network(), o)
 }

@@ -142,7 +142,7 @@ type ListenOptions struct {
 	Handler func(*Conn) Handler
 
 	Tag          string            // told to rules as Peer.Tag, so that they can tell listeners apart
-	ReusePort    bool              // several processes may listen on the same port; where the system has no safe way: errors.ErrUnsupported
+	ReusePort    bool              // several processes may Listen on the same TCP port, if all ask for it; Linux and FreeBSD spread new connections. Where the system has no safe way, and on Unix sockets: errors.ErrUnsupported
 	FileMode     fs.FileMode       // of a Unix socket file, in force before it can be connected to. Default 0600
 	HalfOpen     bool              // a peer that finished sending is not finished by us: the user calls Conn.Finish
 	ReuseBuffers bool              // as Options.ReuseBuffers; either one turns it on
@@ -341,8 +341,6 @@ func (o *ListenOptions) resolve(hub *Options) (ListenOptions, *settings, error) 
 		return r, nil, optionError("ListenOptions.Overflow", "no such policy: %d", r.Overflow)
 	case r.FileMode != r.FileMode.Perm():
 		return r, nil, optionError("ListenOptions.FileMode", "%v has more than permissions", r.FileMode)
-	case r.ReusePort:
-		return r, nil, unsupported("ListenOptions.ReusePort")
 	case r.ProxyFrom != nil:
 		return r, nil, unsupported("ListenOptions.ProxyFrom")
 	}
