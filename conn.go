@@ -64,21 +64,22 @@ type Conn struct {
 	client *client
 
 	// Owned by the reader goroutine.
-	dec      decoder
-	greet    *greeting  // the handshake under way; nil after it
-	handler  Handler    // nil: Events
-	reply    Reply      // the handler's
-	paused   bool       // input waits for the user to take what he has, or for room for answers
-	gated    bool       // input waits until the Disconnected of the same client's last connection was taken
-	skipping bool       // the rest of a stream that was closed
-	stopped  bool       // a callback closed or finished the connection
-	stream   *Stream    // input waits for it to be read; nil: none
-	diverted *diversion // input waits for what Events has not given away yet; nil mostly
-	held     int64      // of the budget: for what was read and not delivered, and for the next read
-	starved  bool       // the budget does not let it read
-	token    bool       // the budget lets it read to the end of the message that has begun
-	reported int64      // of the memory budget: what the report holds
-	badInput bool       // what came is no message
+	dec                 decoder
+	greet               *greeting  // the handshake under way; nil after it
+	handler             Handler    // nil: Events
+	reply               Reply      // the handler's
+	paused              bool       // input waits for the user to take what he has, or for room for answers
+	gated               bool       // input waits until the Disconnected of the same client's last connection was taken
+	skipping            bool       // the rest of a stream that was closed
+	stopped             bool       // a callback closed or finished the connection
+	stream              *Stream    // input waits for it to be read; nil: none
+	diverted            *diversion // input waits for what Events has not given away yet; nil mostly
+	turnMsgs, turnBytes int        // received in this turn
+	held                int64      // of the budget: for what was read and not delivered, and for the next read
+	starved             bool       // the budget does not let it read
+	token               bool       // the budget lets it read to the end of the message that has begun
+	reported            int64      // of the memory budget: what the report holds
+	badInput            bool       // what came is no message
 
 	streaming atomic.Pointer[Stream] // as stream, if it is of Events
 	closing   atomic.Bool            // closeErr is set
@@ -653,15 +654,14 @@ func (c *Conn) cut(t *turn) (err error) {
 	if c.token {
 		c.endToken()
 	}
-	c.mu.Lock()
-	c.inMsgs += uint64(msgs)
-	c.inBytes += uint64(size)
-	c.mu.Unlock()
+	c.turnMsgs += msgs
+	c.turnBytes += size
 	if len(t.msgs) > 0 {
 		c.deliver(t)
 	}
 	if c.handler != nil {
 		c.flush()
+		c.reply.side.Free()
 		c.inCall.Store(false)
 	}
 	return err
@@ -687,6 +687,12 @@ func (c *Conn) parking(doubtful, progress bool) {
 	c.mu.Lock()
 	if progress {
 		c.lastRead, c.quiet = now, now
+	}
+	c.inMsgs += uint64(c.turnMsgs)
+	c.inBytes += uint64(c.turnBytes)
+	c.turnMsgs, c.turnBytes = 0, 0
+	if c.out.fresh {
+		c.out.last, c.out.fresh = now, false
 	}
 	c.doubtful = doubtful
 	c.partial = c.dec.partial() > 0 || c.dec.stream > 0
@@ -1205,12 +1211,7 @@ func (c *Conn) makeRoom() {
 // always does gets back to it when something else had its turn.
 func (c *Conn) flush() {
 	for range 16 {
-		c.writeNow()
-		c.mu.Lock()
-		c.reply.drained = c.out.drained
-		c.out.drained = false
-		c.mu.Unlock()
-		if !c.reply.drained || c.stopped {
+		if c.reply.drained = c.writeNow(); !c.reply.drained || c.stopped {
 			return
 		}
 		c.reply.drained = false
@@ -1272,7 +1273,7 @@ func (r *Reply) accept() {
 		r.full = true
 	}
 	if !o.run {
-		o.q.Splice(&r.side)
+		o.q.Absorb(&r.side)
 	} else if last := len(o.behind) - 1; last >= 0 && o.behind[last].from == nil {
 		o.behind[last].q.Splice(&r.side)
 	} else {

@@ -285,7 +285,7 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 	if d.full() && end > len(d.chunk)/2 {
 		d.size, d.head = int(n), h
 		d.big = append(make([]byte, 0, min(d.size, 2*len(p)+growStep)), p[h:]...)
-		d.r, d.want = d.w, 1
+		d.w, d.want = d.r, 1 // the chunk does not hold it any more
 	}
 	return nil, false, nil
 }

@@ -71,6 +71,7 @@ type output struct {
 
 	since   time.Duration // begin of the current lack of progress; 0: nothing to write
 	last    time.Duration // of the last progress
+	fresh   bool          // it was in this turn of the reader
 	probing bool          // the next write without progress is the last
 	unacked int           // at the last look during a lack of progress, -1 at first
 
@@ -818,35 +819,54 @@ func (c *Conn) writeTurn(v *vec) (park bool) {
 
 // writeNow is the writer's work done by the reader, for what a Handler has
 // answered: one attempt, which mostly is enough. What is left is the writer
-// goroutine's.
-func (c *Conn) writeNow() {
-	c.mu.Lock()
+// goroutine's. It reports whether Handler.Drained is due.
+func (c *Conn) writeNow() (drained bool) {
 	o := &c.out
-	if o.writing || o.frozen || o.idle() {
+	c.mu.Lock()
+	defer func() {
+		drained, o.drained = o.drained, false
 		c.mu.Unlock()
+	}()
+	if o.writing || o.frozen || o.idle() {
 		return
 	}
 	o.writing, o.inline = true, true
-	c.mu.Unlock()
+	c.tryLocked()
+	return
+}
+
+// tryLocked is one attempt to write what is queued, made by the holder of the
+// token, who gives it back here: the writer goroutine gets it if something is
+// left. It gives mu up while it writes.
+func (c *Conn) tryLocked() {
+	o := &c.out
 	v := vecs.Get().(*vec)
-	if slices, size := c.nextWrite(v); size > 0 {
+	if o.w.Empty() {
+		o.takeLocked()
+	}
+	slices := o.w.Vec(v.slices[:0], writeBytes)
+	size := 0
+	for _, s := range slices {
+		size += len(s)
+	}
+	if size > 0 {
+		c.mu.Unlock()
 		n, ok, err := c.t.WriteNow(slices)
 		if err != nil {
 			err = c.opError("write", err)
 		}
+		c.mu.Lock()
 		if ok || err != nil {
-			c.wrote(n, size, err)
-		}
-		if n == size {
-			c.nextWrite(v) // sees that all is written
+			c.wroteLocked(n, size, err, 0)
 		}
 	}
-	clear(v.slices[:])
+	clear(v.slices[:len(slices)])
 	vecs.Put(v)
-	if !c.release() {
-		c.mu.Lock()
+	if o.handled && !o.frozen && o.drainedDue() {
+		o.flushed, o.waited, o.notify, o.drained = false, false, false, true
+	}
+	if !c.releaseLocked() {
 		c.runWriterLocked()
-		c.mu.Unlock()
 	}
 }
 
@@ -907,6 +927,10 @@ func (o *output) finDue() bool { return o.empty() && o.fin && !o.finSent }
 func (c *Conn) release() (released bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.releaseLocked()
+}
+
+func (c *Conn) releaseLocked() (released bool) {
 	o := &c.out
 	if !o.frozen && (!o.idle() || o.drainedDue() || o.finDue() || o.feed != nil && o.feed.withdraw) {
 		return false
@@ -937,6 +961,12 @@ func (c *Conn) wrote(n, size int, err error) {
 	now := c.hub.watch.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.wroteLocked(n, size, err, now)
+}
+
+// wroteLocked is wrote at a time that is known, or that the reader will see at
+// the end of its turn (0).
+func (c *Conn) wroteLocked(n, size int, err error, now time.Duration) {
 	o := &c.out
 	if n > 0 || size == 0 && err == nil { // empty raw messages are written by being passed over
 		msgs, bytes := o.w.Wrote(n)
@@ -950,7 +980,11 @@ func (c *Conn) wrote(n, size int, err error) {
 		o.written.add(msgs, bytes)
 		o.flushed = true
 		c.hub.budget.out.Fell(&o.share, o.charge())
-		o.last, o.since, o.unacked, o.probing = now, now, -1, false
+		o.fresh = now == 0
+		if now != 0 {
+			o.last, o.since = now, now
+		}
+		o.unacked, o.probing = -1, false
 		c.roomLocked()
 	}
 	switch {

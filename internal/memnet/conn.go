@@ -15,8 +15,8 @@ import (
 //
 // It panics where a caller breaks the rules of transport.Conn: two Reads or
 // Writes at once, TryRead or TryWritev outside of a turn, WriteNow beside a
-// Write, Close under a running call, any call but those for addresses after
-// Close. On a descriptor such a fault passes for a lost wake-up or a rare error;
+// Write, Close under a running call, any call but Kick, Hangup and those for
+// addresses after Close. On a descriptor such a fault passes for a lost wake-up or a rare error;
 // a test should find it at its cause.
 type conn End
 

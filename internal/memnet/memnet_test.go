@@ -586,7 +586,7 @@ func TestDelayAndUnacked(t *testing.T) {
 			_, err := b.Read(make([]byte, 9))
 			wantError(t, "Read", err, os.ErrDeadlineExceeded)
 			b.SetReadDeadline(time.Time{})
-			time.Sleep(time.Second)
+			<-time.After(time.Second)
 			synctest.Wait()
 			if onArrival {
 				unacked(0)
@@ -599,7 +599,7 @@ func TestDelayAndUnacked(t *testing.T) {
 			// A peer that dies takes what was under way with it.
 			mustWrite(t, b, "lost")
 			b.Reset()
-			time.Sleep(time.Second)
+			<-time.After(time.Second)
 			synctest.Wait()
 			got, err := read(t, c)
 			wantError(t, "TryRead", err, syscall.ECONNRESET)
@@ -855,7 +855,7 @@ func randomConnection(t *testing.T, seed uint64) {
 	if !bytes.Equal(gotUp, up) || !bytes.Equal(gotDown, down) {
 		t.Errorf("got %d and %d bytes, want %d and %d, or they differ", len(gotUp), len(gotDown), len(up), len(down))
 	}
-	time.Sleep(time.Second) // the last stall ends
+	<-time.After(time.Second) // the last stall ends
 	if err := c.Gone(); err != io.EOF {
 		t.Errorf("Gone = %v after both FINs", err)
 	}

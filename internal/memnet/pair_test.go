@@ -20,7 +20,7 @@ func TestNothingIsLeft(t *testing.T) {
 			a.Write([]byte("x"))
 			b.Write([]byte("y"))
 			if seed%3 == 0 {
-				time.Sleep(time.Duration(seed) * time.Millisecond)
+				<-time.After(time.Duration(seed) * time.Millisecond)
 			}
 			a.Close()
 			b.Close()

@@ -56,9 +56,15 @@ var (
 	largeBlocks = sync.Pool{New: func() any { return &block{buf: make([]byte, 0, largeBlock)} }}
 )
 
-func (b *block) recycle() {
+func (b *block) reset() {
 	clear(b.refs) // let go of the bodies
-	*b = block{buf: b.buf[:0], refs: b.refs[:0], msgs: b.msgs[:0]}
+	b.next = nil
+	b.buf, b.refs, b.msgs = b.buf[:0], b.refs[:0], b.msgs[:0]
+	b.msg0, b.buf0, b.ref0, b.wire, b.bytes = 0, 0, 0, 0, 0
+}
+
+func (b *block) recycle() {
+	b.reset()
 	if cap(b.buf) == smallBlock {
 		smallBlocks.Put(b)
 	} else {
@@ -240,8 +246,11 @@ func (q *Queue) add(b *block, body, header int, byRef bool) {
 
 // Splice moves everything in p to the end of q and leaves p empty.
 func (q *Queue) Splice(p *Queue) {
-	if p.head == nil {
+	if p.msgs == 0 {
 		return
+	}
+	if q.msgs == 0 {
+		q.Free()
 	}
 	if q.tail == nil {
 		q.head = p.head
@@ -252,6 +261,39 @@ func (q *Queue) Splice(p *Queue) {
 	q.msgs += p.msgs
 	q.bytes += p.bytes
 	*p = Queue{}
+}
+
+// Absorb moves everything in p to the end of q. A few small messages are
+// copied behind what q ends with, and p keeps its block for the next ones, where
+// Splice would leave q with a block for each few messages.
+func (q *Queue) Absorb(p *Queue) {
+	b, t := p.head, q.tail
+	if p.msgs == 0 {
+		return
+	}
+	if t == nil {
+		t = q.push(len(b.buf))
+	}
+	if b != p.tail || len(b.refs) > 0 || len(t.buf)+len(b.buf) > cap(t.buf) {
+		q.Splice(p)
+		return
+	}
+	t.buf = append(t.buf, b.buf...)
+	t.msgs = append(t.msgs, b.msgs...)
+	t.wire += b.wire
+	t.bytes += b.bytes
+	q.msgs += p.msgs
+	q.bytes += p.bytes
+	b.reset()
+	p.msgs, p.bytes = 0, 0
+}
+
+// Free lets go of the block that Absorb has left. The queue must be empty.
+func (q *Queue) Free() {
+	if b := q.head; b != nil {
+		*q = Queue{}
+		b.recycle()
+	}
 }
 
 // DropFirst removes the first message and returns the length of its body. The

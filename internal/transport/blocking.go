@@ -422,7 +422,7 @@ func (c *blocking) WriteNow(v [][]byte) (n int, ok bool, err error) { return 0, 
 func (c *blocking) Kick(side Side) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.hung {
+	if c.hung || c.closed {
 		return
 	}
 	c.kicked[side] = true
@@ -447,7 +447,7 @@ func (c *blocking) CloseWrite() error {
 // Deadlines alone would not do, since the layer sets some itself.
 func (c *blocking) Hangup() {
 	c.mu.Lock()
-	if c.hung {
+	if c.hung || c.closed {
 		c.mu.Unlock()
 		return
 	}
@@ -485,16 +485,18 @@ func (c *blocking) closeRWC() error {
 // Close implements Conn. It joins the pump, unless that is in a Read which
 // does not return for the closing: see blocking.
 func (c *blocking) Close() error {
-	err := c.closeRWC()
+	// closed comes first: rwc need not bear a deadline, nor a second Close by
+	// way of what is below it, once it was closed.
 	c.mu.Lock()
 	c.closed = true
 	c.room.Signal()
 	pumping, inRead := c.pumping, c.inRead
 	c.mu.Unlock()
+	err := c.closeRWC()
 	switch {
 	case !pumping:
 	case !inRead:
-		// It has seen or will see closed before it reads again.
+		// It sees closed before it reads again.
 		<-c.exited
 	default:
 		grace := time.NewTimer(closeGrace)

@@ -202,7 +202,9 @@ func (c *fdConn) setDeadline(side Side, t time.Time) {
 	if c.hung {
 		return
 	}
-	// These fail on a closed connection alone, where every wait fails too.
+	// These fail on a closed connection alone, where there is nobody to call:
+	// package net knows that it is closed, whoever has the descriptor's number
+	// by now.
 	if side == ReadSide {
 		c.conn.SetReadDeadline(t)
 	} else {
@@ -370,7 +372,8 @@ func (c *fdConn) shutdownLocked(how int) error {
 }
 
 // Hangup implements Conn. The deadlines come first: the reader is then called
-// away before it can take our own shutdown for the peer's.
+// away before it can take our own shutdown for the peer's. After Close all of
+// this fails, as in setDeadline, and changes nothing.
 func (c *fdConn) Hangup() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

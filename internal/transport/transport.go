@@ -27,7 +27,8 @@ const (
 //
 // One goroutine at a time may be in Read, one in Write; the other methods may
 // be called from any goroutine at any time before Close, except where they
-// say otherwise.
+// say otherwise. Kick and Hangup, with which others call a connection's own
+// goroutines, may come too late: during and after Close they do nothing.
 type Conn interface {
 	// Read runs turn at once, and again whenever turn has returned true
 	// ("park") and something new may be there: input, its end, an error.
@@ -68,8 +69,8 @@ type Conn interface {
 	// Kick makes a running Read or Write (side) return ErrKicked, when its
 	// turn has returned, or else the next one. Kicks before that coalesce.
 	// A Read that returns ErrKicked has consumed the kick before: a Kick
-	// that begins after the return is for the next Read. It may be called
-	// after Close too, and does nothing then.
+	// that begins after the return is for the next Read. After Close it does
+	// nothing.
 	Kick(side Side)
 
 	// CloseWrite ends the output (a FIN); input goes on. It is called when
@@ -79,13 +80,14 @@ type Conn interface {
 
 	// Hangup ends both directions at once and makes the running and every
 	// later Read and Write return ErrKicked. It does not wait and releases
-	// nothing. It may be called more than once, and after Close.
+	// nothing. It may be called more than once; after Close it does nothing.
 	Hangup()
 
 	// Close releases the descriptor. It is called once, when no Read, Write
-	// or WriteNow is running nor will run; the others may not be called
-	// after it began. (net.Conn.Close waits for callbacks that are running,
-	// so calling it earlier could wait for a user's handler.)
+	// or WriteNow is running nor will run; none of the others but Kick,
+	// Hangup and the addresses may be called after it began. (net.Conn.Close
+	// waits for callbacks that are running, so calling it earlier could wait
+	// for a user's handler.)
 	Close() error
 
 	// Pending reports, without waiting or consuming anything, that a parked

@@ -5,7 +5,6 @@ package unixsock
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -47,7 +46,7 @@ func listen(_ context.Context, lc *net.ListenConfig, network, path string, mode 
 		}
 		err = os.NewSyscallError("listen", unix.Listen(int(fd), unix.SOMAXCONN))
 	})
-	if err := errors.Join(cerr, err); err != nil {
+	if err := join(cerr, err); err != nil {
 		return nil, err
 	}
 	l, err := net.FileListener(f)
@@ -57,24 +56,13 @@ func listen(_ context.Context, lc *net.ListenConfig, network, path string, mode 
 	return l.(*net.UnixListener), nil
 }
 
-// listenPacket cannot keep senders away between bind and chmod, but it can see
-// whom the umask let in, and give up if that was too many.
+// listenPacket cannot keep senders away between bind and chmod. adopt, which
+// comes next, looks whom the umask let in meanwhile, and gives up if that was
+// somebody whom mode excludes.
 func listenPacket(ctx context.Context, lc *net.ListenConfig, path string, mode fs.FileMode) (*net.UnixConn, error) {
 	c, err := lc.ListenPacket(ctx, "unixgram", path)
 	if err != nil {
 		return nil, err
-	}
-	info, err := os.Lstat(path)
-	if err == nil {
-		// To connect or send takes write permission, and nothing else does.
-		if open := info.Mode().Perm() &^ mode & 0o222; open != 0 {
-			err = errors.Join(
-				fmt.Errorf("the umask let others send before mode %v was set (a stricter umask, or a private directory and mode 0666, help): %w", mode, errors.ErrUnsupported),
-				unlink(path))
-		}
-	}
-	if err != nil {
-		return nil, errors.Join(err, c.Close())
 	}
 	return c.(*net.UnixConn), nil
 }

@@ -29,16 +29,15 @@ func open[S io.Closer](ctx context.Context, network, path string, mode fs.FileMo
 	if err := ctx.Err(); err != nil {
 		return none, nil, err
 	}
-	mode, err := permissions(mode)
-	if err != nil {
-		return none, nil, err
-	}
 	if isAbstract(path) {
 		if runtime.GOOS != "linux" && runtime.GOOS != "android" {
 			return none, nil, fmt.Errorf("abstract names on %s: %w", runtime.GOOS, errors.ErrUnsupported)
 		}
 		if len(path) > addrLen {
 			return none, nil, tooLong(path, addrLen)
+		}
+		if mode != 0 {
+			return none, nil, fmt.Errorf("mode %v for an abstract name, to which everybody can connect: %w", mode, syscall.EINVAL)
 		}
 		s, err := plain()
 		return s, nil, err
@@ -54,21 +53,25 @@ func open[S io.Closer](ctx context.Context, network, path string, mode fs.FileMo
 		return none, nil, tooLong(path, addrLen-1)
 	}
 
+	mode, err := permissions(mode)
+	if err != nil {
+		return none, nil, err
+	}
 	f, err := lock(ctx, path)
 	if err != nil {
 		return none, nil, err
 	}
 	if err := f.clear(network, path); err != nil {
-		return none, nil, errors.Join(err, f.unlock())
+		return none, nil, join(err, f.unlock())
 	}
 	s, err := bind(mode)
 	if err != nil {
 		// If it was listen that failed, a dead socket is left, which the
 		// next call removes. We could not tell it from another's here.
-		return none, nil, errors.Join(err, f.unlock())
+		return none, nil, join(err, f.unlock())
 	}
 	if err := f.adopt(mode); err != nil {
-		return none, nil, errors.Join(err, f.remove(), s.Close(), f.unlock())
+		return none, nil, join(err, f.remove(), s.Close(), f.unlock())
 	}
 	return s, f, nil
 }
@@ -196,7 +199,7 @@ func (f *file) unlock() error {
 	if same {
 		err = unlink(f.lockPath())
 	}
-	return errors.Join(err, unix.Close(fd))
+	return join(err, unix.Close(fd))
 }
 
 // clear makes sure that there is nothing at the path, by removing a dead
@@ -216,7 +219,8 @@ func (f *file) clear(network, addr string) error {
 	case err == nil:
 		return fmt.Errorf("a server is listening: %w", syscall.EADDRINUSE)
 	case errors.Is(err, unix.ECONNREFUSED):
-		// Nobody has the socket of this file open.
+		// Nobody has the socket of this file open. (Or, on systems other
+		// than Linux, its backlog is full; only the lock can tell there.)
 	case errors.Is(err, unix.ENOENT):
 		return nil // its server closed meanwhile
 	default:
@@ -288,13 +292,14 @@ func newSocket(network string) (int, error) {
 		return -1, os.NewSyscallError("socket", err)
 	}
 	if err := unix.SetNonblock(fd, true); err != nil {
-		return -1, errors.Join(os.NewSyscallError("setnonblock", err), unix.Close(fd))
+		return -1, join(os.NewSyscallError("setnonblock", err), unix.Close(fd))
 	}
 	return fd, nil
 }
 
 // adopt notes which file was bound and makes sure of its mode. What the umask
-// took away is given back here; more than mode allows, bind did not give.
+// took away is given back here. What bind gave beyond mode cannot be taken back:
+// somebody may be connected by it.
 func (f *file) adopt(mode fs.FileMode) error {
 	info, err := os.Lstat(f.path)
 	if err != nil {
@@ -304,8 +309,13 @@ func (f *file) adopt(mode fs.FileMode) error {
 		return fmt.Errorf("%s has come in the place of the socket: %w", kind(info.Mode()), syscall.EEXIST)
 	}
 	f.made = info
-	if info.Mode().Perm() == mode {
+	got := info.Mode().Perm()
+	if got == mode {
 		return nil
+	}
+	// To connect or to send takes write permission, and nothing else does.
+	if excess := got &^ mode & 0o222; excess != 0 {
+		return fmt.Errorf("the socket was open to others (%v) before mode %v could be set; a stricter umask helps, or a private directory with a mode that lets everybody write: %w", got, mode, errors.ErrUnsupported)
 	}
 	if err := chmod(f.path, info, mode); err != nil {
 		return err

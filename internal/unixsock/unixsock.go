@@ -46,6 +46,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -71,20 +72,22 @@ type PacketConn struct {
 }
 
 // Listen listens on network "unix" or "unixpacket" at a path, or on Linux at an
-// abstract name, which is one with a leading @ and has neither a file nor a
-// mode. ctx bounds the call. lc may be nil; its Control is called, like always,
-// before the socket is bound.
+// abstract name, which is one with a leading @ and has no file. ctx bounds the
+// call. lc may be nil; its Control is called, like always, before the socket is
+// bound.
 //
 // mode has permission bits alone, and 0 means DefaultMode. The file has exactly
 // this mode when Listen returns, whatever the umask, and at no time could anybody
 // connect whom it excludes. Access also takes search permission on the
-// directories of the path.
+// directories of the path. For an abstract name, to which everybody can connect,
+// mode must be 0: who asks for permissions must not be left without.
 //
 // Errors are of type *net.OpError. They match syscall.EADDRINUSE if a server
 // listens at the path, or if it cannot be ruled out; fs.ErrExist if what is
 // there is not a socket (or a file that is not ours has the lock file's name);
-// syscall.ENAMETOOLONG if path does not fit into a socket address;
-// errors.ErrUnsupported if the system has no such thing.
+// syscall.ENAMETOOLONG if path does not fit into a socket address; syscall.EINVAL
+// if path or mode can never do; errors.ErrUnsupported if the system has no such
+// thing.
 func Listen(ctx context.Context, lc *net.ListenConfig, network, path string, mode fs.FileMode) (*Listener, error) {
 	switch network {
 	case "unix", "unixpacket":
@@ -172,13 +175,19 @@ func (o *owned) close(socket func() error) error {
 	if o.file != nil {
 		lockErr = o.file.unlock()
 	}
-	if fileErr == nil && lockErr == nil {
-		return err // net's own type
-	}
-	return errors.Join(err, fileErr, lockErr)
+	return join(err, fileErr, lockErr)
 }
 
-// permissions returns the mode to use, or an error.
+// join is errors.Join, but leaves a single error as it is.
+func join(errs ...error) error {
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	return errors.Join(errs...)
+}
+
+// permissions returns the mode that a file gets, or an error.
 func permissions(mode fs.FileMode) (fs.FileMode, error) {
 	if mode == 0 {
 		return DefaultMode, nil
@@ -193,8 +202,7 @@ func isAbstract(path string) bool { return strings.HasPrefix(path, "@") }
 
 // opError wraps an error once: those of the net package are wrapped already.
 func opError(network, path string, err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) {
+	if _, ok := err.(*net.OpError); ok {
 		return err
 	}
 	return &net.OpError{Op: "listen", Net: network, Addr: &net.UnixAddr{Name: path, Net: network}, Err: err}

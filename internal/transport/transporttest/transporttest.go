@@ -49,6 +49,7 @@ func Run(t *testing.T, newPair func(t *testing.T) (conn transport.Conn, peer io.
 		{"HangupUnblocksBoth", testHangupUnblocksBoth},
 		{"HangupIsFinalAndIdempotent", testHangupIsFinal},
 		{"PeerSeesHangup", testPeerSeesHangup},
+		{"KickAndHangupAfterCloseDoNothing", testAfterClose},
 		{"InputEndsWithEOFForGood", testEOF},
 		{"ShortWriteParksUntilThereIsRoom", testShortWrite},
 		{"WriteKeepsOrderOfManySlices", testManySlices},
@@ -68,14 +69,17 @@ func Run(t *testing.T, newPair func(t *testing.T) (conn transport.Conn, peer io.
 // env is one connection under test, and what uses it.
 type env struct {
 	*testing.T
-	conn transport.Conn
-	peer io.ReadWriteCloser
-	wg   sync.WaitGroup // all that may be in Read or Write, or use the peer
+	newPair func(t *testing.T) (transport.Conn, io.ReadWriteCloser)
+	conn    transport.Conn
+	close   func() // closes conn, at the first call
+	peer    io.ReadWriteCloser
+	wg      sync.WaitGroup // all that may be in Read or Write, or use the peer
 }
 
 func newEnv(t *testing.T, newPair func(t *testing.T) (transport.Conn, io.ReadWriteCloser)) *env {
 	conn, peer := newPair(t)
-	e := &env{T: t, conn: conn, peer: peer}
+	e := &env{T: t, newPair: newPair, conn: conn, peer: peer}
+	e.close = sync.OnceFunc(func() { conn.Close() })
 	stuck := time.AfterFunc(stuckAfter, func() {
 		t.Errorf("stuck for %v", stuckAfter)
 		conn.Hangup()
@@ -86,7 +90,7 @@ func newEnv(t *testing.T, newPair func(t *testing.T) (transport.Conn, io.ReadWri
 		peer.Close()
 		e.wg.Wait()
 		stuck.Stop()
-		conn.Close()
+		e.close()
 	})
 	return e
 }
