@@ -51,7 +51,7 @@ func benchPair(b *testing.B, network string, conns int, onServer func(*sockhub.B
 	return client, dialed, server
 }
 
-// receive takes n messages from the hub's events.
+// receiveAll takes n messages from the hub's events.
 func receiveAll(b *testing.B, h *sockhub.Hub, n int) {
 	for n > 0 {
 		batch, ok := <-h.Events()

@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sockhub/sockhub/internal/chunk"
 	"github.com/sockhub/sockhub/internal/outq"
 	"github.com/sockhub/sockhub/internal/transport"
 	"github.com/sockhub/sockhub/internal/watch"
@@ -307,18 +308,46 @@ const (
 // turn is what a reader needs while there is something to read. It is pooled,
 // so that a connection that waits holds nothing.
 type turn struct {
-	free      []byte   // never delivered to anybody
-	msgs      [][]byte // cut in this round
-	credit    int64    // held of the budget for reading
-	delivered int64    // of what is held, now the hub's
+	chunk     *chunk.Chunk   // that free lies in, with ReuseBuffers
+	own       []*chunk.Chunk // of large messages in msgs, likewise
+	free      []byte         // never delivered to anybody
+	msgs      [][]byte       // cut in this round
+	credit    int64          // held of the budget for reading
+	delivered int64          // of what is held, now the hub's
 }
 
-var turns = sync.Pool{New: func() any { return &turn{free: make([]byte, readChunk)} }}
+var turns = sync.Pool{New: func() any { return new(turn) }}
+
+// borrowing turns have a chunk to read into that is used again.
+var borrowing = sync.Pool{New: func() any { return &turn{chunk: chunk.Get(chunk.Size)} }}
+
+// getTurn takes a turn, to be given back by putTurn.
+func (c *Conn) getTurn() *turn {
+	if c.set.reuse {
+		return borrowing.Get().(*turn)
+	}
+	return turns.Get().(*turn)
+}
+
+func (c *Conn) putTurn(t *turn) {
+	if c.set.reuse {
+		borrowing.Put(t)
+	} else {
+		turns.Put(t)
+	}
+}
 
 // reserve makes free at least n bytes long.
 func (t *turn) reserve(n int) {
-	if len(t.free) < n {
+	switch {
+	case t.chunk == nil && len(t.free) < n:
 		t.free = make([]byte, max(n, readChunk))
+	case t.chunk != nil && t.chunk.Alone() && len(t.chunk.Mem()) >= n:
+		t.free = t.chunk.Mem() // nobody has messages in it any more
+	case t.chunk != nil && len(t.free) < n:
+		t.chunk.Release()
+		t.chunk = chunk.Get(max(n, chunk.Size))
+		t.free = t.chunk.Mem()
 	}
 }
 
@@ -326,7 +355,7 @@ func (t *turn) reserve(n int) {
 func (t *turn) spend(n int) {
 	const line = 64 // the next reader's bytes begin on a cache line of their own
 	if n = (n + line - 1) &^ (line - 1); len(t.free)-n < minFree {
-		t.free = make([]byte, readChunk)
+		t.free = nil // the next turn gets another
 		return
 	}
 	t.free = t.free[n:]
@@ -449,8 +478,9 @@ func (c *Conn) turn() (park bool) {
 	case c.input == held, c.input == reading && c.holdsBack():
 		return true
 	}
-	t := turns.Get().(*turn)
+	t := c.getTurn()
 	if c.input == discarding {
+		t.reserve(minChunk)
 		park = c.discard(t.free)
 	} else {
 		t.reserve(c.dec.need())
@@ -460,7 +490,7 @@ func (c *Conn) turn() (park bool) {
 		c.settle(t, c.dec.partial())
 		c.starve()
 	}
-	turns.Put(t)
+	c.putTurn(t)
 	return park
 }
 
@@ -503,12 +533,18 @@ func (c *Conn) readSome(t *turn) (park bool) {
 // receive reads once. ok is false if the budget does not let it.
 func (c *Conn) receive(t *turn) (n int, drained, ok bool, err error) {
 	if c.dec.full() {
-		t.free = nil // its bytes are messages', and those of the unfinished one, which move
-		t.reserve(c.dec.need())
-		c.dec.move(t.free)
+		c.nextChunk(t)
+	}
+	if t.chunk != nil && c.dec.atEnd() && t.chunk.Alone() {
+		c.dec.move(t.chunk.Mem()) // the front is warm
 	}
 	space := c.dec.space()
 	space = space[:min(len(space), maxRead)]
+	if c.dec.afterBig() {
+		// The next is likely to be large too: its body goes to a buffer of its
+		// own, and what is read of it here has to be copied.
+		space = space[:min(len(space), minChunk)]
+	}
 	if c.greet != nil {
 		// The name lies well within this, so that no more of what follows it
 		// is read either before the peer is admitted.
@@ -524,6 +560,27 @@ func (c *Conn) receive(t *turn) (n int, drained, ok bool, err error) {
 		err = c.opError("read", err)
 	}
 	return n, drained, true, err
+}
+
+// nextChunk gives the decoder another chunk. The bytes of the one before are
+// messages', and those of the unfinished one, which move.
+func (c *Conn) nextChunk(t *turn) {
+	need := c.dec.need()
+	if t.chunk == nil {
+		t.free = nil
+		t.reserve(need)
+		c.dec.move(t.free)
+		return
+	}
+	if t.chunk.Alone() && len(t.chunk.Mem()) >= need {
+		c.dec.move(t.chunk.Mem()) // to its front
+		return
+	}
+	old := t.chunk
+	t.chunk = chunk.Get(max(need, chunk.Size))
+	t.free = t.chunk.Mem()
+	c.dec.move(t.free)
+	old.Release()
 }
 
 // reserve takes room in the budget for reading into space, or into less of it.
@@ -642,8 +699,16 @@ func (c *Conn) cut(t *turn) (err error) {
 			continue
 		case c.handler != nil:
 			c.handle(msg)
+			if c.dec.own != nil {
+				c.dec.own.Release()
+				c.dec.own = nil
+			}
 		default:
 			t.msgs = append(t.msgs, msg)
+			if c.dec.own != nil {
+				t.own = append(t.own, c.dec.own)
+				c.dec.own = nil
+			}
 		}
 		msgs++
 		size += len(msg)
@@ -674,11 +739,13 @@ func (c *Conn) deliver(t *turn) {
 		charge += int64(len(m))
 	}
 	t.delivered += charge
-	if c.hub.fan.deliver(c, t.msgs, charge, nil) {
+	if c.hub.fan.deliver(c, t, charge) {
 		c.paused = true
 	}
 	clear(t.msgs)
 	t.msgs = t.msgs[:0]
+	clear(t.own)
+	t.own = t.own[:0]
 }
 
 // parking keeps the books of a turn at its end, and sets the clocks.
@@ -850,6 +917,7 @@ func (c *Conn) end() {
 	c.mu.Unlock()
 
 	c.hub.budget.reports.Add(c.reported)
+	c.dec.drop()
 	c.hub.budget.in.Give(c.held)
 	c.hub.budget.in.Done(c)
 	c.hub.watch.Disarm(&c.clock)
@@ -1109,12 +1177,12 @@ func (c *Conn) undivert() {
 	}
 	c.diverted = nil
 	if c.useHandler(d.handler); d.handler == nil {
-		t := turns.Get().(*turn)
+		t := c.getTurn()
 		t.msgs = append(t.msgs, d.msgs...)
 		c.deliver(t)
 		c.hub.budget.in.Force(t.delivered)
 		t.delivered = 0
-		turns.Put(t)
+		c.putTurn(t)
 	} else {
 		if len(d.msgs) > 1 && c.dec.raw {
 			d.msgs = [][]byte{bytes.Join(d.msgs, nil)} // for Unread
@@ -1179,11 +1247,12 @@ func (c *Conn) starve() {
 	c.lacks = c.dec.lacks
 	c.mu.Unlock()
 	c.hub.budget.in.Wait(c, int64(c.dec.lacks)) // may call readOn
+	c.hub.budget.awaited()
 }
 
 // cutRest delivers what was read and had to wait for room.
 func (c *Conn) cutRest() {
-	t := turns.Get().(*turn)
+	t := c.getTurn()
 	t.reserve(c.dec.need())
 	c.dec.move(t.free)
 	if err := c.cut(t); err != nil {
@@ -1191,7 +1260,7 @@ func (c *Conn) cutRest() {
 	}
 	t.spend(c.dec.park())
 	c.settle(t, c.dec.partial())
-	turns.Put(t)
+	c.putTurn(t)
 }
 
 // makeRoom writes what the handler has answered, and pauses the input if that
@@ -1313,7 +1382,11 @@ func (r *Reply) Send(msg []byte) error {
 	if err := r.admit(len(msg)); err != nil {
 		return err
 	}
-	r.side.Append(r.framing, msg)
+	if r.c.set.reuse {
+		r.side.AppendBorrowed(r.framing, msg)
+	} else {
+		r.side.Append(r.framing, msg)
+	}
 	return nil
 }
 
@@ -1327,7 +1400,11 @@ func (r *Reply) SendParts(parts ...[]byte) error {
 	if err := r.admit(size); err != nil {
 		return err
 	}
-	r.side.AppendParts(r.framing, parts, size)
+	if r.c.set.reuse {
+		r.side.AppendPartsBorrowed(r.framing, parts, size)
+	} else {
+		r.side.AppendParts(r.framing, parts, size)
+	}
 	return nil
 }
 
@@ -1540,7 +1617,7 @@ func (c *Conn) serveStream() {
 	}
 	if s.wake != nil && !s.told {
 		s.told = true // and not before, when the reader still was in Read
-		c.hub.fan.deliver(c, nil, 0, s)
+		c.hub.fan.deliverStream(c, s)
 	}
 	if !s.over.Load() {
 		return // without waiting for its user, who may be in Read

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+
+	"github.com/sockhub/sockhub/internal/chunk"
 )
 
 // ErrMessageTooLarge is the reason of a connection whose peer announced a
@@ -166,6 +168,14 @@ type decoder struct {
 	r, w  int    // chunk[r:w] was received and not yet cut
 	want  int    // bytes from r on that the chunk must have room for
 
+	// borrow makes messages with a buffer of their own lie in chunks; own is
+	// that of the message that next returned last, which is its owner's to
+	// release, and its to set to nil.
+	borrow bool
+	own    *chunk.Chunk
+	bigIn  *chunk.Chunk // that big lies in
+	wasBig bool         // the last message had a buffer of its own
+
 	// A message that does not fit, and is more than half a chunk, has a buffer of its own.
 	big  []byte // received of it so far; nil: none
 	size int    // its whole length
@@ -196,6 +206,13 @@ func (d *decoder) move(chunk []byte) (used int) {
 	return used
 }
 
+// atEnd reports that everything received was cut, and not at the chunk's front.
+func (d *decoder) atEnd() bool { return d.big == nil && d.r == d.w && d.r > 0 && d.stream == 0 }
+
+// afterBig reports that the last message had a buffer of its own, and nothing of
+// the next has come.
+func (d *decoder) afterBig() bool { return d.wasBig && d.big == nil && d.r == d.w }
+
 // park takes unfinished input out of the chunk, which is then its owner's
 // again, and returns the same as move.
 func (d *decoder) park() (used int) {
@@ -216,13 +233,44 @@ func (d *decoder) space() []byte {
 		return d.chunk[d.w:]
 	}
 	if len(d.big) == cap(d.big) {
-		d.big = append(make([]byte, 0, d.room()), d.big...)
+		d.grow(d.big)
 	}
 	return d.big[len(d.big):cap(d.big)]
 }
 
-// room is the capacity of big that the bytes received so far justify.
-func (d *decoder) room() int { return min(d.size, 2*len(d.big)+growStep) }
+// room is the capacity of big that so many bytes justify.
+func (d *decoder) room(received int) int { return min(d.size, 2*received+growStep) }
+
+// grow gives big a buffer with room for more than received, which it copies.
+func (d *decoder) grow(received []byte) {
+	old := d.bigIn
+	var buf []byte
+	switch {
+	case d.borrow:
+		// Memory that lies about need not be earned by bytes.
+		if d.bigIn = chunk.Idle(d.size); d.bigIn == nil {
+			d.bigIn = chunk.Get(d.room(len(received)))
+		}
+		buf = d.bigIn.Mem()[:0]
+		if cap(buf) > d.size {
+			buf = buf[:0:d.size]
+		}
+	default:
+		buf = make([]byte, 0, d.room(len(received)))
+	}
+	d.big = append(buf, received...)
+	if old != nil {
+		old.Release()
+	}
+}
+
+// drop lets go of an unfinished message.
+func (d *decoder) drop() {
+	if d.bigIn != nil {
+		d.bigIn.Release()
+	}
+	d.big, d.bigIn, d.rest = nil, nil, nil
+}
 
 // advance says that n bytes were received into space.
 func (d *decoder) advance(n int) {
@@ -241,7 +289,8 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 			return nil, false, nil
 		}
 		msg, d.big = d.big, nil
-		d.want = 1
+		d.own, d.bigIn = d.bigIn, nil
+		d.want, d.wasBig = 1, true
 		return msg[:len(msg):len(msg)], true, nil
 	}
 	p := d.chunk[d.r:d.w]
@@ -279,12 +328,13 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 	end := h + int(n)
 	if end <= len(p) {
 		d.r += end
+		d.wasBig = false
 		return p[h:end:end], true, nil
 	}
 	d.want, d.lacks = end, end-len(p)
 	if d.full() && end > len(d.chunk)/2 {
 		d.size, d.head = int(n), h
-		d.big = append(make([]byte, 0, min(d.size, 2*len(p)+growStep)), p[h:]...)
+		d.grow(p[h:])
 		d.w, d.want = d.r, 1 // the chunk does not hold it any more
 	}
 	return nil, false, nil

@@ -37,16 +37,18 @@ func appendHeader(f Framing, dst []byte, n uint64) []byte {
 
 // decoded is what a decoder made of its input.
 type decoded struct {
-	Msgs [][]byte
-	Err  string
-	Left int // bytes of an unfinished message
+	Msgs    [][]byte
+	Streams []uint64 // sizes of the messages that were streams, and skipped
+	Err     string
+	Left    int // bytes of an unfinished message
 }
 
 // decode feeds a decoder as a reader does: into chunks of its own, next after
 // each piece, parked now and then. sizes says how long the pieces are, and
 // chunks how long the chunks.
-func decode(t testing.TB, f Framing, limit uint64, input []byte, sizes, chunks func() int, park func() bool) (r decoded) {
-	d := decoder{framing: f, max: limit}
+func decode(t testing.TB, f Framing, limit, over uint64, input []byte, sizes, chunks func() int, park func() bool) (r decoded) {
+	d := decoder{framing: f, max: limit, over: over}
+	streaming := false
 	bounds := func(received int) {
 		// What it holds follows from what came, whatever was announced.
 		if held := cap(d.big) + len(d.rest); held > 2*received+growStep {
@@ -61,6 +63,15 @@ func decode(t testing.TB, f Framing, limit uint64, input []byte, sizes, chunks f
 			if err != nil {
 				r.Err, r.Left = err.Error(), d.partial()
 				return r
+			}
+			if !ok && d.stream > 0 {
+				if !streaming {
+					r.Streams, streaming = append(r.Streams, d.stream), true
+				}
+				if d.skip(); d.stream == 0 {
+					streaming = false
+					continue
+				}
 			}
 			if !ok {
 				break
@@ -94,7 +105,7 @@ func decode(t testing.TB, f Framing, limit uint64, input []byte, sizes, chunks f
 }
 
 // plainly decodes input as its definition says.
-func plainly(f Framing, limit uint64, input []byte) (r decoded) {
+func plainly(f Framing, limit, over uint64, input []byte) (r decoded) {
 	if f == nil {
 		f = LengthPrefix(8, binary.LittleEndian)
 	}
@@ -103,6 +114,14 @@ func plainly(f Framing, limit uint64, input []byte) (r decoded) {
 		if err != nil {
 			r.Err, r.Left = err.Error(), len(input)
 			return r
+		}
+		if h > 0 && over > 0 && n > over {
+			r.Streams = append(r.Streams, n)
+			input = input[h+int(min(n, uint64(len(input)-h))):]
+			if len(input) == 0 {
+				return r
+			}
+			continue
 		}
 		if h > 0 && (n > limit || n > math.MaxInt-growStep) {
 			r.Err, r.Left = fmt.Sprintf("%v: %d bytes announced", ErrMessageTooLarge, n), len(input)
@@ -117,13 +136,16 @@ func plainly(f Framing, limit uint64, input []byte) (r decoded) {
 	}
 }
 
+// noStreams is a decoder.over that makes no message a stream.
+const noStreams = 0
+
 func always(n int) func() int { return func() int { return n } }
 func never() bool             { return false }
 
 // checkCuts decodes input whole and cut in several ways.
-func checkCuts(t testing.TB, f Framing, limit uint64, input []byte, seed uint64) {
+func checkCuts(t testing.TB, f Framing, limit, over uint64, input []byte, seed uint64) {
 	t.Helper()
-	want := plainly(f, limit, input)
+	want := plainly(f, limit, over, input)
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	random := func() int {
 		if rnd.IntN(3) == 0 {
@@ -148,9 +170,12 @@ func checkCuts(t testing.TB, f Framing, limit uint64, input []byte, seed uint64)
 		ways[5].name, ways[5].sizes = "byte by byte without parking", always(1)
 	}
 	for _, way := range ways {
-		got := decode(t, f, limit, input, way.sizes, way.chunks, way.park)
+		got := decode(t, f, limit, over, input, way.sizes, way.chunks, way.park)
 		if got.Left != want.Left && want.Err == "" {
 			t.Errorf("%s: %d bytes are left, want %d", way.name, got.Left, want.Left)
+		}
+		if !slices.Equal(got.Streams, want.Streams) {
+			t.Errorf("%s: streams of %d bytes, want %d", way.name, got.Streams, want.Streams)
 		}
 		if got.Err != want.Err {
 			t.Errorf("%s: error %q, want %q", way.name, got.Err, want.Err)
@@ -170,13 +195,14 @@ func FuzzDecoder(f *testing.F) {
 		for _, n := range []int{0, 1, 100, 0} {
 			in = append(appendHeader(fr.f, in, uint64(n)), bytes.Repeat([]byte{'x'}, n)...)
 		}
-		f.Add(byte(i), uint32(1000), uint64(i), in)
-		f.Add(byte(i), uint32(99), uint64(i), in)
-		f.Add(byte(i), uint32(math.MaxUint32), uint64(i), append(in, bytes.Repeat([]byte{0xff}, 11)...))
+		f.Add(byte(i), uint32(1000), uint32(noStreams), uint64(i), in)
+		f.Add(byte(i), uint32(99), uint32(noStreams), uint64(i), in)
+		f.Add(byte(i), uint32(99), uint32(50), uint64(i), append(in, in...))
+		f.Add(byte(i), uint32(math.MaxUint32), uint32(noStreams), uint64(i), append(in, bytes.Repeat([]byte{0xff}, 11)...))
 	}
-	f.Add(byte(0), uint32(64<<20), uint64(3), append(binary.LittleEndian.AppendUint64(nil, 60<<20), make([]byte, 40000)...))
-	f.Fuzz(func(t *testing.T, framing byte, limit uint32, seed uint64, input []byte) {
-		checkCuts(t, framings[int(framing)%len(framings)].f, uint64(limit), input, seed)
+	f.Add(byte(0), uint32(64<<20), uint32(noStreams), uint64(3), append(binary.LittleEndian.AppendUint64(nil, 60<<20), make([]byte, 40000)...))
+	f.Fuzz(func(t *testing.T, framing byte, limit, over uint32, seed uint64, input []byte) {
+		checkCuts(t, framings[int(framing)%len(framings)].f, uint64(limit), uint64(over), input, seed)
 	})
 }
 
@@ -204,7 +230,7 @@ func TestCutsDoNotMatter(t *testing.T) {
 						in = append(in, byte(i*7+n))
 					}
 				}
-				checkCuts(t, fr.f, 1<<20, in[:len(in)-rnd.IntN(1+len(in)/4)], seed)
+				checkCuts(t, fr.f, 1<<20, noStreams, in[:len(in)-rnd.IntN(1+len(in)/4)], seed)
 			}
 		})
 	}
@@ -217,7 +243,8 @@ func TestLargeMessageIsReceivedInPlace(t *testing.T) {
 	}
 	in := append(defaultHeader(nil, uint64(len(body))), body...)
 	in = append(in, defaultHeader(nil, 0)...)
-	checkCuts(t, nil, uint64(len(body)), in, 9)
+	checkCuts(t, nil, uint64(len(body)), noStreams, in, 9)
+	checkCuts(t, nil, 0, uint64(len(body)-1), in, 9)
 }
 
 func TestHeadersOnTheWire(t *testing.T) {
@@ -332,7 +359,7 @@ func TestTooLongIsRefusedBeforeAnythingIsAllocated(t *testing.T) {
 	for _, tt := range tests {
 		f := framingNamed(tt.framing)
 		in := append(appendHeader(f, nil, tt.n), "begin"...)
-		d := decoder{framing: f, max: tt.limit}
+		d := decoder{framing: f, max: tt.limit, over: noStreams}
 		d.move(make([]byte, readChunk))
 		d.advance(copy(d.space(), in))
 		_, _, err := d.next()
@@ -350,7 +377,7 @@ func TestNoVarintIsAnError(t *testing.T) {
 		if _, _, err := Uvarint().Header(in); err == nil {
 			t.Errorf("Header(% x) finds a length", in)
 		}
-		checkCuts(t, Uvarint(), 1<<20, append([]byte{3, 'a', 'b', 'c'}, in...), 1)
+		checkCuts(t, Uvarint(), 1<<20, noStreams, append([]byte{3, 'a', 'b', 'c'}, in...), 1)
 	}
 }
 
@@ -363,7 +390,7 @@ func (o odd) Header(p []byte) (int, uint64, error)     { return o.size, 1, nil }
 
 func TestFramingThatBreaksItsContractEndsTheStream(t *testing.T) {
 	for _, f := range []odd{{-1, 4}, {5, 4}, {1 << 30, 4}, {0, 4}, {math.MinInt, 1}} {
-		d := decoder{framing: f, max: 1000}
+		d := decoder{framing: f, max: 1000, over: noStreams}
 		d.move(make([]byte, minChunk))
 		d.advance(copy(d.space(), "four"))
 		if _, ok, err := d.next(); ok || err == nil {

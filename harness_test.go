@@ -271,7 +271,7 @@ type peer struct {
 	t *testing.T
 }
 
-// dial connects a peer to a listener. The peer gives a name, if that is not
+// dialHub connects a peer to a listener. The peer gives a name, if that is not
 // empty, and waits for OK.
 func dialHub(t *testing.T, l *sockhub.Listener, name string) *peer {
 	t.Helper()

@@ -1,6 +1,7 @@
 package sockhub
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sockhub/sockhub/internal/budget"
+	"github.com/sockhub/sockhub/internal/chunk"
 	"github.com/sockhub/sockhub/internal/fanin"
 	"github.com/sockhub/sockhub/internal/pending"
 	"github.com/sockhub/sockhub/internal/registry"
@@ -79,6 +81,7 @@ type Hub struct {
 	tasks     errgroup.Group // the hub goroutine, the watch and the listeners; the connections are in live
 
 	budget *Budget
+	reuses atomic.Bool // a connection was made with ReuseBuffers
 	table  registry.Table[client, *client]
 
 	// mu guards what follows. fan.mu and Conn.mu may be taken inside it.
@@ -131,7 +134,7 @@ func New(ctx context.Context, o *Options) (*Hub, error) {
 	if h.budget = r.Budget; h.budget == nil {
 		h.budget = NewBudget(r.InboundLimit, r.OutboundLimit, r.MemoryLimit)
 	}
-	if err := h.budget.join(&r); err != nil {
+	if err := h.budget.join(h, &r); err != nil {
 		return nil, err
 	}
 	if h.log == nil {
@@ -210,6 +213,9 @@ type Budget struct {
 	out                      *budget.Outbound[*Conn]
 	reports                  atomic.Int64 // unsent bytes in reports that were not taken
 	inLimit, outLimit, total int64
+
+	mu   sync.Mutex
+	hubs map[*Hub]struct{} // that share it
 }
 
 // NewBudget makes a Budget. The limits, in bytes, are those of
@@ -220,6 +226,7 @@ func NewBudget(inbound, outbound, total int64) *Budget {
 		inLimit:  or(inbound, DefaultInboundLimit),
 		outLimit: or(outbound, DefaultOutboundLimit),
 		total:    or(total, DefaultMemoryLimit),
+		hubs:     make(map[*Hub]struct{}),
 	}
 	b.in = budget.NewInbound(b.inLimit, 0, (*Conn).readOn, b.over)
 	b.out = budget.NewOutbound(b.outLimit, (*Conn).mayHaveRoom)
@@ -227,12 +234,33 @@ func NewBudget(inbound, outbound, total int64) *Budget {
 }
 
 // join adds a hub to those that share b.
-func (b *Budget) join(o *Options) error {
+func (b *Budget) join(h *Hub, o *Options) error {
 	if err := b.allow("Options.MaxMessage", uint64(o.MaxMessage)); err != nil {
 		return err
 	}
 	b.out.Join(o.MaxConns)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.hubs[h] = struct{}{}
 	return nil
+}
+
+// leave is told that a hub has ended.
+func (b *Budget) leave(h *Hub) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.hubs, h)
+}
+
+// awaited tells the hubs that a reader has begun to wait for room: what it
+// waits for may be that some batch is taken, which a hub finds out only while
+// it knows that somebody wants to know (fan.Wanted).
+func (b *Budget) awaited() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for h := range b.hubs {
+		h.signal()
+	}
 }
 
 // allow sees to it that messages of max bytes can be received, or says that
@@ -406,6 +434,7 @@ func (h *Hub) Close() error {
 	h.join()
 	close(h.quit)
 	h.tasks.Wait()
+	h.budget.leave(h)
 	h.unbind()
 	close(h.over)
 	return nil
@@ -873,10 +902,12 @@ type Batch struct {
 	Disconnected []Disconnection // exactly one for each connection reported before
 
 	// The hub's own notes: what is above is the receiver's to change.
-	seq     uint64
-	charges []charge // of Received, in the same order
-	ended   []*Conn  // as Ended
-	gone    []*Conn  // as in Disconnected
+	seq      uint64
+	charges  []charge       // of Received, in the same order
+	chunks   []*chunk.Chunk // that borrowed messages lie in
+	released atomic.Bool
+	ended    []*Conn // as Ended
+	gone     []*Conn // as in Disconnected
 }
 
 // Delivery is what came on one connection: whole messages, or pieces of raw
@@ -916,7 +947,15 @@ func (b *Batch) Messages() iter.Seq2[*Conn, []byte] {
 // Release gives the buffers of all messages in the batch back, where
 // ReuseBuffers is set; they must not be used after it. Otherwise it does
 // nothing. It may be called once, also after the hub was closed.
-func (b *Batch) Release() {}
+func (b *Batch) Release() {
+	if b.released.Swap(true) {
+		return
+	}
+	for _, c := range b.chunks {
+		c.Release()
+	}
+	b.chunks = nil
+}
 
 // fan gathers what readers and writers report into the next batch, and is the
 // fanin.Source of the hub goroutine, which puts it into Events.
@@ -1017,16 +1056,37 @@ func (f *fan) adoptedLocked(b *Batch, c *Conn) {
 
 // deliver reports what came. The caller is to pause reading if it says so,
 // until the connection is told to go on.
-func (f *fan) deliver(c *Conn, msgs [][]byte, bytes int64, s *Stream) (pause bool) {
+func (f *fan) deliver(c *Conn, t *turn, bytes int64) (pause bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.receivedLocked(f.next, c, msgs, bytes, s)
+	f.receivedLocked(f.next, c, t.msgs, bytes, nil)
+	if t.chunk != nil {
+		f.next.keep(t.chunk)
+		f.next.chunks = append(f.next.chunks, t.own...)
+	}
 	f.untaken += bytes
 	c.ev.untaken += bytes
 	pause = c.ev.untaken >= c.set.connIn
 	f.pauseLocked(c, pause)
 	f.addedLocked()
 	return pause
+}
+
+// deliverStream reports a message that is to be read by the user.
+func (f *fan) deliverStream(c *Conn, s *Stream) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.receivedLocked(f.next, c, nil, 0, s)
+	f.addedLocked()
+}
+
+// keep holds the chunk that messages lie in until the batch is released.
+func (b *Batch) keep(c *chunk.Chunk) {
+	if n := len(b.chunks); n > 0 && b.chunks[n-1] == c {
+		return // readers take turns with the same one
+	}
+	c.Retain()
+	b.chunks = append(b.chunks, c)
 }
 
 // receivedLocked adds to a batch.
@@ -1130,6 +1190,11 @@ func (f *fan) withdrawLocked(b *Batch, c *Conn) {
 	if in := c.inLocked(b); in.received > 0 {
 		i, last := in.received-1, len(b.Received)-1
 		d.msgs = b.Received[i].Messages
+		if c.set.reuse { // the batch keeps their chunks, but not for us
+			for j, m := range d.msgs {
+				d.msgs[j] = slices.Clip(bytes.Clone(m))
+			}
+		}
 		f.untaken -= b.charges[i].bytes
 		f.hub.budget.in.Force(-b.charges[i].bytes)
 		c.ev.untaken -= b.charges[i].bytes
@@ -1226,6 +1291,7 @@ func (f *fan) mergeLocked(a, b *Batch) {
 	for _, c := range b.Drained {
 		f.drainedLocked(a, c)
 	}
+	a.chunks = append(a.chunks, b.chunks...)
 	a.Ended = append(a.Ended, b.Ended...)
 	a.ended = append(a.ended, b.ended...)
 	a.Disconnected = append(a.Disconnected, b.Disconnected...)
@@ -1236,7 +1302,8 @@ func (f *fan) mergeLocked(a, b *Batch) {
 func (f *fan) Wanted(b *Batch) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.ended) > 0 || f.paused > 0 || len(b.ended) > 0 || len(b.gone) > 0
+	return len(f.ended) > 0 || f.paused > 0 || len(b.ended) > 0 || len(b.gone) > 0 ||
+		len(b.charges) > 0 && f.hub.budget.in.Waiting()
 }
 
 // Taken implements fanin.Source. What follows from it is done to connections

@@ -643,6 +643,10 @@ func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, fir
 	if set.mode.named() {
 		c.dec.max = MaxNameLen
 	}
+	if set.reuse {
+		c.dec.borrow = true
+		h.reuses.Store(true)
+	}
 	c.out.framing = set.header(false)
 	c.out.limit, c.out.policy = set.connOut, set.overflow
 	c.lastRead, c.quiet, c.shaking = c.born, c.born, true

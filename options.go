@@ -223,6 +223,7 @@ type settings struct {
 	framing     Framing // nil: the default, which has a path without interface calls
 	handler     func(*Conn) Handler
 	tls         *tls.Config // nil: no TLS
+	reuse       bool        // received messages are borrowed
 	dials       bool        // the dialing side
 	tag         string
 	halfOpen    bool
@@ -354,6 +355,7 @@ func (o *ListenOptions) resolve(hub *Options) (ListenOptions, *settings, error) 
 		framing:     plainFraming(r.Framing),
 		handler:     r.Handler,
 		tls:         r.TLS,
+		reuse:       r.ReuseBuffers || hub.ReuseBuffers,
 		tag:         r.Tag,
 		halfOpen:    r.HalfOpen,
 		overflow:    orElse(r.Overflow, hub.Overflow),
@@ -399,6 +401,7 @@ func (o *DialOptions) resolve(hub *Options) (DialOptions, *settings, error) {
 		framing:     plainFraming(r.Framing),
 		handler:     r.Handler,
 		tls:         r.TLS,
+		reuse:       r.ReuseBuffers || hub.ReuseBuffers,
 		dials:       true,
 		tag:         r.Tag,
 		halfOpen:    r.HalfOpen,

@@ -144,12 +144,12 @@ func (o *output) idle() bool {
 // Shutdown, else ErrNotConnected; ErrBackpressure under DropNewest; ErrSlowPeer
 // under DisconnectPeer; the cause of ctx's end.
 func (c *Conn) Send(ctx context.Context, msg []byte) error {
-	return c.send(ctx, len(msg), func(q *outq.Queue, f outq.Framing) { q.Append(f, msg) })
+	return c.send(ctx, len(msg), func(q *outq.Queue, f outq.Framing) { c.hub.appendTo(q, f, msg) })
 }
 
 // TrySend is Send, but ErrBackpressure instead of waiting.
 func (c *Conn) TrySend(msg []byte) error {
-	return c.send(nil, len(msg), func(q *outq.Queue, f outq.Framing) { q.Append(f, msg) })
+	return c.send(nil, len(msg), func(q *outq.Queue, f outq.Framing) { c.hub.appendTo(q, f, msg) })
 }
 
 // SendParts is Send of one message that is made of parts, which are not joined
@@ -159,7 +159,23 @@ func (c *Conn) SendParts(ctx context.Context, parts ...[]byte) error {
 	for _, p := range parts {
 		size += len(p)
 	}
-	return c.send(ctx, size, func(q *outq.Queue, f outq.Framing) { q.AppendParts(f, parts, size) })
+	return c.send(ctx, size, func(q *outq.Queue, f outq.Framing) {
+		if c.hub.reuses.Load() {
+			q.AppendPartsBorrowed(f, parts, size)
+		} else {
+			q.AppendParts(f, parts, size)
+		}
+	})
+}
+
+// appendTo queues a message that, where ReuseBuffers is set anywhere in the
+// hub, may be one that was received.
+func (h *Hub) appendTo(q *outq.Queue, f outq.Framing, msg []byte) {
+	if h.reuses.Load() {
+		q.AppendBorrowed(f, msg)
+	} else {
+		q.Append(f, msg)
+	}
 }
 
 // send queues one message of size bytes; without a ctx it does not wait.
@@ -342,7 +358,7 @@ func (c *Conn) SendMany(ctx context.Context, m iter.Seq[[]byte]) (n int, err err
 				return 0, err
 			}
 		}
-		r.side.Append(r.framing, msg)
+		c.hub.appendTo(&r.side, r.framing, msg)
 		r.yielded = true
 	}
 	r.yielded = false
@@ -1121,6 +1137,8 @@ func (o *output) report(t transport.Conn) Report {
 	if o.q.Empty() && o.w.Empty() {
 		return r
 	}
+	o.w.Own() // what is told is the caller's for good
+	o.q.Own()
 	l := &leftover{w: o.w, q: o.q}
 	o.w, o.q = outq.Writing{}, outq.Queue{}
 	msgs, bytes := uint64(l.w.Len()+l.q.Len()), uint64(l.w.Bytes()+l.q.Bytes())

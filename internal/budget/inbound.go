@@ -125,6 +125,9 @@ func (b *Inbound[C]) Wait(c C, lacks int64) {
 	b.grant() // what made it wait may be over already
 }
 
+// Waiting reports whether anybody waits.
+func (b *Inbound[C]) Waiting() bool { return b.waiting.Load() > 0 }
+
 // Done says that c has used its token, or that c is gone.
 func (b *Inbound[C]) Done(c C) {
 	b.mu.Lock()

@@ -9,6 +9,8 @@ package outq
 import (
 	"iter"
 	"sync"
+
+	"github.com/sockhub/sockhub/internal/chunk"
 )
 
 const (
@@ -57,7 +59,9 @@ var (
 )
 
 func (b *block) reset() {
-	clear(b.refs) // let go of the bodies
+	for i := range b.refs {
+		b.refs[i].forget()
+	}
 	b.next = nil
 	b.buf, b.refs, b.msgs = b.buf[:0], b.refs[:0], b.msgs[:0]
 	b.msg0, b.buf0, b.ref0, b.wire, b.bytes = 0, 0, 0, 0, 0
@@ -86,7 +90,7 @@ func (b *block) shift() message {
 	}
 	for size := m.body(); size > 0; b.ref0++ {
 		size -= len(b.refs[b.ref0].body)
-		b.refs[b.ref0].body = nil
+		b.refs[b.ref0].forget()
 	}
 	return m
 }
@@ -135,8 +139,17 @@ func (b *block) bodies(skip int, yield func([]byte) bool) bool {
 }
 
 type ref struct {
-	at   int
-	body []byte
+	at    int
+	body  []byte
+	chunk *chunk.Chunk // that body lies in, and the block has a reference to; or nil
+}
+
+// forget lets go of a referenced body.
+func (r *ref) forget() {
+	if r.chunk != nil {
+		r.chunk.Release()
+	}
+	r.body, r.chunk = nil, nil
 }
 
 // message is what a block remembers of one message: the length of its body,
@@ -176,13 +189,75 @@ func (q *Queue) Charge() int64 { return q.bytes + int64(q.msgs)*Overhead }
 func (q *Queue) Append(f Framing, body []byte) {
 	if len(body) > inline {
 		b, header := q.header(f, len(body), 0)
-		b.refs = append(b.refs, ref{len(b.buf), body})
+		b.refs = append(b.refs, ref{at: len(b.buf), body: body})
 		q.add(b, len(body), header, true)
 		return
 	}
 	b, header := q.header(f, len(body), len(body))
 	b.buf = append(b.buf, body...)
 	q.add(b, len(body), header, false)
+}
+
+// AppendBorrowed is Append of a body that may lie in memory that is used again.
+// The queue keeps the memory from that until the body is written, or copies a
+// body that is a small part of it.
+func (q *Queue) AppendBorrowed(f Framing, body []byte) {
+	var c *chunk.Chunk
+	if len(body) > inline {
+		c = chunk.Of(body)
+	}
+	switch {
+	case c == nil:
+		q.Append(f, body)
+	case small(body, c):
+		b, header := q.header(f, len(body), len(body))
+		b.buf = append(b.buf, body...)
+		q.add(b, len(body), header, false)
+	default:
+		c.Retain()
+		b, header := q.header(f, len(body), 0)
+		b.refs = append(b.refs, ref{len(b.buf), body, c})
+		q.add(b, len(body), header, true)
+	}
+}
+
+// small reports whether a body is not worth keeping its chunk for.
+func small(body []byte, c *chunk.Chunk) bool {
+	return len(body) < len(c.Mem())/4 && len(body) <= largeBlock/2
+}
+
+// AppendPartsBorrowed is AppendParts of parts that AppendBorrowed would take.
+func (q *Queue) AppendPartsBorrowed(f Framing, parts [][]byte, size int) {
+	if size <= inline {
+		q.AppendParts(f, parts, size)
+		return
+	}
+	b, header := q.header(f, size, 0)
+	for _, p := range parts {
+		if len(p) > 0 {
+			c := chunk.Of(p)
+			if c != nil && small(p, c) {
+				p, c = append([]byte(nil), p...), nil
+			} else if c != nil {
+				c.Retain()
+			}
+			b.refs = append(b.refs, ref{len(b.buf), p, c})
+		}
+	}
+	q.add(b, size, header, true)
+}
+
+// Own makes the referenced bodies ordinary memory, whoever they belong to.
+func (q *Queue) Own() {
+	for b := q.head; b != nil; b = b.next {
+		for i := range b.refs {
+			if r := &b.refs[i]; r.chunk != nil {
+				body := append([]byte(nil), r.body...)
+				r.forget()
+				r.body = body
+			}
+		}
+	}
 }
 
 // AppendParts queues one message made of parts, whose lengths add up to size.
@@ -198,7 +273,7 @@ func (q *Queue) AppendParts(f Framing, parts [][]byte, size int) {
 		case !byRef:
 			b.buf = append(b.buf, p...)
 		case len(p) > 0:
-			b.refs = append(b.refs, ref{len(b.buf), p})
+			b.refs = append(b.refs, ref{at: len(b.buf), body: p})
 		}
 	}
 	q.add(b, size, header, byRef)
@@ -420,6 +495,9 @@ func (w *Writing) Cut() (body []byte, written int, ok bool) {
 	m := w.q.head.msgs[w.q.head.msg0]
 	return body, max(0, w.in-m.header()), true
 }
+
+// Own is Queue.Own.
+func (w *Writing) Own() { w.q.Own() }
 
 // Unwritten yields the bodies of the messages of which nothing was written.
 func (w *Writing) Unwritten() iter.Seq[[]byte] {

@@ -1,0 +1,86 @@
+package chunk
+
+import (
+	"runtime"
+	"testing"
+)
+
+func TestChunkIsFoundByAnyPartOfIt(t *testing.T) {
+	a, b := Get(1), Get(5<<20)
+	defer a.Release()
+	defer b.Release()
+	for _, c := range []*Chunk{a, b} {
+		m := c.Mem()
+		for _, p := range [][]byte{m, m[:1], m[len(m)-1:], m[1000:2000]} {
+			if Of(p) != c {
+				t.Error("not found")
+			}
+		}
+	}
+	if Of(make([]byte, 1<<20)) != nil || Of(nil) != nil {
+		t.Error("found what is no chunk")
+	}
+	if len(a.Mem()) != Size || len(b.Mem()) != 8<<20 {
+		t.Error(len(a.Mem()), len(b.Mem()))
+	}
+}
+
+func TestMemoryIsPoisonedAtTheLastRelease(t *testing.T) {
+	n := 0
+	Poison = func([]byte) { n++ }
+	defer func() { Poison = nil }()
+	c := Get(1)
+	c.Retain()
+	if c.Alone() {
+		t.Error("alone with two references")
+	}
+	c.Release()
+	if n != 0 || !c.Alone() {
+		t.Error("released too early")
+	}
+	c.Release()
+	if n != 1 {
+		t.Error("not released")
+	}
+	defer func() {
+		if recover() == nil {
+			t.Error("released twice")
+		}
+	}()
+	c.Release()
+}
+
+// A chunk that was never released is not used again, but collected, and nothing
+// is found at its address then.
+func TestTableKeepsNothingAlive(t *testing.T) {
+	for range 100 {
+		p := Get(1 << 20).Mem()
+		p[0] = 1
+	}
+	for range 20 {
+		runtime.GC()
+	}
+	// The cleanups run some time after.
+	for range 1000 {
+		if n := len(*table.Load()); n < 50 {
+			return
+		}
+		runtime.Gosched()
+		runtime.GC()
+	}
+	t.Errorf("%d entries", len(*table.Load()))
+}
+
+func BenchmarkOf(b *testing.B) {
+	var cs []*Chunk
+	for range 100 {
+		cs = append(cs, Get(1))
+	}
+	i := 0
+	for b.Loop() {
+		if Of(cs[i%100].Mem()[100:]) == nil {
+			b.Fatal("not found")
+		}
+		i++
+	}
+}
