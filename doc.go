@@ -187,6 +187,6 @@
 // # Not built yet
 //
 // These are in the interface, and are errors that match errors.ErrUnsupported:
-// ProxyFrom, ServePacket and the networks udp, unixgram and unixpacket.
+// ServePacket and the networks udp, unixgram and unixpacket.
 // ReuseBuffers has no effect yet.
 package sockhub
