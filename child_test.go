@@ -126,14 +126,15 @@ func (c *child) wait() {
 
 // childEcho is a hub that listens on the given network and address, echoes
 // named peers until its input ends, and answers the message STATS with its
-// figures of accepting.
+// figures of accepting. A third argument makes it share its port.
 func childEcho(args []string) error {
 	hub, err := sockhub.New(context.Background(), &sockhub.Options{MaxConns: 10000})
 	if err != nil {
 		return err
 	}
 	defer hub.Close()
-	l, err := hub.Listen(context.Background(), args[0], args[1], nil)
+	o := &sockhub.ListenOptions{ReusePort: len(args) > 2}
+	l, err := hub.Listen(context.Background(), args[0], args[1], o)
 	if err != nil {
 		return err
 	}

@@ -173,8 +173,8 @@
 // # Platforms
 //
 // Linux, where it is developed and tested (amd64 and 386): TCP and Unix stream
-// sockets with vectored writes; abstract Unix sockets; the uid, gid and pid of a
-// Unix peer; Unacked.
+// sockets with vectored writes; ports shared by processes; abstract Unix sockets;
+// the uid, gid and pid of a Unix peer; Unacked.
 //
 // The package also builds for macOS, the BSDs, Windows, Android and iOS, where
 // it was not tested. Abstract Unix sockets exist on Linux and Android alone. The
@@ -187,6 +187,6 @@
 // # Not built yet
 //
 // These are in the interface, and are errors that match errors.ErrUnsupported:
-// ReusePort, ProxyFrom, ServePacket and the networks udp, unixgram and
-// unixpacket. ReuseBuffers has no effect yet.
+// ServePacket and the networks udp, unixgram and unixpacket.
+// ReuseBuffers has no effect yet.
 package sockhub

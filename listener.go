@@ -16,6 +16,8 @@ import (
 
 	"github.com/sockhub/sockhub/internal/peercred"
 	"github.com/sockhub/sockhub/internal/pending"
+	"github.com/sockhub/sockhub/internal/proxyproto"
+	"github.com/sockhub/sockhub/internal/sockopt"
 	"github.com/sockhub/sockhub/internal/transport"
 	"github.com/sockhub/sockhub/internal/unixsock"
 )
@@ -48,6 +50,7 @@ type Listener struct {
 	network string
 	o       ListenOptions // resolved
 	set     *settings
+	proxies Rule          // admits who is believed as a proxy; nil: nobody
 	closed  chan struct{} // closed by stop, once it has been taken out of hub.listeners
 	gone    chan struct{} // closed by the accept loop at its end
 
@@ -111,8 +114,14 @@ func (h *Hub) Listen(ctx context.Context, network, address string, o *ListenOpti
 	)
 	switch network {
 	case "tcp", "tcp4", "tcp6":
+		if o != nil && o.ReusePort {
+			config.Control = sockopt.Then(config.Control, sockopt.ReusePort)
+		}
 		inner, err = config.Listen(ctx, network, address)
 	case "unix":
+		if o != nil && o.ReusePort {
+			return nil, unsupported("ListenOptions.ReusePort") // there is no port
+		}
 		var mode os.FileMode
 		if o != nil {
 			mode = o.FileMode
@@ -139,7 +148,9 @@ func (h *Hub) Listen(ctx context.Context, network, address string, o *ListenOpti
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
 
 // Serve accepts connections from a listener of the user's, which the hub
-// closes: in Listener.Close, or when the hub is closed.
+// closes: in Listener.Close, or when the hub is closed. It may be one that was
+// inherited (net.FileListener) or wrapped. What Listen does to a socket before
+// it is bound (ReusePort, FileMode, Config) was up to whoever made it.
 func (h *Hub) Serve(l net.Listener, o *ListenOptions) (*Listener, error) {
 	return h.serve(l, l.Addr().Network(), o)
 }
@@ -155,6 +166,9 @@ func (h *Hub) serve(inner net.Listener, network string, o *ListenOptions) (*List
 	l := &Listener{
 		hub: h, inner: inner, network: network, o: r, set: set,
 		closed: make(chan struct{}), gone: make(chan struct{}),
+	}
+	if len(r.ProxyFrom) > 0 {
+		l.proxies = CIDR(r.ProxyFrom...)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -199,21 +213,34 @@ func (l *Listener) accept() {
 
 // accepted begins the handshake of a connection that a listener has accepted.
 func (h *Hub) accepted(l *Listener, nc net.Conn) {
-	if l.o.Classify != nil {
-		h.classify(l, nc)
-		return
+	if l.o.Classify != nil || l.proxies != nil {
+		p := &preface{hub: h, l: l, nc: nc, born: h.watch.Now(), peer: peerOf(nc, l.network, l.set.tag)}
+		p.proxied = l.proxies != nil && l.proxies(p.peer) == nil
+		if l.o.Classify != nil || p.proxied {
+			p.start()
+			return
+		}
 	}
 	h.begin(l, nc, nil, l.set, l.o.Admit)
 }
 
-// begin is accepted, when it is known what to serve the connection with. first
-// was read of it already.
-func (h *Hub) begin(l *Listener, nc net.Conn, first []byte, set *settings, rule Rule) {
+// begin is accepted, when it is known what to serve the connection with, by its
+// preface if there was one.
+func (h *Hub) begin(l *Listener, nc net.Conn, p *preface, set *settings, rule Rule) {
+	var first []byte
+	if p != nil {
+		first = p.first
+	}
 	c, err := h.newConn(nc, l.network, set, first)
 	if err != nil { // of a user's own net.Conn alone
 		h.log.Error("connection cannot be served", "error", err)
 		nc.Close()
 		return
+	}
+	if p != nil {
+		c.born = p.born // HandshakeTimeout is for all of it
+		c.peer = p.peer
+		c.peer.Tag = set.tag
 	}
 	c.listener = l
 	c.greet = &greeting{admit: rule}
@@ -222,42 +249,53 @@ func (h *Hub) begin(l *Listener, nc net.Conn, first []byte, set *settings, rule 
 
 // ---- before the handshake ----
 
-// preface is what comes before the handshake of an accepted connection where
-// Classify has to choose its options. It has a goroutine of its own, and is one
-// of the handshakes under way.
+// preface is what comes before the handshake of an accepted connection: a proxy
+// tells for whom it is, and Classify chooses its options. It has a goroutine of
+// its own, and is one of the handshakes under way.
 type preface struct {
-	hub   *Hub
-	l     *Listener
-	nc    net.Conn
-	peer  Peer
-	first []byte        // read so far
-	entry *pendingEntry // guarded by hub.mu
+	hub     *Hub
+	l       *Listener
+	nc      net.Conn
+	born    time.Duration // on the hub's clock
+	proxied bool          // it comes from a proxy, whose header is first
+	peer    Peer
+	first   []byte        // read so far, behind the proxy's header
+	entry   *pendingEntry // guarded by hub.mu
 }
 
 // fail ends it.
 func (p *preface) fail(error) { p.nc.Close() }
 
-// classify starts the preface of a connection.
-func (h *Hub) classify(l *Listener, nc net.Conn) {
-	p := &preface{hub: h, l: l, nc: nc, peer: peerOf(nc, l.network, l.set.tag)}
-	h.mu.Lock()
-	defer h.mu.Unlock()
+// start runs it, unless the hub has no place for it.
+func (p *preface) start() {
+	p.hub.mu.Lock()
+	evicted, ok := p.startLocked()
+	p.hub.mu.Unlock()
+	if !ok {
+		p.nc.Close()
+	}
+	if evicted != nil {
+		evicted.fail(errEvicted)
+	}
+}
+
+func (p *preface) startLocked() (evicted pendingPeer, ok bool) {
+	h := p.hub
 	if h.stage != running {
-		nc.Close()
-		return
+		return nil, false
 	}
 	in, out := h.pending.Add(sourceOf(p.peer), p, time.Now())
 	if in == nil {
 		h.totals.RefusedLimit++
-		nc.Close()
-		return
+		return nil, false
 	}
 	if out != nil {
-		out.Value().fail(errEvicted)
+		evicted = out.Value()
 	}
 	p.entry = in
 	h.prefaces[p] = struct{}{}
 	h.tasks.Go(func() error { p.run(); return nil })
+	return evicted, true
 }
 
 // failPrefaces ends those of a listener, or all for nil.
@@ -271,13 +309,18 @@ func (h *Hub) failPrefaces(l *Listener) {
 	}
 }
 
-// run asks Classify until it is content, and hands the connection on.
+// run reads the proxy's header, asks Classify until it is content, and hands the
+// connection on.
 func (p *preface) run() {
 	h := p.hub
 	if t := h.o.HandshakeTimeout; t > 0 {
 		p.nc.SetDeadline(time.Now().Add(t))
 	}
-	use, err := p.choose()
+	err := p.whom()
+	var use *ListenOptions
+	if err == nil && p.l.o.Classify != nil {
+		use, err = p.choose()
+	}
 	h.mu.Lock()
 	delete(h.prefaces, p)
 	h.pending.Remove(p.entry)
@@ -285,7 +328,7 @@ func (p *preface) run() {
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			h.totals.HandshakeTimeouts++
-		case !errors.Is(err, io.EOF):
+		case !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed): // not by fail
 			h.totals.RefusedPolicy++
 		}
 	}
@@ -301,7 +344,7 @@ func (p *preface) run() {
 			rule = r.Admit
 		}
 		if err == nil {
-			h.begin(p.l, p.nc, p.first, set, rule)
+			h.begin(p.l, p.nc, p, set, rule)
 			return
 		}
 	}
@@ -309,21 +352,41 @@ func (p *preface) run() {
 	p.nc.Close()
 }
 
+// whom reads the header of a proxy, and makes the peer the proxy's client. Local
+// stays what it was: a client on the proxy's own machine is not on ours.
+func (p *preface) whom() error {
+	if !p.proxied {
+		return nil
+	}
+	header, rest, err := proxyproto.Read(p.nc)
+	if err != nil {
+		return err
+	}
+	p.first = rest
+	if header.Source.IsValid() {
+		p.peer.Remote = net.TCPAddrFromAddrPort(header.Source)
+		p.peer.AddrPort = addrPortOf(p.peer.Remote)
+	}
+	return nil
+}
+
 // choose asks Classify, with as many bytes as it wants.
 func (p *preface) choose() (use *ListenOptions, err error) {
-	buf := make([]byte, 0, handshakeBytes)
-	for {
+	buf := append(make([]byte, 0, handshakeBytes), p.first...)
+	for p.first = buf[:0]; ; p.first = buf {
 		use, more, err := p.ask()
 		if err != nil || more <= 0 {
 			p.first = buf
 			return use, err
 		}
-		if more <= len(buf) || more > cap(buf) {
-			return nil, fmt.Errorf("sockhub: Classify wants %d bytes, and has seen %d of at most %d", more, len(buf), cap(buf))
+		if more <= len(p.first) || more > cap(buf) {
+			return nil, fmt.Errorf("sockhub: Classify wants %d bytes, and has seen %d of at most %d", more, len(p.first), cap(buf))
+		}
+		if more <= len(buf) {
+			continue // they came with the proxy's header
 		}
 		n, err := io.ReadAtLeast(p.nc, buf[len(buf):cap(buf)], more-len(buf))
 		buf = buf[:len(buf)+n]
-		p.first = buf
 		if err != nil {
 			return nil, err
 		}
@@ -352,7 +415,8 @@ func (h *Hub) ServePacket(pc net.PacketConn, o *ListenOptions) (*Listener, error
 // ServeConn is the accepting side of a connection that is open already: a
 // net.Conn, a pipe, anything that reads, writes and closes. The hub closes it,
 // also when ServeConn fails. It returns after the handshake, with the reason
-// if the peer was not let in; ctx bounds this call alone.
+// if the peer was not let in; ctx bounds this call alone. ProxyFrom must be
+// empty: who has a connection in hand can read a proxy's header off it.
 //
 // What has neither a descriptor nor deadlines can be ended only by its Close;
 // where that does not unblock a Read, the promises about closing in time do
@@ -361,6 +425,9 @@ func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOp
 	r, set, err := o.resolve(&h.o)
 	if err == nil {
 		err = h.budget.allow("ListenOptions.MaxMessage", set.maxMessage)
+	}
+	if err == nil && len(r.ProxyFrom) > 0 {
+		err = unsupported("ListenOptions.ProxyFrom")
 	}
 	if err != nil {
 		rwc.Close()

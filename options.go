@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sockhub/sockhub/internal/nofile"
@@ -141,12 +142,20 @@ type ListenOptions struct {
 	// connection reports to Events.
 	Handler func(*Conn) Handler
 
+	// ProxyFrom are the addresses of proxies (as CIDR sees them) that begin
+	// each connection with a PROXY header, version 1 or 2, and are believed:
+	// Peer.Remote and AddrPort are then what it says of the client, for rules
+	// and Classify too, and stay the proxy's where it says nothing (UNKNOWN,
+	// LOCAL, no IP address). Without a header they are refused. From anybody
+	// else such bytes are data like any other. Only of Listen and Serve, and
+	// not looked at in what Classify returns. Default: nobody is a proxy.
+	ProxyFrom []netip.Prefix
+
 	Tag          string            // told to rules as Peer.Tag, so that they can tell listeners apart
-	ReusePort    bool              // several processes may listen on the same port; where the system has no safe way: errors.ErrUnsupported
+	ReusePort    bool              // several processes may Listen on the same TCP port, if all ask for it; Linux and FreeBSD spread new connections. Where the system has no safe way, and on Unix sockets: errors.ErrUnsupported
 	FileMode     fs.FileMode       // of a Unix socket file, in force before it can be connected to. Default 0600
 	HalfOpen     bool              // a peer that finished sending is not finished by us: the user calls Conn.Finish
 	ReuseBuffers bool              // as Options.ReuseBuffers; either one turns it on
-	ProxyFrom    []netip.Prefix    // sources whose PROXY v1/v2 header is believed
 	Config       *net.ListenConfig // socket options of the user's own
 
 	MaxConns                                          int            // connections of this listener alone. Default: no limit of its own
@@ -342,10 +351,8 @@ func (o *ListenOptions) resolve(hub *Options) (ListenOptions, *settings, error) 
 		return r, nil, optionError("ListenOptions.Overflow", "no such policy: %d", r.Overflow)
 	case r.FileMode != r.FileMode.Perm():
 		return r, nil, optionError("ListenOptions.FileMode", "%v has more than permissions", r.FileMode)
-	case r.ReusePort:
-		return r, nil, unsupported("ListenOptions.ReusePort")
-	case r.ProxyFrom != nil:
-		return r, nil, unsupported("ListenOptions.ProxyFrom")
+	case slices.ContainsFunc(r.ProxyFrom, func(p netip.Prefix) bool { return !p.IsValid() }):
+		return r, nil, optionError("ListenOptions.ProxyFrom", "an invalid prefix among %v", r.ProxyFrom)
 	}
 	if err := checkFraming("ListenOptions.Framing", r.Framing); err != nil {
 		return r, nil, err

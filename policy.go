@@ -36,7 +36,9 @@ type Peer struct {
 
 	// Local and Remote are never nil in a Peer that the package made. They
 	// are what the connection says, unchanged: an IPv4 peer of a dual-stack
-	// listener may look like ::ffff:10.0.0.7 here. Decide on AddrPort.
+	// listener may look like ::ffff:10.0.0.7 here. Decide on AddrPort. Of a
+	// connection through one of ListenOptions.ProxyFrom, Remote is the client
+	// as the proxy tells it, and Local our end of the proxy's connection.
 	Local, Remote net.Addr
 
 	// AddrPort is Remote in the one form that rules see: an IPv4-mapped IPv6

@@ -107,6 +107,35 @@ func osPipes(t testing.TB) (a, b files) {
 	return join(r1, w2), join(r2, w1)
 }
 
+// eventually runs ok until it is true. Loopback is quick, but not instant.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	end := time.After(10 * time.Second)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+// unchanging waits until a count has stood still for a while, as that of bytes
+// does when there is no room for more.
+func unchanging(t *testing.T, what string, count func() int) {
+	t.Helper()
+	last, ticks := count(), 0
+	eventually(t, what+" stands still", func() bool {
+		n := count()
+		if ticks++; n != last {
+			last, ticks = n, 0
+		}
+		return ticks > 20
+	})
+}
+
 func TestTCP(t *testing.T) {
 	transporttest.Run(t, func(t *testing.T) (transport.Conn, io.ReadWriteCloser) {
 		a, b := sockets(t, "tcp")

@@ -125,41 +125,49 @@ func lockOnce(name string) (fd int, ours bool, err error) {
 	const flags = unix.O_RDWR | unix.O_CREAT | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 	err = retry(func() (err error) { fd, err = unix.Open(name, flags, 0o600); return err })
 	if err != nil {
+		// Systems have many words for a link, a directory or a device here.
+		if info, e := os.Lstat(name); e == nil && !info.Mode().IsRegular() {
+			return -1, false, fmt.Errorf("%s is %s and cannot be the lock file: %w", name, kind(info.Mode()), syscall.EEXIST)
+		}
 		return -1, false, &fs.PathError{Op: "open lock file", Path: name, Err: err}
 	}
-	defer func() {
-		if !ours {
-			_ = unix.Close(fd) // the error that matters is the one returned
-		}
-	}()
+	ours, err = lockFile(name, fd)
+	if !ours {
+		_ = unix.Close(fd) // the error that matters is the one returned
+		fd = -1
+	}
+	return fd, ours, err
+}
+
+// lockFile is lockOnce with the file open.
+func lockFile(name string, fd int) (ours bool, err error) {
 	var st unix.Stat_t
 	if err := retry(func() error { return unix.Fstat(fd, &st) }); err != nil {
-		return -1, false, &fs.PathError{Op: "stat lock file", Path: name, Err: err}
+		return false, &fs.PathError{Op: "stat lock file", Path: name, Err: err}
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != 0 {
 		// It would be removed in the end, and somebody's data with it.
-		return -1, false, fmt.Errorf("%s is not an empty regular file and cannot be the lock file: %w", name, syscall.EEXIST)
+		return false, fmt.Errorf("%s is not an empty regular file and cannot be the lock file: %w", name, syscall.EEXIST)
 	}
 	err = retry(func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
 	switch {
 	case errors.Is(err, unix.EWOULDBLOCK):
-		return -1, false, fmt.Errorf("a server has locked %s: %w", name, syscall.EADDRINUSE)
+		return false, fmt.Errorf("a server has locked %s: %w", name, syscall.EADDRINUSE)
 	case err != nil:
-		return -1, false, &fs.PathError{Op: "lock", Path: name, Err: err}
+		return false, &fs.PathError{Op: "lock", Path: name, Err: err}
 	}
 	ours, err = leadsTo(name, fd)
 	if err != nil {
-		return -1, false, &fs.PathError{Op: "stat lock file", Path: name, Err: err}
+		return false, &fs.PathError{Op: "stat lock file", Path: name, Err: err}
 	}
 	if ours && st.Mode&0o600 != 0o600 {
 		// An unusual umask: without this, the file that a crash leaves
 		// could not be opened again.
 		if err := unix.Fchmod(fd, 0o600); err != nil {
-			ours = false
-			return -1, false, &fs.PathError{Op: "chmod lock file", Path: name, Err: err}
+			return false, &fs.PathError{Op: "chmod lock file", Path: name, Err: err}
 		}
 	}
-	return fd, ours, nil
+	return ours, nil
 }
 
 // leadsTo reports whether a name leads to the open file fd.
@@ -245,6 +253,8 @@ func kind(mode fs.FileMode) string {
 		return "a symbolic link" // wherever it leads: who made it may lead it elsewhere
 	case mode&fs.ModeNamedPipe != 0:
 		return "a named pipe"
+	case mode&fs.ModeSocket != 0:
+		return "a socket"
 	default:
 		return "a device"
 	}
