@@ -21,7 +21,7 @@ func printRow(w io.Writer, r *row) {
 			continue
 		}
 		spread, note := "", ""
-		if c.runs > 1 && c.ratio > 0 {
+		if c.runs > 1 && c.most > c.least {
 			spread = fmt.Sprintf("%s-%s", number(c.least), number(c.most))
 		}
 		if c.noisy {

@@ -42,7 +42,7 @@ func (w workload) takes() time.Duration {
 	if w.load == loadIdle {
 		t += time.Second
 	}
-	return t + time.Duration(w.conns*w.size)/2*time.Nanosecond // to get through once
+	return t + 2*time.Nanosecond*time.Duration(w.conns*w.size) // to get through a few times, at least
 }
 
 // unit is what a message, or an idle connection, costs.

@@ -41,10 +41,12 @@ uint64_t now;
 
 static int epfd;
 static int measuring;
-static uint64_t whole, bytes, mistakes; // in the measured time
+static uint64_t whole, bytes;           // in the measured time
+static uint64_t mistakes;
 static char mistake[200];
-static unsigned char *served;           // by connection: got a whole message in the measured time
+static unsigned char *served;           // by connection: got a whole message, in the measured time or before it
 static size_t lacking;                  // connections that did not
+static uint64_t enough;                 // messages that are waited for, however long it takes
 
 void fatal(const char *format, ...) {
     va_list args;
@@ -106,11 +108,11 @@ static double latency(double part) {
 
 void done(struct conn *c, uint64_t since, uint64_t n) {
     c->got += n;
+    unsigned char *s = served + (c - conns);
+    if (!*s) *s = 1, lacking--;
     if (!measuring) return;
     whole += n;
     if (since) count_latency(now - since);
-    unsigned char *s = served + (c - conns);
-    if (!*s) *s = 1, lacking--;
 }
 
 // ---- connections ----
@@ -217,24 +219,28 @@ static void print(double took, double cpu, double own) {
 }
 
 // run drives the connections. Where there are rounds, the measured time begins
-// and ends between two of them, and latencies are theirs.
+// and ends between two of them, and latencies are theirs. It begins when every
+// connection has got something, and does not end before they have got it a few
+// times: what lies in the sockets' buffers at either end, and belongs to the
+// other side of it, is then a small part.
 static void run(const struct kind *k) {
     int rounds = strcmp(set.mode, "echo") && strcmp(set.mode, "http");
-    double cpu = 0, own = 0;
+    double cpu = 0, own = 0, t;
     uint64_t began = now = clock_now(), round = 0;
+    lacking = set.conns;
     k->start();
     for (;;) {
         int between = k->between();
-        double t = (now - began) / 1e9;
-        if (!measuring && t >= set.warm && between) {
-            measuring = 1, lacking = set.conns;
-            began = now, t = 0;
+        t = (now - began) / 1e9;
+        if (!measuring && t >= set.warm && between && !lacking) {
+            measuring = 1, lacking = set.conns, enough = 3 * set.conns;
+            memset(served, 0, set.conns);
+            began = now, t = 0, round = 0;
             own = seconds(CLOCK_PROCESS_CPUTIME_ID), cpu = server_cpu();
-            round = 0;
         }
-        if (measuring && t >= set.time && between && !lacking) break;
-        if (measuring && t >= set.time + PATIENCE) {
-            if (!between) errno = 0, fatal("a round does not end");
+        if (measuring && t >= set.time && between && !lacking && whole >= enough) break;
+        if (t >= set.time + set.warm + PATIENCE) {
+            if (!between || !measuring) errno = 0, fatal("after %.0f s, %zu of %zu connections still wait", t, lacking, set.conns);
             break;
         }
         if (between) {
@@ -244,7 +250,7 @@ static void run(const struct kind *k) {
         }
         wait_and_handle(k);
     }
-    print((now - began) / 1e9, server_cpu() - cpu, seconds(CLOCK_PROCESS_CPUTIME_ID) - own);
+    print(t, server_cpu() - cpu, seconds(CLOCK_PROCESS_CPUTIME_ID) - own);
 }
 
 static void hold(void) {

@@ -190,11 +190,10 @@ func (l *load) steady() {
 		}
 	}
 	time.Sleep(seconds(*warm))
+	l.await(0)
 	l.begin()
 	time.Sleep(seconds(*dur))
-	for end := time.Now().Add(patience); l.lacking() > 0 && time.Now().Before(end); {
-		time.Sleep(10 * time.Millisecond)
-	}
+	l.await(3 * uint64(*conns)) // what lies in sockets' buffers at the ends is then a small part
 	l.end(nil)
 	var all []time.Duration
 	for _, c := range l.conns {
@@ -205,6 +204,16 @@ func (l *load) steady() {
 	p := &load{}
 	p.end(all)
 	l.result.P50, l.result.P99 = p.result.P50, p.result.P99
+}
+
+// await returns when every connection has got something and all together have
+// got enough, or when it takes too long.
+func (l *load) await(enough uint64) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if msgs, _ := l.totals(); l.lacking() == 0 && msgs-l.msgs >= enough {
+			return
+		}
+	}
 }
 
 // rounds measures from between two rounds to between two others.

@@ -70,6 +70,6 @@ func Check(err error) {
 	}
 }
 
-// Complain says what went wrong on one connection. A server goes on: whoever
-// measures it misses the bytes.
-func Complain(what string, err error) { fmt.Fprintln(os.Stderr, what+":", err) }
+// Complain tells of something that should not have happened. A server goes on;
+// the run fails.
+func Complain(err error) { fmt.Fprintln(os.Stderr, err) }

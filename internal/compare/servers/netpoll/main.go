@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"encoding/binary"
+	"io"
 	"sync"
 
 	"github.com/cloudwego/netpoll"
@@ -19,6 +20,7 @@ func main() {
 		server.Echo: echo, server.HTTP: http, server.Stream: stream,
 		server.Fanout: fanout, server.Commands: commands,
 	}[mode]
+	netpoll.SetLoggerOutput(io.Discard) // it tells of every peer that resets its connection
 	l, err := netpoll.CreateListener(network, address)
 	server.Check(err)
 	loop, err := netpoll.NewEventLoop(serve, netpoll.WithOnConnect(join), netpoll.WithOnDisconnect(leave))
@@ -188,7 +190,7 @@ func fanout(_ context.Context, c netpoll.Connection) error {
 		}
 		for m := range members {
 			if err := repeat(m.Writer(), 1, body); err != nil {
-				server.Complain("fan-out", err)
+				server.Complain(err)
 			}
 		}
 		return nil

@@ -44,9 +44,7 @@ func back(to *sockhub.Conn, msg []byte) {
 	if errors.Is(err, sockhub.ErrBackpressure) {
 		err = to.Send(context.Background(), msg)
 	}
-	if err != nil {
-		server.Complain("Send", err)
-	}
+	sent(err)
 }
 
 // echoBack sends several messages at once where several have come: that costs
@@ -56,9 +54,8 @@ func echoBack(d sockhub.Delivery) {
 		back(d.Conn, d.Messages[0])
 		return
 	}
-	if _, err := hub.SendMany(context.Background(), d.Conn.ID(), slices.Values(d.Messages)); err != nil {
-		server.Complain("SendMany", err)
-	}
+	_, err := hub.SendMany(context.Background(), d.Conn.ID(), slices.Values(d.Messages))
+	sent(err)
 }
 
 func streamed(d sockhub.Delivery) {

@@ -17,11 +17,7 @@ var handlers = map[string]func(*sockhub.Conn) sockhub.Handler{
 
 // send answers with one message, which is the first of its call and so is never
 // refused for want of room.
-func send(r *sockhub.Reply, msg []byte) {
-	if err := r.Send(msg); err != nil {
-		server.Complain("Reply.Send", err)
-	}
-}
+func send(r *sockhub.Reply, msg []byte) { sent(r.Send(msg)) }
 
 type echo struct{ sockhub.BaseHandler }
 
