@@ -27,15 +27,15 @@ func sourceDir() (string, error) {
 	return "", fmt.Errorf("start this in its own directory, internal/compare: it builds what is there")
 }
 
-// buildAll compiles the servers of these contenders and the load into dir.
-func buildAll(ctx context.Context, dir string, list []contender) (*kit, error) {
+// buildAll compiles the servers of these contenders and the load into dir. cc is
+// a C compiler, or "" to do without.
+func buildAll(ctx context.Context, dir, cc string, list []contender) (*kit, error) {
 	src, err := sourceDir()
 	if err != nil {
 		return nil, err
 	}
-	k := &kit{dir: dir}
-	if cc := compiler(); cc != "" {
-		k.withC = true
+	k := &kit{dir: dir, withC: cc != ""}
+	if k.withC {
 		if err := run(ctx, filepath.Join(src, "c"), cc, "-O2", "-o", k.path("yardstick"), "yardstick.c"); err != nil {
 			return nil, err
 		}

@@ -161,7 +161,7 @@ func measureAll(ctx context.Context, ws []workload) (records []record, err error
 	}
 	fmt.Fprintln(os.Stderr, system())
 	fmt.Fprintln(os.Stderr, "building the servers and the load ...")
-	if b.kit, err = buildAll(ctx, dir, cs); err != nil {
+	if b.kit, err = buildAll(ctx, dir, compiler(), cs); err != nil {
 		return nil, err
 	}
 	if !b.kit.withC {

@@ -73,18 +73,35 @@ type spread struct {
 	least, most []float64
 }
 
-func (s spread) XError(i int) (low, high float64) { return s.X(i) - s.least[i], s.most[i] - s.X(i) }
-func (s spread) X(i int) float64                  { return s.XYs[i].X }
+// XError implements plotter.XErrorer.
+func (s spread) XError(i int) (low, high float64) {
+	return s.XYs[i].X - s.least[i], s.most[i] - s.XYs[i].X
+}
+
+// reach is the range of ratios that is shown: that of what was measured. What is
+// quoted may be far beyond it, and is then written at the edge.
+func reach(rows []*row) (least, most float64) {
+	least, most = 0.9, 1.5
+	for _, r := range rows {
+		for _, c := range r.cells {
+			if c.ratio > 0 && !c.quoted {
+				least, most = min(least, c.ratio/1.05), max(most, c.ratio*1.1)
+			}
+		}
+	}
+	return least, most
+}
 
 func drawing(rows []*row, reference string) (*plot.Plot, error) {
 	p := plot.New()
+	least, most := reach(rows)
 	p.X.Label.Text = "times " + reference + " (* quoted)"
 	p.X.Scale = plot.LogScale{}
 	p.X.Tick.Marker = plot.TickerFunc(ratioTicks)
-	p.X.Min, p.X.Max = 0.9, 1.1
+	p.X.Min, p.X.Max = least, most*math.Pow(most/least, 0.2) // room for the legend
+	p.Y.Label.Text = " "                                     // keeps long workloads off the edge
 	p.Y.Min, p.Y.Max = -0.7, float64(len(rows))-0.3
 	p.Legend.Top = true
-	p.Legend.Left = false
 	p.Add(plotter.NewGrid())
 	ticks := make(plot.ConstantTicks, len(rows))
 	for i, r := range rows { // the first on top
@@ -92,6 +109,7 @@ func drawing(rows []*row, reference string) (*plot.Plot, error) {
 	}
 	p.Y.Tick.Marker = ticks
 	all := names(rows)
+	var beyond plotter.XYLabels
 	for n, name := range all {
 		var s spread
 		for i, r := range rows {
@@ -102,9 +120,13 @@ func drawing(rows []*row, reference string) (*plot.Plot, error) {
 			// Each a little lower than the one before, so that they do not cover
 			// each other.
 			y := float64(len(rows)-1-i) + 0.35 - 0.7*float64(n)/float64(len(all))
+			if c.ratio > most {
+				beyond.XYs = append(beyond.XYs, plotter.XY{X: most / math.Pow(most/least, 0.1), Y: y - 0.05})
+				beyond.Labels = append(beyond.Labels, fmt.Sprintf("%s: %.3g →", name, c.ratio))
+				continue
+			}
 			s.XYs = append(s.XYs, plotter.XY{X: c.ratio, Y: y})
-			s.least, s.most = append(s.least, c.least), append(s.most, c.most)
-			p.X.Min, p.X.Max = min(p.X.Min, c.least), max(p.X.Max, c.most)
+			s.least, s.most = append(s.least, max(c.least, least)), append(s.most, min(c.most, most))
 		}
 		if len(s.XYs) == 0 {
 			continue
@@ -123,7 +145,16 @@ func drawing(rows []*row, reference string) (*plot.Plot, error) {
 		p.Add(bars, points)
 		p.Legend.Add(name, points)
 	}
-	p.X.Max *= 1.25 // room for the legend
+	if len(beyond.XYs) > 0 {
+		labels, err := plotter.NewLabels(beyond)
+		if err != nil {
+			return nil, err
+		}
+		for i := range labels.TextStyle {
+			labels.TextStyle[i].Font.Size = vg.Points(8)
+		}
+		p.Add(labels)
+	}
 	return p, nil
 }
 
