@@ -1007,6 +1007,14 @@ func (c *Conn) finished() bool {
 	return c.closeErr != nil || c.out.finish != nil
 }
 
+// endWasAsked reports, of a connection that has ended, whether this side had
+// asked for that, even if something else came in between.
+func (c *Conn) endWasAsked() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return errors.Is(c.closeErr, ErrClosed) || errors.Is(c.out.finish, ErrClosed)
+}
+
 // handshaking reports whether the peer is still to be admitted.
 func (c *Conn) handshaking() bool {
 	c.mu.Lock()

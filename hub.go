@@ -718,6 +718,9 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 		return 0, nil, ErrClosed
 	}
 	name, cl := "", c.greet.client
+	if cl != nil && cl.redial == nil {
+		return 0, nil, ErrClosed // forgotten meanwhile
+	}
 	if !c.peer.Dialed {
 		name = c.peer.Name
 		cl = h.names[name]
