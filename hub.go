@@ -1188,8 +1188,8 @@ func (f *fan) isDiverted(d *diversion) bool {
 }
 
 // withdrawLocked takes what was delivered of c out of b, which holds all that
-// was not taken.
-func (f *fan) withdrawLocked(b *Batch, c *Conn) {
+// was not taken. It returns what that was charged.
+func (f *fan) withdrawLocked(b *Batch, c *Conn) (bytes int64) {
 	d := c.diverted
 	if in := c.inLocked(b); in.received > 0 {
 		i, last := in.received-1, len(b.Received)-1
@@ -1199,9 +1199,9 @@ func (f *fan) withdrawLocked(b *Batch, c *Conn) {
 				d.msgs[j] = slices.Clip(bytes.Clone(m))
 			}
 		}
-		f.untaken -= b.charges[i].bytes
-		f.hub.budget.in.Force(-b.charges[i].bytes)
-		c.ev.untaken -= b.charges[i].bytes
+		bytes = b.charges[i].bytes
+		f.untaken -= bytes
+		c.ev.untaken -= bytes
 		b.Received[i], b.charges[i] = b.Received[last], b.charges[last]
 		b.Received[i].Conn.inLocked(b).received = in.received
 		b.Received, b.charges = b.Received[:last], b.charges[:last]
@@ -1216,6 +1216,7 @@ func (f *fan) withdrawLocked(b *Batch, c *Conn) {
 	}
 	f.pauseLocked(c, false)
 	d.done = true
+	return bytes
 }
 
 func (f *fan) pauseLocked(c *Conn, pause bool) {
@@ -1254,12 +1255,18 @@ func (f *fan) Pending() bool {
 
 // Collect implements fanin.Source.
 func (f *fan) Collect(prev *Batch) *Batch {
+	b, withdrawn := f.collect(prev)
+	f.hub.budget.in.Give(withdrawn)
+	return b
+}
+
+func (f *fan) collect(prev *Batch) (b *Batch, withdrawn int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.some {
-		return prev
+		return prev, 0
 	}
-	b := f.next
+	b = f.next
 	if prev == nil {
 		f.made++
 	} else {
@@ -1267,7 +1274,7 @@ func (f *fan) Collect(prev *Batch) *Batch {
 		b = prev
 	}
 	for _, c := range f.diverts {
-		f.withdrawLocked(b, c)
+		withdrawn += f.withdrawLocked(b, c)
 		c.kickReader()
 	}
 	f.diverts = nil
@@ -1276,7 +1283,7 @@ func (f *fan) Collect(prev *Batch) *Batch {
 	if f.next.seq%2 == b.seq%2 {
 		f.next.seq++
 	}
-	return b
+	return b, withdrawn
 }
 
 // mergeLocked adds what is in b, the later one, to a.
