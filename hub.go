@@ -1189,7 +1189,7 @@ func (f *fan) isDiverted(d *diversion) bool {
 
 // withdrawLocked takes what was delivered of c out of b, which holds all that
 // was not taken. It returns what that was charged.
-func (f *fan) withdrawLocked(b *Batch, c *Conn) (bytes int64) {
+func (f *fan) withdrawLocked(b *Batch, c *Conn) (charged int64) {
 	d := c.diverted
 	if in := c.inLocked(b); in.received > 0 {
 		i, last := in.received-1, len(b.Received)-1
@@ -1199,9 +1199,9 @@ func (f *fan) withdrawLocked(b *Batch, c *Conn) (bytes int64) {
 				d.msgs[j] = slices.Clip(bytes.Clone(m))
 			}
 		}
-		bytes = b.charges[i].bytes
-		f.untaken -= bytes
-		c.ev.untaken -= bytes
+		charged = b.charges[i].bytes
+		f.untaken -= charged
+		c.ev.untaken -= charged
 		b.Received[i], b.charges[i] = b.Received[last], b.charges[last]
 		b.Received[i].Conn.inLocked(b).received = in.received
 		b.Received, b.charges = b.Received[:last], b.charges[:last]
@@ -1216,7 +1216,7 @@ func (f *fan) withdrawLocked(b *Batch, c *Conn) (bytes int64) {
 	}
 	f.pauseLocked(c, false)
 	d.done = true
-	return bytes
+	return charged
 }
 
 func (f *fan) pauseLocked(c *Conn, pause bool) {
