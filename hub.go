@@ -722,7 +722,11 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 		name = c.peer.Name
 		cl = h.names[name]
 	}
-	if cl != nil && cl.expected != c.greet.asked {
+	var registered *ClientOptions
+	if cl != nil {
+		registered = cl.expected
+	}
+	if registered != c.greet.asked {
 		return ruleUnread, nil, nil
 	}
 	if cl != nil && cl.owner != nil {
@@ -791,6 +795,9 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	var claims []*Conn
 	h.mu.Lock()
 	delete(h.live, c)
+	if n := h.names[c.peer.Name]; n != nil && c.client == nil {
+		n.claims = slices.DeleteFunc(n.claims, func(x *Conn) bool { return x == c }) // it may have waited
+	}
 	if c.greet != nil {
 		h.removePendingLocked(c.greet)
 	}
@@ -833,6 +840,9 @@ func (h *Hub) disownLocked(cl *client, c *Conn) (claims []*Conn) {
 	cl.owner = nil
 	if cl.expected == nil && h.names[cl.name] == cl {
 		delete(h.names, cl.name)
+		if c.client != cl { // which was registered for another, and forgotten before c's end
+			h.table.Remove(uint64(cl.id))
+		}
 	}
 	claims, cl.claims = cl.claims, nil
 	return claims
