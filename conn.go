@@ -408,6 +408,9 @@ func (c *Conn) attend() (over bool) {
 		c.quiet = c.hub.watch.Now()
 	}
 	c.mu.Unlock()
+	if ending && c.gated {
+		c.fail(ErrClosed) // nobody has heard of it
+	}
 	if ch != nil {
 		c.applyChange(ch)
 	}
@@ -725,9 +728,9 @@ func (c *Conn) cut(t *turn) (err error) {
 		c.deliver(t)
 	}
 	if c.handler != nil {
+		c.inCall.Store(false) // what panics from here on is ours
 		c.flush()
 		c.reply.side.Free()
-		c.inCall.Store(false)
 	}
 	return err
 }
@@ -1225,6 +1228,7 @@ func (c *Conn) handle(msg []byte) {
 	c.handler.Message(r, msg)
 	r.end()
 	if r.full {
+		c.inCall.Store(false)
 		c.makeRoom()
 	}
 }

@@ -1201,8 +1201,8 @@ func (f *fan) isDiverted(d *diversion) bool {
 }
 
 // withdrawLocked takes what was delivered of c out of b, which holds all that
-// was not taken.
-func (f *fan) withdrawLocked(b *Batch, c *Conn) {
+// was not taken. It returns what that was charged.
+func (f *fan) withdrawLocked(b *Batch, c *Conn) (charged int64) {
 	d := c.diverted
 	if in := c.inLocked(b); in.received > 0 {
 		i, last := in.received-1, len(b.Received)-1
@@ -1212,9 +1212,9 @@ func (f *fan) withdrawLocked(b *Batch, c *Conn) {
 				d.msgs[j] = slices.Clip(bytes.Clone(m))
 			}
 		}
-		f.untaken -= b.charges[i].bytes
-		f.hub.budget.in.Force(-b.charges[i].bytes)
-		c.ev.untaken -= b.charges[i].bytes
+		charged = b.charges[i].bytes
+		f.untaken -= charged
+		c.ev.untaken -= charged
 		b.Received[i], b.charges[i] = b.Received[last], b.charges[last]
 		b.Received[i].Conn.inLocked(b).received = in.received
 		b.Received, b.charges = b.Received[:last], b.charges[:last]
@@ -1229,6 +1229,7 @@ func (f *fan) withdrawLocked(b *Batch, c *Conn) {
 	}
 	f.pauseLocked(c, false)
 	d.done = true
+	return charged
 }
 
 func (f *fan) pauseLocked(c *Conn, pause bool) {
@@ -1267,12 +1268,18 @@ func (f *fan) Pending() bool {
 
 // Collect implements fanin.Source.
 func (f *fan) Collect(prev *Batch) *Batch {
+	b, withdrawn := f.collect(prev)
+	f.hub.budget.in.Give(withdrawn)
+	return b
+}
+
+func (f *fan) collect(prev *Batch) (b *Batch, withdrawn int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.some {
-		return prev
+		return prev, 0
 	}
-	b := f.next
+	b = f.next
 	if prev == nil {
 		f.made++
 	} else {
@@ -1280,7 +1287,7 @@ func (f *fan) Collect(prev *Batch) *Batch {
 		b = prev
 	}
 	for _, c := range f.diverts {
-		f.withdrawLocked(b, c)
+		withdrawn += f.withdrawLocked(b, c)
 		c.kickReader()
 	}
 	f.diverts = nil
@@ -1289,7 +1296,7 @@ func (f *fan) Collect(prev *Batch) *Batch {
 	if f.next.seq%2 == b.seq%2 {
 		f.next.seq++
 	}
-	return b
+	return b, withdrawn
 }
 
 // mergeLocked adds what is in b, the later one, to a.
