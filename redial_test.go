@@ -3,6 +3,7 @@ package sockhub_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"slices"
@@ -304,15 +305,19 @@ func TestRedialingEndsAsAsked(t *testing.T) {
 // gives waits until a TrySend to the client returns one of these.
 func (s *stand) gives(id sockhub.ID, want ...error) {
 	s.t.Helper()
-	for deadline := time.Now().Add(patience); ; {
+	eventually(s.t, fmt.Sprintf("TrySend to %d returns one of %v", id, want), func() bool {
 		err := s.TrySend(id, nil)
-		if slices.ContainsFunc(want, func(w error) bool { return errors.Is(err, w) }) {
-			return
-		}
+		return slices.ContainsFunc(want, func(w error) bool { return errors.Is(err, w) })
+	})
+}
+
+// eventually waits for what no event tells.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !cond(); <-time.After(time.Millisecond) {
 		if time.Now().After(deadline) {
-			s.t.Fatalf("TrySend to %d: %v, want one of %v", id, err, want)
+			t.Fatalf("waited in vain: %s", what)
 		}
-		<-time.After(time.Millisecond)
 	}
 }
 
