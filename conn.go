@@ -773,13 +773,13 @@ func (c *Conn) parking(doubtful, progress bool) {
 	partial := c.partial
 	c.mu.Unlock()
 	if doubtful {
-		c.arm(now+doubt)
+		c.arm(now + doubt)
 	}
 	if partial && c.hub.o.FrameTimeout > 0 {
-		c.arm(now+c.hub.o.FrameTimeout)
+		c.arm(now + c.hub.o.FrameTimeout)
 	}
 	if c.set.idleTimeout > 0 {
-		c.arm(now+c.set.idleTimeout)
+		c.arm(now + c.set.idleTimeout)
 	}
 }
 
@@ -1706,6 +1706,6 @@ func (c *Conn) streamWaits(on bool) {
 	c.waiting = on
 	c.mu.Unlock()
 	if t := c.hub.o.FrameTimeout; on && t > 0 {
-		c.arm(now+t)
+		c.arm(now + t)
 	}
 }
