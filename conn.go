@@ -468,7 +468,7 @@ func (c *Conn) attendLocked() (over bool) {
 		return true
 	case c.deadline == 0:
 		c.deadline = c.hub.watch.Now() + c.hub.o.Linger
-		c.hub.watch.Arm(&c.clock, c, c.deadline)
+		c.arm(c.deadline)
 	}
 	return false
 }
@@ -633,7 +633,7 @@ func (c *Conn) endToken() {
 
 // mayHaveRoom is told by the budget that a Send that waits may go on. It is
 // called with another connection's lock held.
-func (c *Conn) mayHaveRoom() { c.hub.watch.Arm(&c.clock, c, c.hub.watch.Now()) }
+func (c *Conn) mayHaveRoom() { c.arm(c.hub.watch.Now()) }
 
 // readOn is told by the budget that the connection may read again.
 func (c *Conn) readOn(token bool) {
@@ -643,7 +643,7 @@ func (c *Conn) readOn(token bool) {
 		c.granted = true
 		if t := c.hub.o.FrameTimeout; t > 0 {
 			c.deadline = now + t + time.Duration(c.lacks)*time.Second/minRate
-			c.hub.watch.Arm(&c.clock, c, c.deadline)
+			c.arm(c.deadline)
 		}
 	}
 	c.resume = true
@@ -773,13 +773,13 @@ func (c *Conn) parking(doubtful, progress bool) {
 	partial := c.partial
 	c.mu.Unlock()
 	if doubtful {
-		c.hub.watch.Arm(&c.clock, c, now+doubt)
+		c.arm(now + doubt)
 	}
 	if partial && c.hub.o.FrameTimeout > 0 {
-		c.hub.watch.Arm(&c.clock, c, now+c.hub.o.FrameTimeout)
+		c.arm(now + c.hub.o.FrameTimeout)
 	}
 	if c.set.idleTimeout > 0 {
-		c.hub.watch.Arm(&c.clock, c, now+c.set.idleTimeout)
+		c.arm(now + c.set.idleTimeout)
 	}
 }
 
@@ -838,8 +838,16 @@ func (c *Conn) watchPeer() (park bool) {
 	return true // what is accepted until Ended is taken is still tried, and then reported
 }
 
+// arm sees to it that the connection's clocks are looked at then, or before.
+func (c *Conn) arm(at time.Duration) { c.hub.watch.Arm(&c.clock, (*clocks)(c), at) }
+
+// clocks is a Conn as a watch.Target, which is nobody's business outside.
+type clocks Conn
+
 // Check implements watch.Target: all clocks of a connection.
-func (c *Conn) Check(now time.Duration) (next time.Duration) {
+func (k *clocks) Check(now time.Duration) (next time.Duration) { return (*Conn)(k).check(now) }
+
+func (c *Conn) check(now time.Duration) (next time.Duration) {
 	var (
 		reason     error
 		poll, kick bool
@@ -1706,6 +1714,6 @@ func (c *Conn) streamWaits(on bool) {
 	c.waiting = on
 	c.mu.Unlock()
 	if t := c.hub.o.FrameTimeout; on && t > 0 {
-		c.hub.watch.Arm(&c.clock, c, now+t)
+		c.arm(now + t)
 	}
 }

@@ -762,7 +762,7 @@ func (h *Hub) start(c *Conn, rwc io.Closer) error {
 		c.mu.Lock()
 		c.deadline = c.born + h.o.HandshakeTimeout
 		c.mu.Unlock()
-		h.watch.Arm(&c.clock, c, c.born+h.o.HandshakeTimeout)
+		c.arm(c.born + h.o.HandshakeTimeout)
 	}
 	go c.serve()
 	return nil

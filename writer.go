@@ -823,7 +823,7 @@ func (c *Conn) runWriterLocked() {
 	o.inline = false
 	if t := c.hub.o.WriteTimeout; t > 0 {
 		o.since, o.unacked = c.hub.watch.Now(), -1
-		c.hub.watch.Arm(&c.clock, c, o.since+t/4)
+		c.arm(o.since + t/4)
 	}
 	go c.write()
 }
