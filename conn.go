@@ -105,6 +105,7 @@ type Conn struct {
 	resume   bool          // told to go on reading
 	granted  bool          // ... with the budget's token
 	lacks    int           // bytes left of the message that the token is for
+	tokenBy  time.Duration // until when its owner has to have read them; 0: nobody
 	endRead  bool          // told to end the input, by Shutdown
 	change   *change       // told to do by SetHandler and SetRaw; nil: nothing
 	raw      bool          // what Raw answers
@@ -626,7 +627,7 @@ func (c *Conn) settle(t *turn, kept int) {
 func (c *Conn) endToken() {
 	c.token = false
 	c.mu.Lock()
-	c.deadline = 0
+	c.tokenBy = 0
 	c.mu.Unlock()
 	c.hub.budget.in.Done(c)
 }
@@ -642,8 +643,8 @@ func (c *Conn) readOn(token bool) {
 	if token {
 		c.granted = true
 		if t := c.hub.o.FrameTimeout; t > 0 {
-			c.deadline = now + t + time.Duration(c.lacks)*time.Second/minRate
-			c.arm(c.deadline)
+			c.tokenBy = now + t + time.Duration(c.lacks)*time.Second/minRate
+			c.arm(c.tokenBy)
 		}
 	}
 	c.resume = true
@@ -673,7 +674,10 @@ func (c *Conn) discard(p []byte) (park bool) {
 
 // cut takes the complete messages out of what was received and delivers them.
 func (c *Conn) cut(t *turn) (err error) {
-	var msgs, size int
+	var (
+		msgs, size int
+		called     bool
+	)
 	for !c.holdsBack() {
 		msg, ok, e := c.dec.next()
 		if e != nil {
@@ -701,6 +705,7 @@ func (c *Conn) cut(t *turn) (err error) {
 			}
 			continue
 		case c.handler != nil:
+			called = true
 			c.handle(msg)
 			if c.dec.own != nil {
 				c.dec.own.Release()
@@ -727,7 +732,7 @@ func (c *Conn) cut(t *turn) (err error) {
 	if len(t.msgs) > 0 {
 		c.deliver(t)
 	}
-	if c.handler != nil {
+	if called {
 		c.inCall.Store(false) // what panics from here on is ours
 		c.flush()
 		c.reply.side.Free()
@@ -870,8 +875,6 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 		switch c.deadline = 0; {
 		case c.shaking:
 			reason = ErrHandshakeTimeout
-		case c.input == reading: // with the budget's token
-			reason = ErrFrameTimeout
 		default:
 			c.overdue, kick = true, true
 		}
@@ -883,6 +886,9 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 		if t := c.set.idleTimeout; t > 0 && due(c.quiet+t) {
 			reason = ErrIdleTimeout
 		}
+	}
+	if c.tokenBy != 0 && due(c.tokenBy) {
+		reason = ErrFrameTimeout
 	}
 	if c.doubtful && due(c.lastRead+doubt) {
 		c.doubtful, poll = false, true
@@ -1293,7 +1299,7 @@ func (c *Conn) cutRest() {
 // makeRoom writes what the handler has answered, and pauses the input if that
 // leaves no room for another answer.
 func (c *Conn) makeRoom() {
-	c.writeNow()
+	c.reply.write()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if o := &c.out; o.refuse == nil && !c.hasRoomLocked(0) {
@@ -1306,14 +1312,23 @@ func (c *Conn) makeRoom() {
 // everything is written, again if that answered something. A handler that
 // always does gets back to it when something else had its turn.
 func (c *Conn) flush() {
+	r := &c.reply
 	for range 16 {
-		if c.reply.drained = c.writeNow(); !c.reply.drained || c.stopped {
+		r.write()
+		if !r.drained || c.stopped || c.handler == nil {
 			return
 		}
-		c.reply.drained = false
+		r.drained = false
 		c.call(c.handler.Drained)
 	}
-	c.reply.drained = true
+	r.write()
+}
+
+// write writes what is queued, and remembers whether Drained is due.
+func (r *Reply) write() {
+	if r.c.writeNow() {
+		r.drained = true
+	}
 }
 
 // Reply is how a Handler answers. It belongs to the call that it was given to:
@@ -1486,9 +1501,9 @@ func (r *Reply) SendFrom(size uint64, rc io.ReadCloser) error {
 // Flush gives what was gathered its place in the queue now, and has it written,
 // not when the call returns.
 func (r *Reply) Flush() {
-	c := r.conn()
+	r.conn()
 	r.accept()
-	c.writeNow()
+	r.write()
 	if r.sent > 0 {
 		r.sent = 1 // room is looked up again
 	}

@@ -3,8 +3,18 @@ package sockhub
 import (
 	"testing"
 
+	"github.com/sockhub/sockhub/internal/chunk"
 	"github.com/sockhub/sockhub/internal/leakcheck"
 )
 
 // TestMain fails the package if its tests leave a goroutine or a descriptor.
-func TestMain(m *testing.M) { leakcheck.Main(m) }
+// Memory that ReuseBuffers gives back is overwritten, so that whoever still
+// reads it is seen.
+func TestMain(m *testing.M) {
+	chunk.Poison = func(mem []byte) {
+		for i := range mem {
+			mem[i] = 0xdb
+		}
+	}
+	leakcheck.Main(m)
+}
