@@ -902,7 +902,7 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 		c.fail(reason)
 		return 0
 	case stuck:
-		c.t.Kick(transport.WriteSide) // the writer tries once more, and decides
+		c.t.Kick(transport.WriteSide)
 	}
 	if kick || poll && c.t.Pending() {
 		c.kickReader()

@@ -867,7 +867,10 @@ func (h *Hub) free(gone []*Conn) {
 
 func (h *Hub) freeLocked(cl *client) {
 	h.slots--
-	if cl.expected == nil && cl.redial == nil && cl.owner == nil {
+	h.fan.mu.Lock()
+	ending := cl.ending // another connection's Disconnected is still to be taken
+	h.fan.mu.Unlock()
+	if cl.expected == nil && cl.redial == nil && cl.owner == nil && !ending {
 		h.table.Remove(uint64(cl.id))
 	}
 }
