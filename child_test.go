@@ -21,8 +21,9 @@ const childEnv = "SOCKHUB_TEST_CHILD"
 
 // children are the programs that this test binary can be.
 var children = map[string]func(args []string) error{
-	"echo": childEcho,
-	"hold": childHold,
+	"echo":    childEcho,
+	"hold":    childHold,
+	"stutter": childStutter,
 }
 
 // TestChild is the body of a child process, and does nothing elsewhere.

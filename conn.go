@@ -105,6 +105,7 @@ type Conn struct {
 	resume   bool          // told to go on reading
 	granted  bool          // ... with the budget's token
 	lacks    int           // bytes left of the message that the token is for
+	tokenBy  time.Duration // until when its owner has to have read them; 0: nobody
 	endRead  bool          // told to end the input, by Shutdown
 	change   *change       // told to do by SetHandler and SetRaw; nil: nothing
 	raw      bool          // what Raw answers
@@ -408,6 +409,9 @@ func (c *Conn) attend() (over bool) {
 		c.quiet = c.hub.watch.Now()
 	}
 	c.mu.Unlock()
+	if ending && c.gated {
+		c.fail(ErrClosed) // nobody has heard of it
+	}
 	if ch != nil {
 		c.applyChange(ch)
 	}
@@ -465,7 +469,7 @@ func (c *Conn) attendLocked() (over bool) {
 		return true
 	case c.deadline == 0:
 		c.deadline = c.hub.watch.Now() + c.hub.o.Linger
-		c.hub.watch.Arm(&c.clock, c, c.deadline)
+		c.arm(c.deadline)
 	}
 	return false
 }
@@ -623,14 +627,14 @@ func (c *Conn) settle(t *turn, kept int) {
 func (c *Conn) endToken() {
 	c.token = false
 	c.mu.Lock()
-	c.deadline = 0
+	c.tokenBy = 0
 	c.mu.Unlock()
 	c.hub.budget.in.Done(c)
 }
 
 // mayHaveRoom is told by the budget that a Send that waits may go on. It is
 // called with another connection's lock held.
-func (c *Conn) mayHaveRoom() { c.hub.watch.Arm(&c.clock, c, c.hub.watch.Now()) }
+func (c *Conn) mayHaveRoom() { c.arm(c.hub.watch.Now()) }
 
 // readOn is told by the budget that the connection may read again.
 func (c *Conn) readOn(token bool) {
@@ -639,8 +643,8 @@ func (c *Conn) readOn(token bool) {
 	if token {
 		c.granted = true
 		if t := c.hub.o.FrameTimeout; t > 0 {
-			c.deadline = now + t + time.Duration(c.lacks)*time.Second/minRate
-			c.hub.watch.Arm(&c.clock, c, c.deadline)
+			c.tokenBy = now + t + time.Duration(c.lacks)*time.Second/minRate
+			c.arm(c.tokenBy)
 		}
 	}
 	c.resume = true
@@ -670,7 +674,10 @@ func (c *Conn) discard(p []byte) (park bool) {
 
 // cut takes the complete messages out of what was received and delivers them.
 func (c *Conn) cut(t *turn) (err error) {
-	var msgs, size int
+	var (
+		msgs, size int
+		called     bool
+	)
 	for !c.holdsBack() {
 		msg, ok, e := c.dec.next()
 		if e != nil {
@@ -698,6 +705,7 @@ func (c *Conn) cut(t *turn) (err error) {
 			}
 			continue
 		case c.handler != nil:
+			called = true
 			c.handle(msg)
 			if c.dec.own != nil {
 				c.dec.own.Release()
@@ -724,10 +732,10 @@ func (c *Conn) cut(t *turn) (err error) {
 	if len(t.msgs) > 0 {
 		c.deliver(t)
 	}
-	if c.handler != nil {
+	if called {
+		c.inCall.Store(false) // what panics from here on is ours
 		c.flush()
 		c.reply.side.Free()
-		c.inCall.Store(false)
 	}
 	return err
 }
@@ -770,13 +778,13 @@ func (c *Conn) parking(doubtful, progress bool) {
 	partial := c.partial
 	c.mu.Unlock()
 	if doubtful {
-		c.hub.watch.Arm(&c.clock, c, now+doubt)
+		c.arm(now + doubt)
 	}
 	if partial && c.hub.o.FrameTimeout > 0 {
-		c.hub.watch.Arm(&c.clock, c, now+c.hub.o.FrameTimeout)
+		c.arm(now + c.hub.o.FrameTimeout)
 	}
 	if c.set.idleTimeout > 0 {
-		c.hub.watch.Arm(&c.clock, c, now+c.set.idleTimeout)
+		c.arm(now + c.set.idleTimeout)
 	}
 }
 
@@ -835,8 +843,16 @@ func (c *Conn) watchPeer() (park bool) {
 	return true // what is accepted until Ended is taken is still tried, and then reported
 }
 
+// arm sees to it that the connection's clocks are looked at then, or before.
+func (c *Conn) arm(at time.Duration) { c.hub.watch.Arm(&c.clock, (*clocks)(c), at) }
+
+// clocks is a Conn as a watch.Target, which is nobody's business outside.
+type clocks Conn
+
 // Check implements watch.Target: all clocks of a connection.
-func (c *Conn) Check(now time.Duration) (next time.Duration) {
+func (k *clocks) Check(now time.Duration) (next time.Duration) { return (*Conn)(k).check(now) }
+
+func (c *Conn) check(now time.Duration) (next time.Duration) {
 	var (
 		reason     error
 		poll, kick bool
@@ -859,8 +875,6 @@ func (c *Conn) Check(now time.Duration) (next time.Duration) {
 		switch c.deadline = 0; {
 		case c.shaking:
 			reason = ErrHandshakeTimeout
-		case c.input == reading: // with the budget's token
-			reason = ErrFrameTimeout
 		default:
 			c.overdue, kick = true, true
 		}
@@ -872,6 +886,9 @@ func (c *Conn) Check(now time.Duration) (next time.Duration) {
 		if t := c.set.idleTimeout; t > 0 && due(c.quiet+t) {
 			reason = ErrIdleTimeout
 		}
+	}
+	if c.tokenBy != 0 && due(c.tokenBy) {
+		reason = ErrFrameTimeout
 	}
 	if c.doubtful && due(c.lastRead+doubt) {
 		c.doubtful, poll = false, true
@@ -885,7 +902,7 @@ func (c *Conn) Check(now time.Duration) (next time.Duration) {
 		c.fail(reason)
 		return 0
 	case stuck:
-		c.t.Kick(transport.WriteSide) // the writer tries once more, and decides
+		c.t.Kick(transport.WriteSide)
 	}
 	if kick || poll && c.t.Pending() {
 		c.kickReader()
@@ -1005,6 +1022,14 @@ func (c *Conn) finished() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.closeErr != nil || c.out.finish != nil
+}
+
+// endWasAsked reports, of a connection that has ended, whether this side had
+// asked for that, even if something else came in between.
+func (c *Conn) endWasAsked() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return errors.Is(c.closeErr, ErrClosed) || errors.Is(c.out.finish, ErrClosed)
 }
 
 // handshaking reports whether the peer is still to be admitted.
@@ -1217,6 +1242,7 @@ func (c *Conn) handle(msg []byte) {
 	c.handler.Message(r, msg)
 	r.end()
 	if r.full {
+		c.inCall.Store(false)
 		c.makeRoom()
 	}
 }
@@ -1273,7 +1299,7 @@ func (c *Conn) cutRest() {
 // makeRoom writes what the handler has answered, and pauses the input if that
 // leaves no room for another answer.
 func (c *Conn) makeRoom() {
-	c.writeNow()
+	c.reply.write()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if o := &c.out; o.refuse == nil && !c.hasRoomLocked(0) {
@@ -1286,14 +1312,23 @@ func (c *Conn) makeRoom() {
 // everything is written, again if that answered something. A handler that
 // always does gets back to it when something else had its turn.
 func (c *Conn) flush() {
+	r := &c.reply
 	for range 16 {
-		if c.reply.drained = c.writeNow(); !c.reply.drained || c.stopped {
+		r.write()
+		if !r.drained || c.stopped || c.handler == nil {
 			return
 		}
-		c.reply.drained = false
+		r.drained = false
 		c.call(c.handler.Drained)
 	}
-	c.reply.drained = true
+	r.write()
+}
+
+// write writes what is queued, and remembers whether Drained is due.
+func (r *Reply) write() {
+	if r.c.writeNow() {
+		r.drained = true
+	}
 }
 
 // Reply is how a Handler answers. It belongs to the call that it was given to:
@@ -1466,9 +1501,9 @@ func (r *Reply) SendFrom(size uint64, rc io.ReadCloser) error {
 // Flush gives what was gathered its place in the queue now, and has it written,
 // not when the call returns.
 func (r *Reply) Flush() {
-	c := r.conn()
+	r.conn()
 	r.accept()
-	c.writeNow()
+	r.write()
 	if r.sent > 0 {
 		r.sent = 1 // room is looked up again
 	}
@@ -1694,6 +1729,6 @@ func (c *Conn) streamWaits(on bool) {
 	c.waiting = on
 	c.mu.Unlock()
 	if t := c.hub.o.FrameTimeout; on && t > 0 {
-		c.hub.watch.Arm(&c.clock, c, now+t)
+		c.arm(now + t)
 	}
 }

@@ -77,6 +77,15 @@
 // append copies. Small messages that came together share up to 16 KiB of
 // memory; clone one that is kept for long.
 //
+// With ReuseBuffers, a message is lent: until [Batch.Release], or until the
+// Handler's call returns. Then its memory is used for what comes next, so that
+// nothing is left to the garbage collector and the memory stays in the caches;
+// messages of 4 KiB and more gain most. Before that moment the message, or a part
+// of it, may be given to any Send, Reply.Send or Broadcast, for any client: the
+// hub keeps what it needs until that is written. Keeping it, or handing it to
+// another goroutine, takes a clone. A batch that is never released costs memory
+// and nothing else.
+//
 // A message that is sent is the hub's: it must not be changed afterwards, as a
 // value sent to a channel by pointer must not. The same slice may be sent to
 // many, a received one too.
@@ -188,5 +197,4 @@
 //
 // These are in the interface, and are errors that match errors.ErrUnsupported:
 // ServePacket and the networks udp, unixgram and unixpacket.
-// ReuseBuffers has no effect yet.
 package sockhub

@@ -354,3 +354,40 @@ func TestCloseFromAHandlerDoesNotDeadlock(t *testing.T) {
 		<-time.After(time.Second)
 	})
 }
+
+// The first answers fill the queue and are written at once; that they are gone
+// must still be told.
+func TestDrainedComesAlsoWhenTheQueueWasFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		drained := 0
+		h := &handlerFuncs{
+			message: func(r *sockhub.Reply, m []byte) { r.Send(make([]byte, 1000)) },
+			drained: func(*sockhub.Reply) { drained++ },
+		}
+		_, _, peer := serveHandler(t, sockhub.Anonymous, h, &sockhub.Options{ConnOutbound: 10})
+		peer.Write(frames("a", "b"))
+		expect(t, peer, frames(string(make([]byte, 1000)), string(make([]byte, 1000))))
+		synctest.Wait()
+		if drained == 0 {
+			t.Error("no Drained")
+		}
+	})
+}
+
+// What the last call has answered is written, and the next message is for
+// Events.
+func TestReplyThatGivesTheConnectionToEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			r.Send([]byte("bye"))
+			r.SetHandler(nil)
+		}}
+		hub, _, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+		peer.Write(frames("a", "b"))
+		expect(t, peer, frame("bye"))
+		b := <-hub.Events()
+		if len(b.Unknown) != 1 || len(b.Received) != 1 || string(b.Received[0].Messages[0]) != "b" {
+			t.Errorf("%+v", b)
+		}
+	})
+}

@@ -718,11 +718,18 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 		return 0, nil, ErrClosed
 	}
 	name, cl := "", c.greet.client
+	if cl != nil && cl.redial == nil {
+		return 0, nil, ErrClosed // forgotten meanwhile
+	}
 	if !c.peer.Dialed {
 		name = c.peer.Name
 		cl = h.names[name]
 	}
-	if cl != nil && cl.expected != c.greet.asked {
+	var registered *ClientOptions
+	if cl != nil {
+		registered = cl.expected
+	}
+	if registered != c.greet.asked {
 		return ruleUnread, nil, nil
 	}
 	if cl != nil && cl.owner != nil {
@@ -791,6 +798,9 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	var claims []*Conn
 	h.mu.Lock()
 	delete(h.live, c)
+	if n := h.names[c.peer.Name]; n != nil && c.client == nil {
+		n.claims = slices.DeleteFunc(n.claims, func(x *Conn) bool { return x == c }) // it may have waited
+	}
 	if c.greet != nil {
 		h.removePendingLocked(c.greet)
 	}
@@ -833,6 +843,9 @@ func (h *Hub) disownLocked(cl *client, c *Conn) (claims []*Conn) {
 	cl.owner = nil
 	if cl.expected == nil && h.names[cl.name] == cl {
 		delete(h.names, cl.name)
+		if c.client != cl { // which was registered for another, and forgotten before c's end
+			h.table.Remove(uint64(cl.id))
+		}
 	}
 	claims, cl.claims = cl.claims, nil
 	return claims
@@ -854,7 +867,10 @@ func (h *Hub) free(gone []*Conn) {
 
 func (h *Hub) freeLocked(cl *client) {
 	h.slots--
-	if cl.expected == nil && cl.redial == nil && cl.owner == nil {
+	h.fan.mu.Lock()
+	ending := cl.ending // another connection's Disconnected is still to be taken
+	h.fan.mu.Unlock()
+	if cl.expected == nil && cl.redial == nil && cl.owner == nil && !ending {
 		h.table.Remove(uint64(cl.id))
 	}
 }
@@ -1188,8 +1204,8 @@ func (f *fan) isDiverted(d *diversion) bool {
 }
 
 // withdrawLocked takes what was delivered of c out of b, which holds all that
-// was not taken.
-func (f *fan) withdrawLocked(b *Batch, c *Conn) {
+// was not taken. It returns what that was charged.
+func (f *fan) withdrawLocked(b *Batch, c *Conn) (charged int64) {
 	d := c.diverted
 	if in := c.inLocked(b); in.received > 0 {
 		i, last := in.received-1, len(b.Received)-1
@@ -1199,9 +1215,9 @@ func (f *fan) withdrawLocked(b *Batch, c *Conn) {
 				d.msgs[j] = slices.Clip(bytes.Clone(m))
 			}
 		}
-		f.untaken -= b.charges[i].bytes
-		f.hub.budget.in.Force(-b.charges[i].bytes)
-		c.ev.untaken -= b.charges[i].bytes
+		charged = b.charges[i].bytes
+		f.untaken -= charged
+		c.ev.untaken -= charged
 		b.Received[i], b.charges[i] = b.Received[last], b.charges[last]
 		b.Received[i].Conn.inLocked(b).received = in.received
 		b.Received, b.charges = b.Received[:last], b.charges[:last]
@@ -1216,6 +1232,7 @@ func (f *fan) withdrawLocked(b *Batch, c *Conn) {
 	}
 	f.pauseLocked(c, false)
 	d.done = true
+	return charged
 }
 
 func (f *fan) pauseLocked(c *Conn, pause bool) {
@@ -1254,12 +1271,18 @@ func (f *fan) Pending() bool {
 
 // Collect implements fanin.Source.
 func (f *fan) Collect(prev *Batch) *Batch {
+	b, withdrawn := f.collect(prev)
+	f.hub.budget.in.Give(withdrawn)
+	return b
+}
+
+func (f *fan) collect(prev *Batch) (b *Batch, withdrawn int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.some {
-		return prev
+		return prev, 0
 	}
-	b := f.next
+	b = f.next
 	if prev == nil {
 		f.made++
 	} else {
@@ -1267,7 +1290,7 @@ func (f *fan) Collect(prev *Batch) *Batch {
 		b = prev
 	}
 	for _, c := range f.diverts {
-		f.withdrawLocked(b, c)
+		withdrawn += f.withdrawLocked(b, c)
 		c.kickReader()
 	}
 	f.diverts = nil
@@ -1276,7 +1299,7 @@ func (f *fan) Collect(prev *Batch) *Batch {
 	if f.next.seq%2 == b.seq%2 {
 		f.next.seq++
 	}
-	return b
+	return b, withdrawn
 }
 
 // mergeLocked adds what is in b, the later one, to a.

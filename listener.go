@@ -578,8 +578,8 @@ func (d *dialing) redial(life context.Context, c *Conn) {
 		case <-life.Done():
 			return
 		}
-		if errors.Is(context.Cause(ended), ErrClosed) {
-			return // as this side asked for
+		if c.endWasAsked() {
+			return
 		}
 		// A peer that takes connections only to end them is no better than
 		// one that refuses them.
@@ -762,7 +762,7 @@ func (h *Hub) start(c *Conn, rwc io.Closer) error {
 		c.mu.Lock()
 		c.deadline = c.born + h.o.HandshakeTimeout
 		c.mu.Unlock()
-		h.watch.Arm(&c.clock, c, c.born+h.o.HandshakeTimeout)
+		c.arm(c.born + h.o.HandshakeTimeout)
 	}
 	go c.serve()
 	return nil
@@ -916,10 +916,12 @@ func (c *Conn) enter() error {
 	}
 	if c.handler != nil {
 		c.hub.fan.present(c)
-	} else if c.gated = !c.hub.fan.publish(c); c.gated {
-		return nil
+	} else {
+		c.gated = !c.hub.fan.publish(c)
 	}
-	if g != nil {
+	// A dial that is repeated is not to time out because the user takes his
+	// time to take the end of the connection before.
+	if g != nil && (!c.gated || g.client != nil) {
 		c.greet = nil
 		g.tell(nil)
 	}

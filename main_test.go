@@ -1,10 +1,23 @@
 package sockhub
 
 import (
+	"os"
 	"testing"
 
+	"github.com/sockhub/sockhub/internal/chunk"
 	"github.com/sockhub/sockhub/internal/leakcheck"
 )
 
 // TestMain fails the package if its tests leave a goroutine or a descriptor.
-func TestMain(m *testing.M) { leakcheck.Main(m) }
+// Memory that ReuseBuffers gives back is overwritten, so that whoever still
+// reads it is seen.
+func TestMain(m *testing.M) {
+	if os.Getenv("SOCKHUB_TEST_USE_AFTER_RELEASE") == "" { // else that is to be seen without
+		chunk.Poison = func(mem []byte) {
+			for i := range mem {
+				mem[i] = 0xdb
+			}
+		}
+	}
+	leakcheck.Main(m)
+}

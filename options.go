@@ -184,7 +184,7 @@ type ClientOptions struct {
 	Admit      Rule                // nil admits; the hub's and the listener's rules must admit too
 	Duplicates DuplicatePolicy     // zero: the hub's
 	Overflow   OverflowPolicy      // zero: the listener's
-	Handler    func(*Conn) Handler // beats the listener's
+	Handler    func(*Conn) Handler // beats the listener's; for connections that begin later, not for one that Expect adopts
 }
 
 // Backoff says how long to wait before dialing again: Min after the first

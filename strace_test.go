@@ -71,15 +71,19 @@ func TestFailingAcceptsAreTriedAgain(t *testing.T) {
 				conns, failed := p.figures()
 				p.Close()
 				c.wait()
-				injected := 0
+				injected, before := 0, 0 // in all, and before the connection was accepted
 				for _, line := range log() {
-					if strings.Contains(line, "(INJECTED)") {
+					switch {
+					case strings.Contains(line, "(INJECTED)"):
 						injected++
+					case strings.Contains(line, " = ") && !strings.Contains(line, " = -1 ") && !strings.Contains(line, " = ?"):
+						before = injected
 					}
 				}
-				// strace counts for each thread by itself.
-				if conns != 1 || injected < 3 || failed != injected {
-					t.Errorf("%d connections; %d of %d injected errors were counted", conns, failed, injected)
+				// strace counts for each thread by itself, so that there may be
+				// more than three, also after we have asked.
+				if conns != 1 || before < 3 || failed < before || failed > injected {
+					t.Errorf("%d connections; counted %d injected errors, of %d and %d more", conns, failed, before, injected-before)
 				}
 			})
 		}

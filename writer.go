@@ -823,7 +823,7 @@ func (c *Conn) runWriterLocked() {
 	o.inline = false
 	if t := c.hub.o.WriteTimeout; t > 0 {
 		o.since, o.unacked = c.hub.watch.Now(), -1
-		c.hub.watch.Arm(&c.clock, c, o.since+t/4)
+		c.arm(o.since + t/looks)
 	}
 	go c.write()
 }
@@ -1050,26 +1050,28 @@ func (c *Conn) wroteLocked(n, size int, err error, now time.Duration) {
 	}
 }
 
-// stuckLocked looks, four times within WriteTimeout, for progress that no
-// write shows: the kernel asks for more output only when a good part of its
-// buffer is free, which a slow peer may take many times WriteTimeout for, while
-// the bytes that it acknowledged can be seen. It reports whether the writer is
-// to try for the last time.
-func (c *Conn) stuckLocked(now time.Duration, due func(time.Duration) bool) bool {
+// looks is how often a lack of progress is looked at within WriteTimeout.
+const looks = 10
+
+// stuckLocked looks for progress that no write shows: the kernel asks for more
+// output only when a good part of its buffer is free, which a slow peer may take
+// many times WriteTimeout for, while the bytes that it acknowledged can be seen.
+// It reports whether the writer is to try again: when there was progress, so that
+// what has become free is filled, and is not taken for progress later; and when
+// there was none for WriteTimeout, for the last time.
+func (c *Conn) stuckLocked(now time.Duration, due func(time.Duration) bool) (again bool) {
 	o, t := &c.out, c.hub.o.WriteTimeout
 	if n, ok := c.t.Unacked(); ok {
 		if n < o.unacked {
-			o.since = now
+			o.since, again = now, true
 		}
 		o.unacked = n
 	}
-	if !due(o.since + t) {
-		due(now + t/4)
-		return false
+	if due(o.since + t) {
+		o.probing, again = true, true
 	}
-	o.probing = true
-	due(now + t/4)
-	return true
+	due(now + t/looks)
+	return again
 }
 
 // ---- the report ----

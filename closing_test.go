@@ -1,0 +1,306 @@
+package sockhub_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/memnet"
+)
+
+// ended takes batches until the connection's Disconnected.
+func ended(t *testing.T, hub *sockhub.Hub, c *sockhub.Conn) sockhub.Disconnection {
+	t.Helper()
+	for b := range hub.Events() {
+		for _, d := range b.Disconnected {
+			if d.Conn == c {
+				return d
+			}
+		}
+	}
+	t.Fatal("no Disconnected")
+	panic("unreachable")
+}
+
+func TestHandshakeTimeoutIsAbsolute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, err := sockhub.New(context.Background(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hub.Close()
+		l := memnet.Listen(nil)
+		if _, err := hub.Serve(l, nil); err != nil {
+			t.Fatal(err)
+		}
+		c, err := l.Dial(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		go func() {
+			for _, b := range frame("a name that comes one byte at a time") {
+				c.Write([]byte{b})
+				<-time.After(time.Second)
+			}
+		}()
+		if n, err := c.Read(make([]byte, 1)); err == nil {
+			t.Error("answered", n)
+		}
+		if d := time.Since(start); d < 5*time.Second || d > 5*time.Second+200*time.Millisecond {
+			t.Error("ended after", d)
+		}
+		synctest.Wait()
+		if s := hub.Stats(); s.HandshakeTimeouts != 1 || s.Conns != 0 || s.Connecting != 0 {
+			t.Errorf("%+v", s)
+		}
+		<-time.After(time.Minute)
+	})
+}
+
+func TestFrameTimeoutIsOfProgressWhileWeListen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, c, peer := serveHandler(t, sockhub.Anonymous, nil, &sockhub.Options{FrameTimeout: time.Second, ConnInbound: 100})
+		peer.Write(frame(string(make([]byte, 200)))) // pauses reading
+		whole := frame("in time")
+		peer.Write(whole[:9])
+		<-time.After(time.Minute) // ours to lose
+		for n := 0; n == 0; {
+			n = len((<-hub.Events()).Received)
+			synctest.Wait()
+		}
+		for _, b := range whole[9:] {
+			<-time.After(900 * time.Millisecond)
+			peer.Write([]byte{b})
+		}
+		synctest.Wait()
+		if n := c.Stats().MessagesIn; n != 2 {
+			t.Fatalf("%d messages", n)
+		}
+		start := time.Now()
+		peer.Write(whole[:9])
+		if d := ended(t, hub, c); !errors.Is(d.Err, sockhub.ErrFrameTimeout) || time.Since(start) > 1100*time.Millisecond {
+			t.Error(d.Err, time.Since(start))
+		}
+	})
+}
+
+func TestIdleTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, c, peer := serveHandler(t, sockhub.Anonymous, nil, &sockhub.Options{IdleTimeout: time.Minute})
+		for range 3 {
+			<-time.After(50 * time.Second)
+			peer.Write(frame("alive"))
+		}
+		start := time.Now()
+		if d := ended(t, hub, c); !errors.Is(d.Err, sockhub.ErrIdleTimeout) || time.Since(start) < 59*time.Second {
+			t.Error(d.Err, time.Since(start))
+		}
+	})
+}
+
+// A peer that takes a little now and then is slow; one that takes nothing is
+// stuck.
+func TestWriteTimeoutIsOfProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, c, peer := serveHandler(t, sockhub.Anonymous, nil, nil)
+		const n = 50
+		for range n {
+			if err := c.TrySend(make([]byte, 10_000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 10 {
+			<-time.After(8 * time.Second)
+			expect(t, peer, frame(string(make([]byte, 10_000)))[:10_008])
+		}
+		start := time.Now()
+		d := ended(t, hub, c)
+		if took := time.Since(start); !errors.Is(d.Err, sockhub.ErrSlowPeer) || took < 9*time.Second || took > 11500*time.Millisecond {
+			t.Error(d.Err, took)
+		}
+		cut := uint64(0)
+		if d.Report.Cut {
+			cut = 1
+		}
+		if r := d.Report; r.AcceptedMessages != n || r.WrittenMessages+r.UnsentMessages+cut != n || r.UnsentMessages < 20 {
+			t.Errorf("%+v", r)
+		}
+		if s := hub.Stats(); s.SlowPeers != 1 {
+			t.Errorf("%d slow peers", s.SlowPeers)
+		}
+	})
+}
+
+func TestFinishFlushesAndLingers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, c, peer := serveHandler(t, sockhub.Anonymous, nil, nil)
+		big := string(make([]byte, 300_000))
+		c.TrySend([]byte(big))
+		c.Finish()
+		if err := c.TrySend(nil); !errors.Is(err, sockhub.ErrClosed) {
+			t.Error(err)
+		}
+		peer.Write(frame("too late")) // is discarded
+		expect(t, peer, frame(big))
+		if _, err := peer.Read(make([]byte, 1)); err != io.EOF {
+			t.Error(err)
+		}
+		start := time.Now() // the peer does not close
+		d := ended(t, hub, c)
+		if took := time.Since(start); !errors.Is(d.Err, sockhub.ErrClosed) || took < 400*time.Millisecond || took > 600*time.Millisecond {
+			t.Error(d.Err, took)
+		}
+		if r := d.Report; r.WrittenMessages != 1 || c.Stats().MessagesIn != 0 {
+			t.Errorf("%+v", r)
+		}
+		if cause := context.Cause(c.Context()); !errors.Is(cause, sockhub.ErrClosed) {
+			t.Error(cause)
+		}
+	})
+}
+
+func TestHalfOpenIsOursToFinish(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, err := sockhub.New(context.Background(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hub.Close()
+		ours, peer := memnet.Pair(nil)
+		c, err := hub.ServeConn(t.Context(), ours, &sockhub.ListenOptions{Mode: sockhub.Anonymous, HalfOpen: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		peer.CloseWrite()
+		for b := range hub.Events() {
+			if len(b.Ended) > 0 {
+				break
+			}
+		}
+		<-time.After(time.Hour)
+		if err := c.TrySend([]byte("still")); err != nil {
+			t.Error(err)
+		}
+		expect(t, peer, frame("still"))
+		c.Finish()
+		if d := ended(t, hub, c); !errors.Is(d.Err, sockhub.ErrClosed) {
+			t.Error(d.Err)
+		}
+		peer.Close()
+	})
+}
+
+// What was received before Shutdown may be answered until Ended is taken.
+func TestShutdownLetsAnswersOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, _, peer := serveHandler(t, sockhub.Anonymous, nil, nil)
+		peer.Write(frames("1", "2"))
+		synctest.Wait()
+		done := make(chan error, 1)
+		go func() { done <- hub.Shutdown(t.Context()) }()
+		synctest.Wait()
+		go func() {
+			for b := range hub.Events() {
+				for c, m := range b.Messages() {
+					<-time.After(200 * time.Millisecond)
+					if err := c.TrySend(m); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		}()
+		expect(t, peer, frames("1", "2"))
+		if _, err := peer.Read(make([]byte, 1)); err != io.EOF {
+			t.Error(err)
+		}
+		peer.Close()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestShutdownEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, c, _ := serveHandler(t, sockhub.Anonymous, nil, nil)
+		for c.TrySend(make([]byte, 100_000)) == nil { // to a peer that does not read
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		start := time.Now()
+		if err := hub.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 3100*time.Millisecond {
+			t.Error(err, time.Since(start))
+		}
+		d := ended(t, hub, c)
+		if !errors.Is(d.Err, sockhub.ErrClosed) || d.Report.UnsentMessages == 0 {
+			t.Errorf("%v, %+v", d.Err, d.Report)
+		}
+	})
+}
+
+func TestCloseEndsWhateverWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, c, _ := serveHandler(t, sockhub.Anonymous, nil, &sockhub.Options{WriteTimeout: -1, ConnOutbound: 1000})
+		id := c.ID()
+		for c.TrySend(make([]byte, 100_000)) == nil {
+		}
+		errs := make(chan error, 10)
+		for range 5 {
+			go func() { errs <- c.Send(context.Background(), []byte("waits")) }()
+			go func() {
+				_, err := hub.SendMany(context.Background(), id, func(yield func([]byte) bool) {
+					for yield(make([]byte, 10_000)) {
+					}
+				})
+				errs <- err
+			}()
+		}
+		synctest.Wait()
+		start := time.Now()
+		for range 3 {
+			go hub.Close()
+		}
+		hub.Close()
+		for range 10 {
+			if err := <-errs; !errors.Is(err, sockhub.ErrClosed) {
+				t.Error(err)
+			}
+		}
+		if d := time.Since(start); d > 100*time.Millisecond {
+			t.Error("after", d)
+		}
+		if err := hub.TrySend(id, nil); !errors.Is(err, sockhub.ErrClosed) {
+			t.Error(err)
+		}
+		if _, err := hub.Expect("x", nil); !errors.Is(err, sockhub.ErrClosed) {
+			t.Error(err)
+		}
+	})
+}
+
+func TestErrorsOfWhatIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, c, peer := serveHandler(t, sockhub.Anonymous, nil, nil)
+		if err := hub.TrySend(c.ID()+1<<40, nil); !errors.Is(err, sockhub.ErrUnknownID) {
+			t.Error(err)
+		}
+		peer.Reset()
+		synctest.Wait()
+		if err := c.TrySend(nil); !errors.Is(err, sockhub.ErrNotConnected) {
+			t.Error(err)
+		}
+		if err := hub.TrySend(c.ID(), nil); !errors.Is(err, sockhub.ErrNotConnected) {
+			t.Error("before its Disconnected is taken:", err)
+		}
+		ended(t, hub, c)
+		synctest.Wait()
+		if err := hub.TrySend(c.ID(), nil); !errors.Is(err, sockhub.ErrUnknownID) {
+			t.Error("after that:", err)
+		}
+	})
+}

@@ -1,0 +1,591 @@
+package sockhub_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/memnet"
+)
+
+// room is a hub with a listener in memory, in a bubble of synctest. Nothing
+// receives from Events but the test itself.
+type room struct {
+	*sockhub.Hub
+	t *testing.T
+	l *memnet.Listener
+}
+
+func newRoom(t *testing.T, o *sockhub.Options, lo *sockhub.ListenOptions) *room {
+	t.Helper()
+	hub, err := sockhub.New(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { hub.Close() })
+	r := &room{Hub: hub, t: t, l: memnet.Listen(nil)}
+	if _, err := hub.Serve(r.l, lo); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// claim connects a peer that gives a name.
+func (r *room) claim(name string) *memnet.End {
+	r.t.Helper()
+	p, err := r.l.Dial(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { p.Close() })
+	if _, err := p.Write(frame(name)); err != nil {
+		r.t.Fatal(err)
+	}
+	return p
+}
+
+// join is claim of one who is let in.
+func (r *room) join(name string) *memnet.End {
+	r.t.Helper()
+	p := r.claim(name)
+	expect(r.t, p, frame("OK"))
+	return p
+}
+
+// refused is claim of one who is not.
+func (r *room) refused(name string) {
+	r.t.Helper()
+	endsUnheard(r.t, r.claim(name))
+}
+
+// endsUnheard checks that nothing comes but the end.
+func endsUnheard(t *testing.T, p io.Reader) {
+	t.Helper()
+	if n, err := p.Read(make([]byte, 1)); n > 0 || err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatalf("read %d bytes, %v; want only the end", n, err)
+	}
+}
+
+// expected is Expect that must succeed.
+func (r *room) expected(name string, o *sockhub.ClientOptions) sockhub.ID {
+	r.t.Helper()
+	id, err := r.Expect(name, o)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return id
+}
+
+// take takes one batch that waits, or none. What has led to it is over, and
+// what follows from its being taken is too.
+func (r *room) take() *sockhub.Batch {
+	synctest.Wait()
+	defer synctest.Wait()
+	select {
+	case b := <-r.Events():
+		return b
+	default:
+		return &sockhub.Batch{}
+	}
+}
+
+// news takes all batches that wait, and those that follow from it.
+func (r *room) news() (all []string) {
+	for {
+		b := r.take()
+		if len(batchText(b)) == 0 {
+			return all
+		}
+		all = append(all, batchText(b)...)
+	}
+}
+
+// batchText is what happened to whom. Every reason but a refusal by a rule is
+// given.
+func batchText(b *sockhub.Batch) (all []string) {
+	add := func(what string, c *sockhub.Conn, more ...any) {
+		all = append(all, strings.TrimSpace(fmt.Sprintln(append([]any{what, c.Name()}, more...)...)))
+	}
+	for _, c := range b.Connected {
+		add("connected", c)
+	}
+	for _, c := range b.Unknown {
+		add("unknown", c)
+	}
+	for c, m := range b.Messages() {
+		add("message", c, string(m))
+	}
+	for _, c := range b.Ended {
+		add("ended", c)
+	}
+	for _, d := range b.Disconnected {
+		if refused := new(sockhub.AdmissionError); errors.As(d.Err, &refused) {
+			add("disconnected", d.Conn, "not admitted")
+		} else {
+			add("disconnected", d.Conn, d.Err)
+		}
+	}
+	return all
+}
+
+// gone is whose connections ended.
+func gone(b *sockhub.Batch) (names []string) {
+	for _, d := range b.Disconnected {
+		names = append(names, d.Conn.Name())
+	}
+	return names
+}
+
+// happened checks what news there is.
+func (r *room) happened(want ...string) {
+	r.t.Helper()
+	if d := cmp.Diff(want, r.news()); d != "" {
+		r.t.Fatalf("events (-want +got):\n%s", d)
+	}
+}
+
+// conn is the current connection of a client.
+func (r *room) conn(name string) *sockhub.Conn {
+	r.t.Helper()
+	id, ok := r.Lookup(name)
+	if !ok {
+		r.t.Fatalf("nobody is called %s", name)
+	}
+	c, ok := r.Conn(id)
+	if !ok {
+		r.t.Fatalf("%s is not connected", name)
+	}
+	return c
+}
+
+// sends checks what a Send by ID returns.
+func (r *room) sends(id sockhub.ID, want error) {
+	r.t.Helper()
+	if err := r.TrySend(id, nil); !errors.Is(err, want) {
+		r.t.Fatalf("TrySend to %d: %v, want %v", id, err, want)
+	}
+}
+
+func deny(sockhub.Peer) error { return errors.New("no") }
+
+func TestExpectedClientKeepsItsID(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		id := r.expected("w", nil)
+		r.sends(id, sockhub.ErrNotConnected)
+		for range 3 {
+			p := r.join("w")
+			r.happened("connected w")
+			if c := r.conn("w"); c.ID() != id {
+				t.Errorf("the ID is %d, want %d", c.ID(), id)
+			}
+			r.sends(id, nil)
+			expect(t, p, frame(""))
+			p.Close()
+			r.happened("ended w", "disconnected w EOF")
+			r.sends(id, sockhub.ErrNotConnected)
+		}
+		if s := r.Stats(); s.Expected != 1 || s.Conns != 0 || s.Accepted != 3 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+func TestOthersLoseTheirIDWhenTheirEndIsTaken(t *testing.T) {
+	for _, mode := range []sockhub.Mode{sockhub.Named, sockhub.Anonymous} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRoom(t, nil, &sockhub.ListenOptions{Mode: mode})
+			seen := map[sockhub.ID]bool{}
+			for range 3 {
+				p := r.claim("x") // to Anonymous, a message
+				synctest.Wait()
+				b := r.take()
+				if len(b.Unknown) != 1 {
+					t.Fatal(batchText(b))
+				}
+				id := b.Unknown[0].ID()
+				if id == 0 || seen[id] {
+					t.Errorf("the ID is %d, as before", id)
+				}
+				seen[id] = true
+				r.sends(id, nil)
+				r.news()
+				p.Reset()
+				synctest.Wait()
+				r.sends(id, sockhub.ErrNotConnected)
+				if b := r.take(); len(b.Disconnected) != 1 {
+					t.Fatal(batchText(b))
+				}
+				r.sends(id, sockhub.ErrUnknownID)
+				if _, ok := r.Lookup("x"); ok {
+					t.Error("the name is still known")
+				}
+				if err := r.Forget(id); !errors.Is(err, sockhub.ErrUnknownID) {
+					t.Errorf("Forget: %v", err)
+				}
+			}
+		})
+	}
+}
+
+func TestNamesAndIDsThatAreNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		for _, name := range []string{"", strings.Repeat("x", sockhub.MaxNameLen+1)} {
+			if _, err := r.Expect(name, nil); !errors.Is(err, sockhub.ErrBadName) {
+				t.Errorf("Expect %.10q: %v", name, err)
+			}
+			r.refused(name)
+		}
+		long := strings.Repeat("x", sockhub.MaxNameLen)
+		id := r.expected(long, nil)
+		r.join(long)
+		if _, err := r.Expect(long, nil); !errors.Is(err, sockhub.ErrNameTaken) {
+			t.Errorf("Expect twice: %v", err)
+		}
+		for _, none := range []sockhub.ID{0, id + 1, id + 1<<32, 1<<64 - 1} {
+			r.sends(none, sockhub.ErrUnknownID)
+			if err := r.Forget(none); !errors.Is(err, sockhub.ErrUnknownID) {
+				t.Errorf("Forget %d: %v", none, err)
+			}
+		}
+		if _, err := r.Expect("w", &sockhub.ClientOptions{Duplicates: 9}); err == nil {
+			t.Error("a policy that is none")
+		}
+		r.Close()
+		if _, err := r.Expect("w", nil); !errors.Is(err, sockhub.ErrClosed) {
+			t.Errorf("Expect after Close: %v", err)
+		}
+	})
+}
+
+// ---- adoption ----
+
+func TestUnexpectedConnectionIsAdoptedWithItsID(t *testing.T) {
+	for _, taken := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRoom(t, nil, nil)
+			p := r.join("w")
+			want := []string{"connected w", "message w hello"}
+			if taken {
+				r.happened("unknown w")
+			}
+			before, ok := r.Lookup("w")
+			p.Write(frame("hello"))
+			synctest.Wait()
+			if id := r.expected("w", nil); !ok || id != before {
+				t.Errorf("the ID is %d, want %d", id, before)
+			}
+			r.happened(want...)
+			p.Close()
+			r.happened("ended w", "disconnected w EOF")
+			r.sends(before, sockhub.ErrNotConnected)
+			r.join("w")
+			r.happened("connected w")
+			if id := r.conn("w").ID(); id != before {
+				t.Errorf("the ID after a reconnect is %d, want %d", id, before)
+			}
+		})
+	}
+}
+
+// The moment of the Expect is moved over the whole life of the connection.
+func TestAdoptedIsNeverReportedAfterItsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for at := range 4 {
+			r := newRoom(t, nil, nil)
+			adopt := func(now int) {
+				if now == at {
+					r.expected("w", nil)
+				}
+			}
+			p := r.join("w")
+			adopt(0)
+			p.CloseWrite()
+			synctest.Wait()
+			adopt(1)
+			p.Reset()
+			adopt(2) // perhaps before, perhaps after the hub hears of it
+			synctest.Wait()
+			adopt(3)
+			gone, reported := map[*sockhub.Conn]bool{}, 0
+			for {
+				b := r.take()
+				if len(batchText(b)) == 0 {
+					break
+				}
+				for _, c := range append(b.Connected, b.Unknown...) {
+					reported++
+					if gone[c] {
+						t.Errorf("at %d: %s is reported after its end", at, c)
+					}
+				}
+				for _, d := range b.Disconnected {
+					gone[d.Conn] = true
+				}
+			}
+			if len(gone) != 1 || reported != 1 {
+				t.Errorf("at %d: %d connections reported, %d gone", at, reported, len(gone))
+			}
+			r.join("w")
+			r.happened("connected w")
+		}
+	})
+}
+
+func TestDeniedAdoptionEndsTheConnectionAndTakesANewID(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		p := r.join("w")
+		r.happened("unknown w")
+		old, _ := r.Lookup("w")
+		id := r.expected("w", &sockhub.ClientOptions{Admit: deny})
+		if now, ok := r.Lookup("w"); id == old || now != id || !ok {
+			t.Errorf("the IDs are %d and %d, and %d before", id, now, old)
+		}
+		endsUnheard(t, p)
+		synctest.Wait()
+		r.sends(old, sockhub.ErrNotConnected)
+		r.happened("disconnected w not admitted")
+		r.sends(old, sockhub.ErrUnknownID)
+		r.sends(id, sockhub.ErrNotConnected)
+		r.refused("w")
+		r.happened()
+		if s := r.Stats(); s.RefusedPolicy != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// The connection that is still ending has the name, and the registration has
+// another ID: Forget of that must leave nothing behind.
+func TestForgetOfANameWhoseOldOwnerIsEnding(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		leave := make(chan struct{})
+		h := &handlerFuncs{message: func(*sockhub.Reply, []byte) { <-leave }}
+		r := newRoom(t, nil, &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+		p := r.join("w")
+		p.Write(frame("stay"))
+		synctest.Wait()
+		old, _ := r.Lookup("w")
+		if err := r.Forget(old); err != nil {
+			t.Fatal(err)
+		}
+		id := r.expected("w", nil)
+		if id == old {
+			t.Error("the forgotten ID is used again")
+		}
+		if err := r.Forget(id); err != nil {
+			t.Fatal(err)
+		}
+		close(leave)
+		synctest.Wait()
+		r.sends(old, sockhub.ErrUnknownID)
+		r.sends(id, sockhub.ErrUnknownID)
+		if id, ok := r.Lookup("w"); ok {
+			t.Errorf("the name is still that of %d", id)
+		}
+		r.join("w")
+	})
+}
+
+// ---- Forget ----
+
+func TestForgetEndsTheConnectionAndThenTheID(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		id := r.expected("w", nil)
+		p := r.join("w")
+		r.happened("connected w")
+		if err := r.Forget(id); err != nil {
+			t.Fatal(err)
+		}
+		endsUnheard(t, p)
+		synctest.Wait()
+		r.sends(id, sockhub.ErrNotConnected)
+		q := r.join("w") // a stranger now, and not kept waiting
+		r.happened("unknown w", "disconnected w sockhub: closed")
+		r.sends(id, sockhub.ErrUnknownID)
+		if c := r.conn("w"); c.ID() == id {
+			t.Error("a forgotten ID is back")
+		}
+		q.Close()
+		r.news()
+	})
+}
+
+func TestForgetOfOneWhoIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		id := r.expected("w", nil)
+		if err := r.Forget(id); err != nil {
+			t.Fatal(err)
+		}
+		r.sends(id, sockhub.ErrUnknownID)
+		if _, ok := r.Lookup("w"); ok {
+			t.Error("the name is still known")
+		}
+		id = r.expected("w", nil)
+		r.join("w").Reset()
+		synctest.Wait()
+		if err := r.Forget(id); err != nil {
+			t.Fatal(err)
+		}
+		r.sends(id, sockhub.ErrNotConnected) // its events are not taken
+		if d := cmp.Diff([]string{"w"}, gone(r.take())); d != "" {
+			t.Errorf("ends (-want +got):\n%s", d)
+		}
+		r.sends(id, sockhub.ErrUnknownID)
+	})
+}
+
+// ---- two that claim one name ----
+
+func TestSecondClaimIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		r.expected("w", nil)
+		for _, name := range []string{"w", "x"} {
+			p := r.join(name)
+			r.refused(name)
+			p.Write(frame("still here"))
+			r.news()
+			r.refused(name)
+			p.Reset()
+			synctest.Wait()
+			r.join(name) // its end need not be taken for this
+		}
+		if s := r.Stats(); s.RefusedName != 4 || s.Accepted != 4 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+func TestClaimWaitsForAnOwnerThatHasFinished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		r.expected("w", nil)
+		p := r.join("w")
+		p.CloseWrite()
+		synctest.Wait()
+		const n = 5
+		let := 0
+		var wg sync.WaitGroup
+		for range n {
+			q := r.claim("w")
+			wg.Go(func() {
+				if answer, _ := io.ReadAll(io.LimitReader(q, 10)); len(answer) > 0 {
+					let++
+				}
+			})
+		}
+		synctest.Wait()
+		if s := r.Stats(); s.RefusedName != 0 || s.Connecting != n || s.Conns != 1 {
+			t.Errorf("%+v", s)
+		}
+		r.happened("connected w", "ended w", "disconnected w EOF", "connected w")
+		wg.Wait()
+		if s := r.Stats(); let != 1 || s.RefusedName != n-1 || s.Conns != 1 {
+			t.Errorf("%d were let in; %+v", let, s)
+		}
+	})
+}
+
+func TestClaimWaitsNoLongerThanTheHandshakeMayTake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, &sockhub.ListenOptions{HalfOpen: true})
+		r.join("w").CloseWrite()
+		synctest.Wait()
+		begun := time.Now()
+		r.refused("w")
+		if d := time.Since(begun); d != sockhub.DefaultHandshakeTimeout {
+			t.Errorf("refused after %v", d)
+		}
+		synctest.Wait()
+		if s := r.Stats(); s.HandshakeTimeouts != 1 || s.Conns != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+func TestReplaceOldEndsTheOldOneFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, nil)
+		id := r.expected("w", nil)
+		old := r.join("w")
+		r.happened("connected w")
+		p := r.join("w") // answered before the events are taken
+		endsUnheard(t, old)
+		p.Write(frame("hello"))
+		synctest.Wait()
+		r.sends(id, sockhub.ErrNotConnected)
+		b := r.take()
+		if d := cmp.Diff([]string{"disconnected w " + sockhub.ErrReplaced.Error()}, batchText(b)); d != "" {
+			t.Fatalf("the first batch (-want +got):\n%s", d)
+		}
+		r.sends(id, nil)
+		r.happened("connected w", "message w hello")
+		if c := r.conn("w"); c.ID() != id || c == b.Disconnected[0].Conn {
+			t.Errorf("the connection is %v of %d", c, c.ID())
+		}
+	})
+}
+
+// Those between the first and the last were answered but never reported.
+func TestReplacingTheOneThatHasJustReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, nil)
+		r.expected("w", nil)
+		peers := []*memnet.End{r.join("w")}
+		r.happened("connected w")
+		for range 10 {
+			peers = append(peers, r.join("w"))
+		}
+		last := len(peers) - 1
+		for _, p := range peers[:last] {
+			endsUnheard(t, p)
+		}
+		peers[last].Write(frame("me"))
+		r.happened("disconnected w "+sockhub.ErrReplaced.Error(), "connected w", "message w me")
+		if s := r.Stats(); s.Conns != 1 || s.Accepted != 11 || s.Disconnected != 10 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+func TestReplaceOldOfAStrangerIsAnotherStranger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, nil)
+		r.join("x")
+		r.happened("unknown x")
+		id := r.conn("x").ID()
+		r.join("x")
+		r.happened("unknown x", "disconnected x "+sockhub.ErrReplaced.Error())
+		if r.conn("x").ID() == id {
+			t.Error("two strangers have one ID")
+		}
+	})
+}
+
+func TestStrangersAreRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{Unexpected: sockhub.RefuseUnexpected}, nil)
+		r.refused("x")
+		r.expected("x", nil)
+		r.join("x")
+		r.happened("connected x")
+		if s := r.Stats(); s.RefusedPolicy != 1 || s.Accepted != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}

@@ -1,0 +1,220 @@
+package sockhub_test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/memnet"
+	"github.com/sockhub/sockhub/internal/nofile"
+)
+
+// from connects a peer that has an IP address and sends these bytes.
+func (r *room) from(ip string, first []byte) *memnet.End {
+	r.t.Helper()
+	p, err := r.l.DialFrom(r.t.Context(), &net.TCPAddr{IP: net.ParseIP(ip), Port: 1})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { p.Close() })
+	p.Write(first)
+	synctest.Wait()
+	return p
+}
+
+// sevenBytes are all but the last of a header.
+var sevenBytes = make([]byte, 7)
+
+// out reports whether the hub has ended the peer's connection.
+func out(p *memnet.End) bool {
+	p.SetReadDeadline(time.Now().Add(1))
+	_, err := p.Read(make([]byte, 1))
+	return !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+func TestFullTableOfHandshakesGivesUpTheOldestOfTheHeaviestSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{MaxPending: 8}, nil)
+		light := r.from("10.0.0.2", sevenBytes)
+		var heavy []*memnet.End
+		for range 7 {
+			heavy = append(heavy, r.from("10.0.0.1", sevenBytes))
+			<-time.After(10 * time.Millisecond)
+		}
+		// All are younger than a second: there is no place for a newcomer.
+		if p := r.from("10.0.0.3", frame("early")); !out(p) {
+			t.Error("somebody young made room")
+		}
+		if s := r.Stats(); s.Connecting != 8 || s.RefusedLimit != 1 {
+			t.Errorf("%+v", s)
+		}
+		<-time.After(time.Second)
+		p := r.from("10.0.0.3", frame("late"))
+		expect(t, p, frame("OK"))
+		for i, h := range heavy {
+			if out(h) != (i == 0) {
+				t.Errorf("handshake %d of the heaviest: ended is %v", i, i != 0)
+			}
+		}
+		if out(light) {
+			t.Error("the lightest source had to make room")
+		}
+		// The place of who was let in is free: the next comes without.
+		expect(t, r.from("10.0.0.1", frame("heavy and honest")), frame("OK"))
+		if s := r.Stats(); s.Connecting != 7 || s.RefusedLimit != 2 || s.Conns != 2 {
+			t.Errorf("%+v", s)
+		}
+		<-time.After(sockhub.DefaultHandshakeTimeout)
+		synctest.Wait()
+		if s := r.Stats(); s.Connecting != 0 || s.HandshakeTimeouts != 7 || s.Conns != 2 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+func TestHandshakeDeadlineIsNotExtendedByProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		begun := time.Now()
+		p := r.from("10.0.0.1", nil)
+		var sender sync.WaitGroup
+		defer sender.Wait()
+		sender.Go(func() {
+			for _, b := range frame(strings.Repeat("x", 100)) {
+				if _, err := p.Write([]byte{b}); err != nil {
+					return
+				}
+				<-time.After(time.Second)
+			}
+		})
+		endsUnheard(t, p)
+		if d := time.Since(begun); d != sockhub.DefaultHandshakeTimeout {
+			t.Errorf("ended after %v", d)
+		}
+		synctest.Wait()
+		if s := r.Stats(); s.HandshakeTimeouts != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+func TestNamesThatCannotBeAreRefusedByTheirLength(t *testing.T) {
+	for _, n := range []uint64{0, sockhub.MaxNameLen + 1, 1 << 31, 1 << 40, 1 << 63, 1<<64 - 1} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRoom(t, nil, nil)
+			begun := time.Now()
+			endsUnheard(t, r.from("10.0.0.1", binary.LittleEndian.AppendUint64(nil, n)))
+			if d := time.Since(begun); d != 0 {
+				t.Errorf("length %d is refused after %v", n, d)
+			}
+			synctest.Wait()
+			if s := r.Stats(); s.RefusedName != 1 {
+				t.Errorf("length %d: %+v", n, s)
+			}
+		})
+	}
+}
+
+// What a peer sends behind its name stays in the kernel until it is let in.
+func TestLittleIsReadBeforeTheNameIsAccepted(t *testing.T) {
+	const most = 1 << 10
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		r.join("w").CloseWrite() // its end is not taken, so that the name is busy
+		synctest.Wait()
+		p := r.from("10.0.0.1", nil)
+		p.SetWriteDeadline(time.Now().Add(time.Second))
+		n, _ := p.Write(append(frame("w"), make([]byte, 1<<20)...))
+		if read := n - memnet.DefaultBuffer; read > most {
+			t.Errorf("%d bytes were read of a peer that is not let in", read)
+		}
+		if s := r.Stats(); s.Connecting != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// ---- many ----
+
+func TestThousandNamedClientsOfOneAddressGetInWithinTwoSeconds(t *testing.T) {
+	const n = 1000
+	if nofile.Limit() < 3*n {
+		t.Skip("the process may not open enough descriptors")
+	}
+	s := newStand(t, nil, nil)
+	l := s.listen("tcp4", nil)
+	start := make(chan struct{})
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			<-start
+			nc, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			t.Cleanup(func() { nc.Close() })
+			nc.SetDeadline(time.Now().Add(patience))
+			nc.Write(wire(fmt.Appendf(nil, "worker-%d", i)))
+			answer := make([]byte, 10)
+			if _, err := io.ReadFull(nc, answer); err != nil || string(answer[8:]) != "OK" {
+				t.Errorf("worker %d: %q, %v", i, answer, err)
+			}
+		})
+	}
+	begun := time.Now()
+	close(start)
+	wg.Wait()
+	d := time.Since(begun)
+	if t.Log(d); d > 2*time.Second {
+		t.Errorf("it took %v", d)
+	}
+	if st := s.Stats(); st.Accepted != n || st.RefusedLimit != 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// childStutter connects so many times to the given network and address, sends
+// seven bytes on each connection, says so, and holds those that are not ended.
+func childStutter(args []string) error {
+	n, err := strconv.Atoi(args[2])
+	if err != nil {
+		return err
+	}
+	var d net.Dialer
+	for range n {
+		nc, err := d.DialContext(context.Background(), args[0], args[1])
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		nc.Write(sevenBytes) // it may have been ended already
+	}
+	fmt.Println("STUTTERED")
+	io.Copy(io.Discard, os.Stdin)
+	return nil
+}
+
+// stutterers is how many of them this machine allows, up to the 10,000 that
+// the package promises to stand.
+func stutterers(t *testing.T) int {
+	n := min(10_000, nofile.Limit()-500)
+	if testing.Short() {
+		n = min(n, 2000)
+	}
+	if n < 1500 { // more than MaxPending
+		t.Skip("the process may not open enough descriptors")
+	}
+	return n
+}

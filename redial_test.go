@@ -1,0 +1,473 @@
+package sockhub_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sockhub/sockhub"
+)
+
+// noRoute makes dials that fail at once, and notes when they were made.
+type noRoute struct {
+	mu sync.Mutex
+	at []time.Time
+}
+
+var errNoRoute = errors.New("no route")
+
+func (n *noRoute) dialer() *net.Dialer {
+	return &net.Dialer{Control: func(string, string, syscall.RawConn) error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.at = append(n.at, time.Now())
+		return errNoRoute
+	}}
+}
+
+// waits are the times between the dials.
+func (n *noRoute) waits() (w []time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for i := 1; i < len(n.at); i++ {
+		w = append(w, n.at[i].Sub(n.at[i-1]))
+	}
+	return w
+}
+
+func TestWaitsBetweenDialsGrowUpToTheLongest(t *testing.T) {
+	const s, ms = time.Second, time.Millisecond
+	for _, test := range []struct {
+		name   string
+		b      sockhub.Backoff
+		want   []time.Duration // then the last one again and again
+		jitter float64
+	}{
+		{"defaults", sockhub.Backoff{}, []time.Duration{100 * ms, 160 * ms, 256 * ms, 409600 * time.Microsecond, 655360 * time.Microsecond,
+			1048576 * time.Microsecond, 1677721600, 2684354560, 4294967296, 6871947674, 10995116278, 17592186045, 28147497671, 30 * s}, 0.2},
+		{"without jitter", sockhub.Backoff{Min: s, Max: 5 * s, Factor: 2, Jitter: -1}, []time.Duration{s, 2 * s, 4 * s, 5 * s}, 0},
+		{"constant", sockhub.Backoff{Min: 50 * ms, Factor: 1, Jitter: -1}, []time.Duration{50 * ms}, 0},
+		{"all jitter", sockhub.Backoff{Min: s, Max: 3 * s, Factor: 3, Jitter: 1}, []time.Duration{s, 3 * s}, 1},
+		{"longer than the default's longest", sockhub.Backoff{Min: 60 * s}, []time.Duration{60 * s}, 0.2},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub, err := sockhub.New(context.Background(), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer hub.Close()
+				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute+7*time.Millisecond)
+				defer cancel()
+				var n noRoute
+				_, err = hub.Dial(ctx, "tcp", "127.0.0.1:1", &sockhub.DialOptions{Name: "w", Reconnect: &test.b, Dialer: n.dialer()})
+				if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, errNoRoute) {
+					t.Errorf("Dial: %v; want the reasons of the context and of the last dial", err)
+				}
+				waits := n.waits()
+				if len(waits) < 15 {
+					t.Fatalf("%d dials", len(waits)+1)
+				}
+				exact := 0
+				for i, w := range waits {
+					want := test.want[min(i, len(test.want)-1)]
+					spread := time.Duration(test.jitter*float64(want)) + time.Microsecond
+					if w < want-spread || w > want+spread {
+						t.Errorf("wait %d is %v, want %v ± %v", i, w, want, spread)
+					}
+					if (w - want).Abs() <= time.Microsecond {
+						exact++
+					}
+				}
+				if test.jitter > 0 && exact > len(waits)/2 {
+					t.Errorf("%d of %d waits were not varied", exact, len(waits))
+				}
+			})
+		})
+	}
+}
+
+func TestFirstDialEndsWithItsContextOrTheHub(t *testing.T) {
+	cause := errors.New("changed my mind")
+	for _, test := range []struct {
+		name string
+		end  func(hub *sockhub.Hub, cancel context.CancelCauseFunc)
+		want error
+	}{
+		{"its context", func(_ *sockhub.Hub, cancel context.CancelCauseFunc) { cancel(cause) }, cause},
+		{"Close", func(hub *sockhub.Hub, _ context.CancelCauseFunc) { hub.Close() }, sockhub.ErrClosed},
+		{"Shutdown", func(hub *sockhub.Hub, _ context.CancelCauseFunc) { hub.Shutdown(context.Background()) }, sockhub.ErrClosed},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub, err := sockhub.New(context.Background(), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer hub.Close()
+				ctx, cancel := context.WithCancelCause(t.Context())
+				defer cancel(nil)
+				var n noRoute
+				time.AfterFunc(50*time.Second, func() { test.end(hub, cancel) })
+				begun := time.Now()
+				_, err = hub.Dial(ctx, "tcp", "127.0.0.1:1", &sockhub.DialOptions{Name: "w", Reconnect: &sockhub.Backoff{}, Dialer: n.dialer()})
+				if !errors.Is(err, test.want) {
+					t.Errorf("Dial: %v, want %v", err, test.want)
+				}
+				if d := time.Since(begun); d != 50*time.Second {
+					t.Errorf("it ended after %v", d)
+				}
+				dials := len(n.waits())
+				<-time.After(time.Hour)
+				if more := len(n.waits()) - dials; more > 0 {
+					t.Errorf("dialed %d times more", more)
+				}
+			})
+		})
+	}
+}
+
+func TestFailedDialIsNotTriedAgainWithoutReconnect(t *testing.T) {
+	s := newStand(t, nil, nil)
+	var n noRoute
+	_, err := s.Dial(soon(t), "tcp", "127.0.0.1:1", &sockhub.DialOptions{Name: "w", Dialer: n.dialer()})
+	if !errors.Is(err, errNoRoute) || len(n.at) != 1 {
+		t.Errorf("%d dials, %v", len(n.at), err)
+	}
+	l := newDialed(t)
+	go func() { l.next().Close() }() // after the name, before OK
+	if _, err := s.Dial(soon(t), "tcp", l.addr(), &sockhub.DialOptions{Name: "w"}); !errors.Is(err, sockhub.ErrRefused) {
+		t.Errorf("refused: %v", err)
+	}
+	l.quiet()
+}
+
+// ---- with a server ----
+
+// often is a Backoff for tests on the real clock.
+var often = &sockhub.Backoff{Min: 2 * time.Millisecond, Max: 10 * time.Millisecond}
+
+// dialed is a server that is dialed.
+type dialed struct {
+	*net.TCPListener
+	t *testing.T
+}
+
+func newDialed(t *testing.T) dialed {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return dialed{l.(*net.TCPListener), t}
+}
+
+func (l dialed) addr() string { return l.Addr().String() }
+
+// next waits for a connection and its name, and does not answer it.
+func (l dialed) next() *peer {
+	l.t.Helper()
+	l.SetDeadline(time.Now().Add(patience))
+	nc, err := l.Accept()
+	if err != nil {
+		l.t.Error(err)
+		panic(err)
+	}
+	p := greet(l.t, nc, "")
+	if name, err := p.tryReceive(); err == nil && string(name) != "w" {
+		l.t.Errorf("the name is %q", name)
+	}
+	return p
+}
+
+// welcome is next, answered OK.
+func (l dialed) welcome() *peer {
+	l.t.Helper()
+	p := l.next()
+	p.Write(wire([]byte("OK")))
+	return p
+}
+
+// quiet checks that nobody dials for many times the wait of often.
+func (l dialed) quiet() {
+	l.t.Helper()
+	l.SetDeadline(time.Now().Add(100 * time.Millisecond))
+	if nc, err := l.Accept(); err == nil {
+		nc.Close()
+		l.t.Error("dialed again")
+	}
+}
+
+func TestOneIDThroughAllRedials(t *testing.T) {
+	s := newStand(t, &sockhub.Options{Name: "w"}, nil)
+	l := newDialed(t)
+	go func() {
+		for range 3 { // ErrRefused is no reason to give up
+			l.next().Close()
+		}
+		l.welcome().Close()
+	}()
+	first, err := s.Dial(soon(t), "tcp", l.addr(), &sockhub.DialOptions{Reconnect: often})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := first.ID()
+	if _, ok := s.Lookup("w"); ok {
+		t.Error("our own name is in the registry")
+	}
+	const n = 5
+	for i := 1; i <= n; i++ {
+		l.next().Close()
+		p := l.welcome()
+		c := s.nth(i)
+		if c.ID() != id || !c.Peer().Dialed || c == first {
+			t.Errorf("connection %d is %v of %d, want %d", i, c, c.ID(), id)
+		}
+		if now, ok := s.Conn(id); !ok || now != c {
+			t.Errorf("Conn(%d) is %v, want %v", id, now, c)
+		}
+		if err := s.TrySend(id, []byte{byte(i)}); err != nil {
+			t.Error(err)
+		}
+		if m := p.receive(); len(m) != 1 || int(m[0]) != i {
+			t.Errorf("received %q, want %d", m, i)
+		}
+		p.Close()
+		s.end(c)
+	}
+	l.Close()
+	s.until("the last end", func() bool { return len(s.gone) == n+1 })
+	if err := s.TrySend(id, nil); !errors.Is(err, sockhub.ErrNotConnected) {
+		t.Errorf("TrySend while away: %v", err)
+	}
+	if st := s.Stats(); st.Dialed != n+1 || st.Conns != 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestRedialingEndsAsAsked(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		end   func(s *stand, c *sockhub.Conn)
+		after bool // the peer has ended the connection
+	}{
+		{"Forget", func(s *stand, c *sockhub.Conn) { s.Forget(c.ID()) }, false},
+		{"Forget while away", func(s *stand, c *sockhub.Conn) { s.Forget(c.ID()) }, true},
+		{"Conn.Close", func(_ *stand, c *sockhub.Conn) { c.Close() }, false},
+		{"Conn.Finish", func(_ *stand, c *sockhub.Conn) { c.Finish() }, false},
+		{"Hub.Close", func(s *stand, _ *sockhub.Conn) { s.Close() }, false},
+		{"Hub.Close while away", func(s *stand, _ *sockhub.Conn) { s.Close() }, true},
+		{"Hub.Shutdown", func(s *stand, _ *sockhub.Conn) { s.Shutdown(context.Background()) }, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newStand(t, nil, nil)
+			l := newDialed(t)
+			peers := make(chan *peer, 1)
+			go func() { peers <- l.welcome() }()
+			c, err := s.Dial(soon(t), "tcp", l.addr(), &sockhub.DialOptions{Name: "w", Reconnect: often})
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := <-peers
+			if test.after {
+				p.Close()
+				s.end(c)
+				l.next().Close() // refused, so that there is no connection
+			}
+			test.end(s, c)
+			if !test.after {
+				p.atEnd()
+				p.Close()
+				if d := s.end(c); !errors.Is(d.Err, sockhub.ErrClosed) {
+					t.Errorf("the end is %v", d.Err)
+				}
+			} else if l.SetDeadline(time.Now().Add(20 * time.Millisecond)); true {
+				// One dial may have been under way.
+				if nc, err := l.Accept(); err == nil {
+					nc.Close()
+				}
+			}
+			l.quiet()
+			s.gives(c.ID(), sockhub.ErrUnknownID, sockhub.ErrClosed)
+		})
+	}
+}
+
+// gives waits until a TrySend to the client returns one of these.
+func (s *stand) gives(id sockhub.ID, want ...error) {
+	s.t.Helper()
+	eventually(s.t, fmt.Sprintf("TrySend to %d returns one of %v", id, want), func() bool {
+		err := s.TrySend(id, nil)
+		return slices.ContainsFunc(want, func(w error) bool { return errors.Is(err, w) })
+	})
+}
+
+// eventually waits for what no event tells.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !cond(); <-time.After(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+// An end that was asked for is one also if it does not go as it should.
+func TestFinishThatFailsEndsRedialingToo(t *testing.T) {
+	s := newStand(t, nil, nil)
+	l := newDialed(t)
+	peers := make(chan *peer, 1)
+	go func() { peers <- l.welcome() }()
+	c, err := s.Dial(soon(t), "tcp", l.addr(), &sockhub.DialOptions{Name: "w", Reconnect: often})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := <-peers
+	for range 16 { // more than the buffers of the sockets hold
+		if err := c.Send(soon(t), make([]byte, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+		if c.Stats().QueuedMessages > 2 {
+			break
+		}
+	}
+	if err := c.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	p.Conn.(*net.TCPConn).SetLinger(0)
+	p.Close()
+	if d := s.end(c); errors.Is(d.Err, sockhub.ErrClosed) || d.Report.UnsentMessages == 0 {
+		t.Errorf("the end is %v; %d unsent", d.Err, d.Report.UnsentMessages)
+	}
+	l.quiet()
+	s.gives(c.ID(), sockhub.ErrUnknownID)
+}
+
+// The waits grow as if the peer had refused.
+func TestPeerThatEndsEveryConnectionIsNotDialedInATightLoop(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		accept func(l dialed)
+	}{
+		{"after OK", func(l dialed) { l.welcome().Close() }},
+		{"before OK", func(l dialed) { l.next().Close() }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newStand(t, nil, nil)
+			l := newDialed(t)
+			b := &sockhub.Backoff{Min: 50 * time.Millisecond, Max: 200 * time.Millisecond, Factor: 2, Jitter: -1}
+			const n = 6
+			at := make(chan time.Time, n+1)
+			go func() {
+				l.welcome().Close()
+				for range n {
+					test.accept(l)
+					at <- time.Now()
+				}
+				close(at)
+			}()
+			c, err := s.Dial(soon(t), "tcp", l.addr(), &sockhub.DialOptions{Name: "w", Reconnect: b})
+			if err != nil {
+				t.Fatal(err)
+			}
+			begun := <-at
+			var last time.Time
+			for last = range at {
+			}
+			// It would be n-1 times Min if they did not grow, and is 900 ms if
+			// none of the connections lives longer than its wait by accident.
+			d := last.Sub(begun)
+			if t.Log(n, "dials within", d); d < 2*(n-1)*b.Min {
+				t.Errorf("%d dials within %v", n, d)
+			}
+			s.Forget(c.ID())
+		})
+	}
+}
+
+// A program that takes no events for a while finds the new connection there,
+// not the ruins of several.
+func TestRedialDoesNotTimeOutBecauseNobodyTakesTheEvents(t *testing.T) {
+	hub, err := sockhub.New(context.Background(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Close()
+	l := newDialed(t)
+	peers := make(chan *peer, 2)
+	go func() {
+		peers <- l.welcome()
+		peers <- l.welcome()
+	}()
+	_, err = hub.Dial(soon(t), "tcp", l.addr(), &sockhub.DialOptions{Name: "w", Reconnect: often, Timeout: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := <-peers
+	p.Conn.(*net.TCPConn).SetLinger(0)
+	p.Close()
+	p = <-peers
+	l.quiet() // longer than Timeout
+	p.send([]byte("hello"))
+	var got []string
+	for len(got) < 4 {
+		select {
+		case b := <-hub.Events():
+			got = append(got, batchText(b)...)
+		case <-soon(t).Done():
+			t.Fatalf("no more events after %q", got)
+		}
+	}
+	got[1] = got[1][:min(len(got[1]), len("disconnected"))]
+	if want := []string{"connected w", "disconnected", "connected w", "message w hello"}; !slices.Equal(got, want) {
+		t.Errorf("events %q, want %q", got, want)
+	}
+}
+
+// The answer of the peer and Forget come at the same time.
+func TestForgetWhileARedialIsAnswered(t *testing.T) {
+	n := 200
+	if testing.Short() {
+		n = 40
+	}
+	s := newStand(t, nil, nil)
+	for i := range n {
+		l := newDialed(t)
+		answered := make(chan *peer, 1)
+		go func() { l.welcome().Close() }()
+		c, err := s.Dial(soon(t), "tcp", l.addr(), &sockhub.DialOptions{
+			Name: "w", Reconnect: &sockhub.Backoff{Min: time.Microsecond, Max: time.Microsecond}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.end(c)
+		p := l.next()
+		go func() {
+			p.Write(wire([]byte("OK")))
+			answered <- p
+		}()
+		if i%2 == 0 {
+			<-time.After(time.Duration(i) * time.Microsecond)
+		}
+		if err := s.Forget(c.ID()); err != nil {
+			t.Fatal(err)
+		}
+		p = <-answered
+		if _, err := p.tryReceive(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("round %d: the connection lives on: %v", i, err)
+		}
+		p.Close()
+		s.gives(c.ID(), sockhub.ErrUnknownID)
+		l.Close()
+	}
+	s.until("all ends", func() bool { return len(s.gone) == len(s.conns) })
+}
