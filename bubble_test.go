@@ -87,15 +87,6 @@ func (l *line) endsWith(want error) sockhub.Disconnection {
 	return d
 }
 
-// alive checks that the connection has not ended.
-func (l *line) alive() {
-	l.t.Helper()
-	synctest.Wait()
-	if _, ok := l.Conn(l.c.ID()); !ok {
-		l.t.Fatalf("the connection has ended: %v", context.Cause(l.c.Context()))
-	}
-}
-
 // sent is Send that must not wait.
 func (l *line) sent(msgs ...string) {
 	l.t.Helper()
@@ -212,6 +203,13 @@ func within(f func()) time.Duration {
 func eachBubble(t *testing.T, n int, run func(t *testing.T, seed uint64)) {
 	t.Helper()
 	eachSeed(t, n, func(t *testing.T, seed uint64) {
-		synctest.Test(t, func(t *testing.T) { run(t, seed) })
+		synctest.Test(t, func(t *testing.T) {
+			defer func() {
+				if t.Failed() {
+					t.Logf("again with: -run '^%s$' -names.seed=%d", t.Name(), seed)
+				}
+			}()
+			run(t, seed)
+		})
 	})
 }

@@ -17,9 +17,11 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/memnet"
 )
 
 // authority makes certificates.
@@ -286,4 +288,81 @@ func TestClassifyByFirstBytes(t *testing.T) {
 	if _, err := io.Copy(io.Discard, nc); isTimeout(err) {
 		t.Error(err)
 	}
+}
+
+// tlsLine is a hub's TLS connection in memory, and the peer's end of it.
+func tlsLine(t *testing.T, o *sockhub.Options) (*room, *sockhub.Conn, *tls.Conn) {
+	ca := newAuthority(t)
+	r := newRoom(t, o, nil)
+	ours, theirs := memnet.Pair(nil)
+	t.Cleanup(func() { theirs.Close() })
+	peer := tls.Client(theirs, &tls.Config{RootCAs: ca.pool, ServerName: "hub.example"})
+	shaken := make(chan error, 1)
+	go func() { shaken <- peer.Handshake() }()
+	c, err := r.ServeConn(t.Context(), ours, &sockhub.ListenOptions{
+		Mode: sockhub.Anonymous, TLS: &tls.Config{Certificates: []tls.Certificate{ca.certify(t, "hub.example")}},
+	})
+	if err := errors.Join(err, <-shaken); err != nil {
+		t.Fatal(err)
+	}
+	r.take()
+	return r, c, peer
+}
+
+// A record that was cut off cannot be finished, so nobody may interrupt a write
+// to see how it is getting on.
+func TestSlowTLSPeerGetsEverything(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, c, peer := tlsLine(t, &sockhub.Options{WriteTimeout: time.Second})
+		m := pattern(3 << 20)
+		if err := c.Send(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+		var got []byte
+		for buf := make([]byte, 8<<10); len(got) < 8+len(m); {
+			<-time.After(100 * time.Millisecond)
+			n, err := peer.Read(buf)
+			if err != nil {
+				t.Fatalf("after %d bytes: %v", len(got), err)
+			}
+			got = append(got, buf[:n]...)
+		}
+		if !bytes.Equal(got[8:], m) {
+			t.Error("not what was sent")
+		}
+	})
+}
+
+func TestTLSPeerThatNeverReadsIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, c, _ := tlsLine(t, &sockhub.Options{WriteTimeout: time.Second})
+		for range 3 {
+			if err := c.Send(t.Context(), pattern(1<<20)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if took := within(func() { <-c.Context().Done() }); took < time.Second || took > 1200*time.Millisecond {
+			t.Errorf("after %v", took)
+		}
+		d := r.endOf(c)
+		if p := d.Report; !errors.Is(d.Err, sockhub.ErrSlowPeer) || !p.Cut || p.UnsentMessages != 2 || p.WrittenMessages != 0 {
+			t.Errorf("%v, %+v", d.Err, p)
+		}
+	})
+}
+
+// A message from a reader that waits behind another is withdrawn at once.
+func TestSendFromIsWithdrawnBehindAStuckTLSWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, c, _ := tlsLine(t, nil)
+		if err := c.Send(t.Context(), pattern(1<<20)); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := c.SendFrom(ctx, 1<<20, bytes.NewReader(pattern(1<<20)))
+		if !errors.Is(err, context.DeadlineExceeded) || context.Cause(c.Context()) != nil {
+			t.Errorf("SendFrom: %v; the connection: %v", err, context.Cause(c.Context()))
+		}
+	})
 }

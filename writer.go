@@ -637,10 +637,13 @@ func (c *Conn) cutFeed(f *feed, err error) error {
 	c.mu.Lock()
 	f.withdraw = true
 	for f.wire == 0 && !f.gone && !c.out.frozen {
-		if !c.out.writing {
+		if !c.out.writing || !c.out.feeding {
 			c.out.withdrawLocked()
 			c.endRunLocked()
 			break
+		}
+		if c.t.WritesWhole() {
+			break // who knows whether its first byte was written
 		}
 		c.t.Kick(transport.WriteSide) // the writer withdraws it, or has written
 		c.mu.Unlock()
@@ -800,7 +803,12 @@ func (c *Conn) joinWriterLocked() {
 
 const (
 	writeSlices = 64      // in one call; few messages are worth more
-	writeBytes  = 1 << 20 // in one call, or one message of more
+	writeBytes  = 1 << 20 // in one call
+
+	// writeWhole is writeBytes where a call cannot be interrupted. A peer
+	// that takes so little within WriteTimeout is given up even if the
+	// system cannot tell what it has acknowledged.
+	writeWhole = 32 << 10
 )
 
 // vec is the slices of one write. It is pooled.
@@ -936,7 +944,11 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int) {
 		}
 		switch {
 		case !o.w.Empty():
-			slices = o.w.Vec(v.slices[:0], writeBytes)
+			limit := writeBytes
+			if c.t.WritesWhole() {
+				limit = writeWhole
+			}
+			slices = o.w.Vec(v.slices[:0], limit)
 			for _, s := range slices {
 				size += len(s)
 			}
@@ -1058,7 +1070,8 @@ const looks = 10
 // many times WriteTimeout for, while the bytes that it acknowledged can be seen.
 // It reports whether the writer is to try again: when there was progress, so that
 // what has become free is filled, and is not taken for progress later; and when
-// there was none for WriteTimeout, for the last time.
+// there was none for WriteTimeout, for the last time. A writer that cannot be
+// made to try again has been trying all the time, so that was its last.
 func (c *Conn) stuckLocked(now time.Duration, due func(time.Duration) bool) (again bool) {
 	o, t := &c.out, c.hub.o.WriteTimeout
 	if n, ok := c.t.Unacked(); ok {
@@ -1067,11 +1080,17 @@ func (c *Conn) stuckLocked(now time.Duration, due func(time.Duration) bool) (aga
 		}
 		o.unacked = n
 	}
-	if due(o.since + t) {
-		o.probing, again = true, true
-	}
+	last := due(o.since + t)
 	due(now + t/looks)
-	return again
+	switch {
+	case !c.t.WritesWhole():
+		o.probing = last
+		return again || last
+	case last:
+		c.failLocked(ErrSlowPeer)
+		c.t.Hangup()
+	}
+	return false
 }
 
 // ---- the report ----

@@ -385,7 +385,7 @@ func TestDisconnectPeerEndsTheConnectionThatIsFull(t *testing.T) {
 func TestOneMessageAlwaysEntersAnEmptyQueue(t *testing.T) {
 	for p := sockhub.BlockSender; p <= sockhub.DisconnectPeer; p++ {
 		synctest.Test(t, func(t *testing.T) {
-			l := newLine(t, nil, stuck, &sockhub.ListenOptions{ConnOutbound: 1, Overflow: p, MaxMessage: 1 << 20})
+			l := newLine(t, nil, nil, &sockhub.ListenOptions{ConnOutbound: 1, Overflow: p, MaxMessage: 1 << 20})
 			m := bytes.Repeat([]byte("x"), 1<<20)
 			for range 2 {
 				if err := l.c.TrySend(m); err != nil {

@@ -143,6 +143,9 @@ func (c *conn) WriteNow(v [][]byte) (n int, ok bool, err error) {
 	return n, true, err
 }
 
+// WritesWhole implements transport.Conn.
+func (c *conn) WritesWhole() bool { return false }
+
 // Kick implements transport.Conn.
 func (c *conn) Kick(which transport.Side) {
 	c.p.mu.Lock()

@@ -449,8 +449,10 @@ func (w *Writing) Vec(dst [][]byte, bytes int) [][]byte {
 			if len(dst) == cap(dst) || bytes <= 0 {
 				return dst
 			}
-			dst = append(dst, b.refs[r].body[off:])
-			bytes -= len(b.refs[r].body) - off
+			body := b.refs[r].body[off:]
+			body = body[:min(len(body), bytes)]
+			dst = append(dst, body)
+			bytes -= len(body)
 			r, off = r+1, 0
 		}
 	}

@@ -385,7 +385,6 @@ func (c *blocking) write(p []byte) (n int, ok bool, err error) {
 	cut := c.hung || c.kicked[WriteSide]
 	c.mu.Unlock()
 	if err != nil || cut {
-		// Not to be tried during a kick: on TLS it could not be repeated.
 		return 0, false, err
 	}
 	n, err = c.rwc.Write(p)
@@ -401,15 +400,7 @@ func (c *blocking) write(p []byte) (n int, ok bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.cutLocked(WriteSide, err) {
-		if n == len(p) {
-			return n, true, nil
-		}
-		// A record that was cut off cannot be finished: package tls fails
-		// every later Write, and others that hide a connection may do
-		// likewise. For the rest, what was not written can still be.
-		if !c.layered {
-			return n, false, nil
-		}
+		return n, n == len(p), nil
 	}
 	c.werr = err
 	return n, false, err
@@ -426,9 +417,16 @@ func (c *blocking) Kick(side Side) {
 		return
 	}
 	c.kicked[side] = true
-	c.setDeadlineLocked(side, longPast)
+	if side == ReadSide || !c.layered {
+		c.setDeadlineLocked(side, longPast)
+	}
 	c.changed.Broadcast()
 }
+
+// WritesWhole implements Conn. A TLS record that was cut off cannot be
+// finished: package tls fails every later Write, and others that hide a
+// connection may do likewise.
+func (c *blocking) WritesWhole() bool { return c.layered || c.limits == nil }
 
 // CloseWrite implements Conn. On TLS it is a close_notify, and may wait for
 // room for it; Hangup ends that.

@@ -329,6 +329,8 @@ func (c *fdConn) WriteNow(v [][]byte) (n int, ok bool, err error) {
 }
 
 // Pending implements Conn.
+func (c *fdConn) WritesWhole() bool { return false }
+
 func (c *fdConn) Pending() bool { return c.quickPoll(pendingEvents) }
 
 // Ended implements Conn.

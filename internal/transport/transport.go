@@ -73,6 +73,12 @@ type Conn interface {
 	// nothing.
 	Kick(side Side)
 
+	// WritesWhole reports that a TryWritev that is waiting cannot be called
+	// off by a Kick: what it was given is written, or Hangup ends it. So it
+	// is given little at a time, and a Kick is of use between two of them
+	// only.
+	WritesWhole() bool
+
 	// CloseWrite ends the output (a FIN); input goes on. It is called when
 	// everything was written, by whoever alone writes.
 	// errors.ErrUnsupported where the transport cannot end one direction.
