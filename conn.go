@@ -74,6 +74,7 @@ type Conn struct {
 	gated               bool       // input waits until the Disconnected of the same client's last connection was taken
 	skipping            bool       // the rest of a stream that was closed
 	stopped             bool       // a callback closed or finished the connection
+	called              bool       // cut has called the handler
 	begun               bool       // the reader is not the connection's first
 	moves               bool       // to a new stack
 	stream              *Stream    // input waits for it to be read; nil: none
@@ -540,11 +541,17 @@ func (c *Conn) readSome(t *turn) (park bool) {
 		ok      = true
 		err     = c.cut(t) // what came behind the handshake or before a pause
 	)
+	if c.called {
+		c.afterCalls()
+	}
 	for err == nil && ok && !drained && read < readTurn && !c.holdsBack() {
 		if n, drained, ok, err = c.receive(t); n > 0 {
 			read += n
 			if e := c.cut(t); e != nil {
 				err = e
+			}
+			if c.called {
+				c.afterCalls()
 			}
 		}
 	}
@@ -761,12 +768,17 @@ func (c *Conn) cut(t *turn) (err error) {
 	if len(t.msgs) > 0 {
 		c.deliver(t)
 	}
-	if called {
-		c.inCall.Store(false) // what panics from here on is ours
-		c.flush()
-		c.reply.side.Free()
-	}
+	c.called = called
 	return err
+}
+
+// afterCalls is to be done when cut has called the handler. It is not part of cut
+// for the sake of the stack: see serve.
+func (c *Conn) afterCalls() {
+	c.called = false
+	c.inCall.Store(false) // what panics from here on is ours
+	c.flush()
+	c.reply.side.Free()
 }
 
 // deliver hands the messages in t to the hub.
@@ -1346,7 +1358,11 @@ func (c *Conn) cutRest() {
 	t := c.getTurn()
 	t.reserve(c.dec.need())
 	c.dec.move(t.free)
-	if err := c.cut(t); err != nil {
+	err := c.cut(t)
+	if c.called {
+		c.afterCalls()
+	}
+	if err != nil {
 		c.fail(err)
 	}
 	t.spend(c.dec.park())
