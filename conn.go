@@ -73,6 +73,8 @@ type Conn struct {
 	gated               bool       // input waits until the Disconnected of the same client's last connection was taken
 	skipping            bool       // the rest of a stream that was closed
 	stopped             bool       // a callback closed or finished the connection
+	begun               bool       // the reader is not the connection's first
+	moves               bool       // to a new stack
 	stream              *Stream    // input waits for it to be read; nil: none
 	diverted            *diversion // input waits for what Events has not given away yet; nil mostly
 	turnMsgs, turnBytes int        // received in this turn
@@ -102,6 +104,9 @@ type Conn struct {
 	partial  bool          // ... within a message
 	waiting  bool          // a Stream waits for input
 	holding  bool          // ... because we hold it back (paused)
+	rest     bool          // told to move to a new stack
+	lean     bool          // did, and nothing has come since
+	naps     uint8         // how often something came after it did, at most maxNaps
 	resume   bool          // told to go on reading
 	granted  bool          // ... with the budget's token
 	lacks    int           // bytes left of the message that the token is for
@@ -364,13 +369,32 @@ func (t *turn) spend(n int) {
 
 // serve is the reader goroutine: it begins the handshake, reads to the end,
 // waits for the writer and reports.
+//
+// A goroutine's stack grows with what was called and does not shrink below what
+// it took to read something. So a reader that has had nothing to do for a while
+// hands over to another, which waits on a stack of the least size: half of what
+// an idle connection would cost otherwise. What is called to find that there is
+// nothing to read has room on that. See restLocked.
 func (c *Conn) serve() {
-	defer c.end()
+	rest := false
+	defer func() {
+		if rest {
+			go c.serve()
+		} else {
+			c.end()
+		}
+	}()
 	defer c.recoverCall()
-	if err := c.begin(); err != nil {
-		c.fail(err)
+	if !c.begun {
+		c.begun = true
+		if err := c.begin(); err != nil {
+			c.fail(err)
+		}
 	}
 	for !c.attend() {
+		if rest = c.moves; rest {
+			return
+		}
 		if c.stream != nil {
 			<-c.stream.wake // its user is in Read
 			continue
@@ -401,6 +425,7 @@ func (c *Conn) attend() (over bool) {
 	c.mu.Lock()
 	ch := c.change
 	c.change = nil
+	c.moves, c.rest = c.rest, false
 	ending := c.endRead && c.input == reading
 	resumed := c.resume
 	if resumed {
@@ -765,6 +790,10 @@ func (c *Conn) parking(doubtful, progress bool) {
 	c.mu.Lock()
 	if progress {
 		c.lastRead, c.quiet = now, now
+		if c.lean && c.naps < maxNaps {
+			c.naps++
+		}
+		c.lean = false
 	}
 	c.inMsgs += uint64(c.turnMsgs)
 	c.inBytes += uint64(c.turnBytes)
@@ -775,9 +804,9 @@ func (c *Conn) parking(doubtful, progress bool) {
 	c.doubtful = doubtful
 	c.partial = c.dec.partial() > 0 || c.dec.stream > 0
 	c.holding = c.holdsBack()
-	partial := c.partial
+	partial, lean := c.partial, c.lean
 	c.mu.Unlock()
-	if doubtful {
+	if doubtful || !lean {
 		c.arm(now + doubt)
 	}
 	if partial && c.hub.o.FrameTimeout > 0 {
@@ -893,6 +922,7 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 	if c.doubtful && due(c.lastRead+doubt) {
 		c.doubtful, poll = false, true
 	}
+	kick = c.restLocked(due) || kick
 	c.roomLocked() // there may be, in the budget
 	stuck := c.out.since != 0 && c.hub.o.WriteTimeout > 0 && c.stuckLocked(now, due)
 	c.mu.Unlock()
@@ -908,6 +938,27 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 		c.kickReader()
 	}
 	return next
+}
+
+// After nap without input a reader is told to move to a new stack. Where that
+// was too early it waits twice as long the next time, so that a peer who speaks
+// now and then does not cost much more for it; but no longer than nap << maxNaps
+// (6.4 s), from where on it costs next to nothing.
+const (
+	nap     = 200 * time.Millisecond
+	maxNaps = 5
+)
+
+// restLocked reports whether the reader is to move to a new stack now.
+func (c *Conn) restLocked(due func(time.Duration) bool) bool {
+	if c.lean || c.shaking || c.input != reading || c.holding || c.waiting || c.partial || c.inCall.Load() {
+		return false
+	}
+	if !due(max(c.lastRead, c.born) + nap<<c.naps) {
+		return false
+	}
+	c.lean, c.rest = true, true
+	return true
 }
 
 // end is the last act of the reader: it waits for whoever writes, closes the

@@ -23,17 +23,14 @@ func enableInq(fd int) error {
 	return unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_INQ, 1)
 }
 
-// receive takes what there is, up to len(p) bytes, without waiting. inq says
-// that enableInq has succeeded on fd, raw that the call may keep its P.
+// receive takes what there is, up to len(p) bytes, without waiting. raw says that
+// the call may keep its P.
 //
 // The system calls are made directly rather than through the functions of
 // x/sys, which allocate an address or an error per call. Their structures are
 // on the stack: the pointers are converted in the call's own argument list,
 // and a stack does not move during a system call.
-func receive(fd int, p []byte, inq, raw bool) (n int, drained bool, errno unix.Errno) {
-	if inq {
-		return receiveInq(fd, p, raw)
-	}
+func receive(fd int, p []byte, raw bool) (n int, drained bool, errno unix.Errno) {
 	for {
 		var r uintptr
 		if raw {
@@ -57,6 +54,7 @@ func receive(fd int, p []byte, inq, raw bool) (n int, drained bool, errno unix.E
 // Its element type aligns it as the kernel does.
 type inqSpace [12]uint64
 
+// receiveInq is receive on a socket on which enableInq has succeeded.
 func receiveInq(fd int, p []byte, raw bool) (n int, drained bool, errno unix.Errno) {
 	var space inqSpace
 	iov := unix.Iovec{Base: unsafe.SliceData(p)}

@@ -220,7 +220,12 @@ func (c *fdConn) TryRead(p []byte) (n int, drained bool, err error) {
 	fd := int(c.rfd)
 	// While the connection's own writer goroutine is about, its P is needed.
 	raw := len(p) <= rawLimit && c.wfd.Load() < 0
-	n, drained, errno := receive(fd, p, c.inq, raw)
+	var errno unix.Errno
+	if c.inq {
+		n, drained, errno = receiveInq(fd, p, raw) // from here, for the sake of the stack
+	} else {
+		n, drained, errno = receive(fd, p, raw)
+	}
 	switch {
 	case errno == 0 && n > 0:
 		if raceReceived != nil {
