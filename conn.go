@@ -69,6 +69,7 @@ type Conn struct {
 	greet               *greeting  // the handshake under way; nil after it
 	handler             Handler    // nil: Events
 	reply               Reply      // the handler's
+	work                *turn      // the one that the reader is in, or nil
 	paused              bool       // input waits for the user to take what he has, or for room for answers
 	gated               bool       // input waits until the Disconnected of the same client's last connection was taken
 	skipping            bool       // the rest of a stream that was closed
@@ -314,6 +315,7 @@ const (
 // turn is what a reader needs while there is something to read. It is pooled,
 // so that a connection that waits holds nothing.
 type turn struct {
+	vec       vec            // to write what a handler answers
 	chunk     *chunk.Chunk   // that free lies in, with ReuseBuffers
 	own       []*chunk.Chunk // of large messages in msgs, likewise
 	free      []byte         // never delivered to anybody
@@ -336,6 +338,7 @@ func (c *Conn) getTurn() *turn {
 }
 
 func (c *Conn) putTurn(t *turn) {
+	c.work = nil
 	if c.set.reuse {
 		borrowing.Put(t)
 	} else {
@@ -508,6 +511,7 @@ func (c *Conn) turn() (park bool) {
 		return true
 	}
 	t := c.getTurn()
+	c.work = t
 	if c.input == discarding {
 		t.reserve(minChunk)
 		park = c.discard(t.free)
@@ -1292,8 +1296,11 @@ func (c *Conn) handle(msg []byte) {
 	r := &c.reply
 	r.begin()
 	c.handler.Message(r, msg)
-	r.end()
-	if r.full {
+	r.active = false
+	if !c.dec.buffered() {
+		return // flush, which follows at once, accepts what was gathered
+	}
+	if r.accept(); r.full {
 		c.inCall.Store(false)
 		c.makeRoom()
 	}
@@ -1366,7 +1373,10 @@ func (c *Conn) makeRoom() {
 func (c *Conn) flush() {
 	r := &c.reply
 	for range 16 {
-		r.write()
+		if r.write(); r.full {
+			r.full = false
+			c.makeRoom()
+		}
 		if !r.drained || c.stopped || c.handler == nil {
 			return
 		}
@@ -1422,9 +1432,13 @@ func (r *Reply) accept() {
 	if r.side.Empty() {
 		return
 	}
-	o := &r.c.out
 	r.c.mu.Lock()
-	defer r.c.mu.Unlock()
+	r.acceptLocked()
+	r.c.mu.Unlock()
+}
+
+func (r *Reply) acceptLocked() {
+	o := &r.c.out
 	if o.refuse != nil {
 		r.side = outq.Queue{}
 		return

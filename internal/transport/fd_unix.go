@@ -333,9 +333,23 @@ func (c *fdConn) WriteNow(v [][]byte) (n int, ok bool, err error) {
 	return n, true, err
 }
 
-// Pending implements Conn.
+// WriteInTurn implements Conn. The callback that runs keeps its descriptor open,
+// so that a call of Control is spared.
+func (c *fdConn) WriteInTurn(v [][]byte) (n int, ok bool, err error) {
+	if c.rfd < 0 {
+		return c.WriteNow(v)
+	}
+	if raceSending != nil {
+		raceSending(v)
+	}
+	n, err = send(int(c.rfd), v, true)
+	return n, true, err
+}
+
+// WritesWhole implements Conn.
 func (c *fdConn) WritesWhole() bool { return false }
 
+// Pending implements Conn.
 func (c *fdConn) Pending() bool { return c.quickPoll(pendingEvents) }
 
 // Ended implements Conn.
