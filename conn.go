@@ -1140,7 +1140,8 @@ type Handler interface {
 	Disconnected(d Disconnection) // the last call
 }
 
-// BaseHandler does nothing. Embed it to write only the methods that matter.
+// BaseHandler does nothing. Embed it to write only the methods that matter. It
+// is neither an EndHandler nor a StreamHandler.
 type BaseHandler struct{}
 
 // Message implements Handler.

@@ -15,6 +15,7 @@ import (
 	"github.com/sockhub/sockhub/internal/transport"
 )
 
+// Why a message was not accepted, or a peer given up.
 var (
 	// ErrBackpressure: the queue is full, and the call may not wait.
 	ErrBackpressure = errors.New("sockhub: output queue is full")
@@ -1146,7 +1147,8 @@ type leftover struct {
 
 // Unsent yields the messages that were accepted and of which nothing was
 // written, in order. They are the caller's for good. It may be called again,
-// also concurrently.
+// also concurrently. Messages of SendFrom are counted as unsent and not yielded:
+// they were never in memory as a whole.
 func (r Report) Unsent() iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
 		if r.left == nil {
@@ -1165,7 +1167,8 @@ func (r Report) Unsent() iter.Seq[[]byte] {
 	}
 }
 
-// CutMessage is the message that was partly written; nil if there is none.
+// CutMessage is the message that was partly written, and the caller's for good.
+// It is nil if there is none, or if it was one of SendFrom.
 func (r Report) CutMessage() []byte {
 	if r.left == nil {
 		return nil
