@@ -69,10 +69,14 @@ type Conn struct {
 	greet               *greeting  // the handshake under way; nil after it
 	handler             Handler    // nil: Events
 	reply               Reply      // the handler's
+	work                *turn      // the one that the reader is in, or nil
 	paused              bool       // input waits for the user to take what he has, or for room for answers
 	gated               bool       // input waits until the Disconnected of the same client's last connection was taken
 	skipping            bool       // the rest of a stream that was closed
 	stopped             bool       // a callback closed or finished the connection
+	called              bool       // cut has called the handler
+	begun               bool       // the reader is not the connection's first
+	moves               bool       // to a new stack
 	stream              *Stream    // input waits for it to be read; nil: none
 	diverted            *diversion // input waits for what Events has not given away yet; nil mostly
 	turnMsgs, turnBytes int        // received in this turn
@@ -102,6 +106,9 @@ type Conn struct {
 	partial  bool          // ... within a message
 	waiting  bool          // a Stream waits for input
 	holding  bool          // ... because we hold it back (paused)
+	rest     bool          // told to move to a new stack
+	lean     bool          // did, and nothing has come since
+	naps     uint8         // how often something came after it did, at most maxNaps
 	resume   bool          // told to go on reading
 	granted  bool          // ... with the budget's token
 	lacks    int           // bytes left of the message that the token is for
@@ -309,6 +316,7 @@ const (
 // turn is what a reader needs while there is something to read. It is pooled,
 // so that a connection that waits holds nothing.
 type turn struct {
+	vec       vec            // to write what a handler answers
 	chunk     *chunk.Chunk   // that free lies in, with ReuseBuffers
 	own       []*chunk.Chunk // of large messages in msgs, likewise
 	free      []byte         // never delivered to anybody
@@ -331,6 +339,7 @@ func (c *Conn) getTurn() *turn {
 }
 
 func (c *Conn) putTurn(t *turn) {
+	c.work = nil
 	if c.set.reuse {
 		borrowing.Put(t)
 	} else {
@@ -364,13 +373,32 @@ func (t *turn) spend(n int) {
 
 // serve is the reader goroutine: it begins the handshake, reads to the end,
 // waits for the writer and reports.
+//
+// A goroutine's stack grows with what was called and does not shrink below what
+// it took to read something. So a reader that has had nothing to do for a while
+// hands over to another, which waits on a stack of the least size: half of what
+// an idle connection would cost otherwise. What is called to find that there is
+// nothing to read has room on that. See restLocked.
 func (c *Conn) serve() {
-	defer c.end()
+	rest := false
+	defer func() {
+		if rest {
+			go c.serve()
+		} else {
+			c.end()
+		}
+	}()
 	defer c.recoverCall()
-	if err := c.begin(); err != nil {
-		c.fail(err)
+	if !c.begun {
+		c.begun = true
+		if err := c.begin(); err != nil {
+			c.fail(err)
+		}
 	}
 	for !c.attend() {
+		if rest = c.moves; rest {
+			return
+		}
 		if c.stream != nil {
 			<-c.stream.wake // its user is in Read
 			continue
@@ -401,6 +429,7 @@ func (c *Conn) attend() (over bool) {
 	c.mu.Lock()
 	ch := c.change
 	c.change = nil
+	c.moves, c.rest = c.rest, false
 	ending := c.endRead && c.input == reading
 	resumed := c.resume
 	if resumed {
@@ -483,6 +512,7 @@ func (c *Conn) turn() (park bool) {
 		return true
 	}
 	t := c.getTurn()
+	c.work = t
 	if c.input == discarding {
 		t.reserve(minChunk)
 		park = c.discard(t.free)
@@ -511,11 +541,17 @@ func (c *Conn) readSome(t *turn) (park bool) {
 		ok      = true
 		err     = c.cut(t) // what came behind the handshake or before a pause
 	)
+	if c.called {
+		c.afterCalls()
+	}
 	for err == nil && ok && !drained && read < readTurn && !c.holdsBack() {
 		if n, drained, ok, err = c.receive(t); n > 0 {
 			read += n
 			if e := c.cut(t); e != nil {
 				err = e
+			}
+			if c.called {
+				c.afterCalls()
 			}
 		}
 	}
@@ -732,12 +768,17 @@ func (c *Conn) cut(t *turn) (err error) {
 	if len(t.msgs) > 0 {
 		c.deliver(t)
 	}
-	if called {
-		c.inCall.Store(false) // what panics from here on is ours
-		c.flush()
-		c.reply.side.Free()
-	}
+	c.called = called
 	return err
+}
+
+// afterCalls is to be done when cut has called the handler. It is not part of cut
+// for the sake of the stack: see serve.
+func (c *Conn) afterCalls() {
+	c.called = false
+	c.inCall.Store(false) // what panics from here on is ours
+	c.flush()
+	c.reply.side.Free()
 }
 
 // deliver hands the messages in t to the hub.
@@ -765,6 +806,10 @@ func (c *Conn) parking(doubtful, progress bool) {
 	c.mu.Lock()
 	if progress {
 		c.lastRead, c.quiet = now, now
+		if c.lean && c.naps < maxNaps {
+			c.naps++
+		}
+		c.lean = false
 	}
 	c.inMsgs += uint64(c.turnMsgs)
 	c.inBytes += uint64(c.turnBytes)
@@ -775,9 +820,9 @@ func (c *Conn) parking(doubtful, progress bool) {
 	c.doubtful = doubtful
 	c.partial = c.dec.partial() > 0 || c.dec.stream > 0
 	c.holding = c.holdsBack()
-	partial := c.partial
+	partial, lean := c.partial, c.lean
 	c.mu.Unlock()
-	if doubtful {
+	if doubtful || !lean {
 		c.arm(now + doubt)
 	}
 	if partial && c.hub.o.FrameTimeout > 0 {
@@ -893,6 +938,7 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 	if c.doubtful && due(c.lastRead+doubt) {
 		c.doubtful, poll = false, true
 	}
+	kick = c.restLocked(due) || kick
 	c.roomLocked() // there may be, in the budget
 	stuck := c.out.since != 0 && c.hub.o.WriteTimeout > 0 && c.stuckLocked(now, due)
 	c.mu.Unlock()
@@ -908,6 +954,27 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 		c.kickReader()
 	}
 	return next
+}
+
+// After nap without input a reader is told to move to a new stack. Where that
+// was too early it waits twice as long the next time, so that a peer who speaks
+// now and then does not cost much more for it; but no longer than nap << maxNaps
+// (6.4 s), from where on it costs next to nothing.
+const (
+	nap     = 200 * time.Millisecond
+	maxNaps = 5
+)
+
+// restLocked reports whether the reader is to move to a new stack now.
+func (c *Conn) restLocked(due func(time.Duration) bool) bool {
+	if c.lean || c.shaking || c.input != reading || c.holding || c.waiting || c.partial || c.inCall.Load() {
+		return false
+	}
+	if !due(max(c.lastRead, c.born) + nap<<c.naps) {
+		return false
+	}
+	c.lean, c.rest = true, true
+	return true
 }
 
 // end is the last act of the reader: it waits for whoever writes, closes the
@@ -1073,7 +1140,8 @@ type Handler interface {
 	Disconnected(d Disconnection) // the last call
 }
 
-// BaseHandler does nothing. Embed it to write only the methods that matter.
+// BaseHandler does nothing. Embed it to write only the methods that matter. It
+// is neither an EndHandler nor a StreamHandler.
 type BaseHandler struct{}
 
 // Message implements Handler.
@@ -1240,8 +1308,11 @@ func (c *Conn) handle(msg []byte) {
 	r := &c.reply
 	r.begin()
 	c.handler.Message(r, msg)
-	r.end()
-	if r.full {
+	r.active = false
+	if !c.dec.buffered() {
+		return // flush, which follows at once, accepts what was gathered
+	}
+	if r.accept(); r.full {
 		c.inCall.Store(false)
 		c.makeRoom()
 	}
@@ -1288,7 +1359,11 @@ func (c *Conn) cutRest() {
 	t := c.getTurn()
 	t.reserve(c.dec.need())
 	c.dec.move(t.free)
-	if err := c.cut(t); err != nil {
+	err := c.cut(t)
+	if c.called {
+		c.afterCalls()
+	}
+	if err != nil {
 		c.fail(err)
 	}
 	t.spend(c.dec.park())
@@ -1314,7 +1389,10 @@ func (c *Conn) makeRoom() {
 func (c *Conn) flush() {
 	r := &c.reply
 	for range 16 {
-		r.write()
+		if r.write(); r.full {
+			r.full = false
+			c.makeRoom()
+		}
 		if !r.drained || c.stopped || c.handler == nil {
 			return
 		}
@@ -1370,9 +1448,13 @@ func (r *Reply) accept() {
 	if r.side.Empty() {
 		return
 	}
-	o := &r.c.out
 	r.c.mu.Lock()
-	defer r.c.mu.Unlock()
+	r.acceptLocked()
+	r.c.mu.Unlock()
+}
+
+func (r *Reply) acceptLocked() {
+	o := &r.c.out
 	if o.refuse != nil {
 		r.side = outq.Queue{}
 		return

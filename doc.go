@@ -2,7 +2,27 @@
 // owns the connections, accepts and dials them, and reports what happens on all
 // of them in batches on one channel, [Hub.Events]. The program ranges over that
 // channel, or selects on it beside its other channels, and sends from any
-// goroutine.
+// goroutine. This server sends back what it gets, to as many clients as come:
+//
+//	hub, err := sockhub.New(ctx, nil)
+//	if err != nil {
+//		return err
+//	}
+//	if _, err := hub.Listen(ctx, "tcp", "127.0.0.1:4040", nil); err != nil {
+//		return err
+//	}
+//	for b := range hub.Events() {
+//		for c, msg := range b.Messages() {
+//			if err := c.TrySend(msg); err != nil {
+//				c.Close() // it leaves its answers unread
+//			}
+//		}
+//	}
+//
+// What follows is the whole of it, to be read once from top to bottom: what the
+// parts are, how they begin and end, what a loop has to do, whose the memory is,
+// what happens when somebody is slow, and what can be relied upon. The examples
+// show each part at work.
 //
 // # The model
 //
@@ -34,6 +54,10 @@
 // A connection can have a [Handler], which is called on its reader goroutine
 // and answers there: the shortest way. A connection that has its Handler from
 // the options is not seen in Events.
+//
+// All methods of [Hub], [Listener] and [Conn] may be called from any goroutine at
+// any time, from callbacks too. A [Reply] is an exception: it belongs to the call
+// of the Handler that it was given to.
 //
 // # Life cycle
 //
@@ -69,7 +93,28 @@
 //
 // One batch never concerns two connections of the same client. A batch may be
 // empty. If several goroutines receive from Events, nothing orders their
-// batches.
+// batches. What a program wants to know of each connection it keeps with it
+// ([Conn.SetValue]), or in a map that Disconnected cleans up.
+//
+// # Callbacks
+//
+// A [Handler], and the function that makes it, run on the reader goroutine of
+// their connection, and may take their time: that holds up this peer alone. Rules
+// and Classify run during the handshake, for several peers at a time, and have
+// HandshakeTimeout. Iterators that are given to SendMany and Broadcast run on the
+// goroutine of the caller; that of SendMany must not send to its own connection.
+// The methods of a [Framing] are called with locks held, and must only compute. A
+// Handler, a rule or a Classify that panics ends its own connection, or refuses
+// it, and no other; the panic of an iterator is its caller's.
+//
+// # Errors
+//
+// What a program decides on are values for errors.Is, such as [ErrBackpressure]
+// and [ErrRefused], and types for errors.As: [AdmissionError], [BroadcastError],
+// [PanicError]. Errors of the system are those of package net, with the system
+// call's error inside. [ErrClosed] matches net.ErrClosed too. What a system or a
+// kind of connection cannot do matches errors.ErrUnsupported. The texts of errors
+// may change.
 //
 // # Whose memory it is
 //
@@ -181,17 +226,30 @@
 //
 // # Platforms
 //
-// Linux, where it is developed and tested (amd64 and 386): TCP and Unix stream
-// sockets with vectored writes; ports shared by processes; abstract Unix sockets;
-// the uid, gid and pid of a Unix peer; Unacked.
+// It is developed and tested on Linux (amd64 and 386). For the others it is built
+// and was not tested. What they have:
 //
-// The package also builds for macOS, the BSDs, Windows, Android and iOS, where
-// it was not tested. Abstract Unix sockets exist on Linux and Android alone. The
-// credentials of a Unix peer are known on Linux, Android, macOS, iOS and FreeBSD;
-// elsewhere a [Rule] that needs them denies. Unacked is known on the same
-// systems: for TCP, and for Unix sockets when it is 0. On Windows a FileMode is
-// refused, and the socket file of a server that has crashed has to be removed by
-// hand.
+//	                             Linux,   macOS,            NetBSD,
+//	                             Android  iOS      FreeBSD  OpenBSD  Windows
+//	direct system calls          yes      yes      yes      yes      -
+//	abstract Unix sockets        yes      -        -        -        -
+//	uid, gid of a Unix peer      yes      yes      yes      -        -
+//	its process id               yes      yes      -        -        -
+//	FileMode                     yes      yes      yes      yes      -
+//	dead socket files replaced   yes      yes      yes      yes      -
+//	ReusePort                    yes      (1)      yes      (1)      -
+//	Report.Unacked of TCP        yes      yes      yes      -        -
+//	  of Unix sockets            if 0     -        -        -        -
+//	what came before a reset     yes      (2)      (2)      (2)      (2)
+//
+//	(1) the port is shared, but nothing says who gets a connection
+//	(2) what had not been read when the reset came may be lost
+//
+// Where there are no direct system calls, package net's are used, which cost
+// more. Nothing else that is lacking is passed over in silence: to ask for it is
+// an error that matches errors.ErrUnsupported, a [Rule] that needs credentials
+// denies, and Unacked is -1. Where dead socket files are not replaced, they have
+// to be removed by hand.
 //
 // # Not built yet
 //

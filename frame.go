@@ -186,6 +186,9 @@ type decoder struct {
 	rest []byte // between park and move: what was chunk[r:w]
 }
 
+// buffered reports that something was received and not yet cut.
+func (d *decoder) buffered() bool { return d.w > d.r }
+
 // need is the least size of the chunk for the next move.
 func (d *decoder) need() int { return max(minChunk, d.want, len(d.rest)+1, d.w-d.r+1) }
 

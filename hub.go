@@ -24,6 +24,7 @@ import (
 	"github.com/sockhub/sockhub/internal/watch"
 )
 
+// Why a client cannot be reached, or a peer not be taken.
 var (
 	// ErrUnknownID: no client has this ID, or none any more.
 	ErrUnknownID = errors.New("sockhub: unknown client ID")
@@ -221,7 +222,7 @@ type Budget struct {
 
 // NewBudget makes a Budget. The limits, in bytes, are those of
 // Options.InboundLimit, OutboundLimit and MemoryLimit: 0 means the default,
-// less than 0 none.
+// less than 0 none. Any number of hubs may use it at once.
 func NewBudget(inbound, outbound, total int64) *Budget {
 	b := &Budget{
 		inLimit:  or(inbound, DefaultInboundLimit),
@@ -337,7 +338,7 @@ func (h *Hub) Broadcast(to iter.Seq[*Conn], msg []byte) (n int, err error) {
 	return n, nil
 }
 
-// Conn returns the current connection of a client.
+// Conn returns the current connection of a client, and whether there is one.
 func (h *Hub) Conn(id ID) (*Conn, bool) {
 	if cl := h.table.Get(uint64(id)); cl != nil {
 		if c := cl.conn.Load(); c != nil {
@@ -555,7 +556,7 @@ func (h *Hub) drain(ctx context.Context) error {
 // ---- clients and names ----
 
 // Lookup returns the ID of the client with this name: an expected one, or an
-// unexpected one that is connected.
+// unexpected one that is connected. It also returns whether there is one.
 func (h *Hub) Lookup(name string) (ID, bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -912,7 +913,9 @@ func (h *Hub) count(c *Conn, err error) {
 
 // Batch is what happened on a hub's connections since the batch before. Its
 // fields stand in the order in which to handle them. It concerns at most one
-// connection of any ID.
+// connection of any ID, and may be empty. It belongs to whoever received it: the
+// hub does not touch its slices any more, and what is in the messages is the
+// receiver's too, with ReuseBuffers until Release.
 type Batch struct {
 	Connected    []*Conn         // expected and dialed clients that connected
 	Unknown      []*Conn         // other clients that connected: anonymous, or with a name nobody registered

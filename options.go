@@ -151,10 +151,25 @@ type ListenOptions struct {
 	// not looked at in what Classify returns. Default: nobody is a proxy.
 	ProxyFrom []netip.Prefix
 
+	// ReusePort lets several processes, or hubs, listen on the same TCP port,
+	// if all of them ask for it. Linux and FreeBSD spread new connections over
+	// them. Where the system has no safe way, and on Unix sockets, Listen
+	// fails with errors.ErrUnsupported.
+	ReusePort bool
+
+	// FileMode is the mode of a Unix socket file, in force before anybody can
+	// connect. Default 0600: its owner alone. While the listener lives, an
+	// empty file with .lock after its name lies beside it and says that it is
+	// not dead.
+	FileMode fs.FileMode
+
+	// HalfOpen keeps the connection of a peer that has finished sending until
+	// the user calls Conn.Finish. Without it the connection ends when the
+	// batch with its Ended was taken and what had been sent until then is
+	// written.
+	HalfOpen bool
+
 	Tag          string            // told to rules as Peer.Tag, so that they can tell listeners apart
-	ReusePort    bool              // several processes may Listen on the same TCP port, if all ask for it; Linux and FreeBSD spread new connections. Where the system has no safe way, and on Unix sockets: errors.ErrUnsupported
-	FileMode     fs.FileMode       // of a Unix socket file, in force before it can be connected to. Default 0600
-	HalfOpen     bool              // a peer that finished sending is not finished by us: the user calls Conn.Finish
 	ReuseBuffers bool              // as Options.ReuseBuffers; either one turns it on
 	Config       *net.ListenConfig // socket options of the user's own
 
@@ -189,7 +204,8 @@ type ClientOptions struct {
 
 // Backoff says how long to wait before dialing again: Min after the first
 // failure, Factor times as long after each further one, Max at most, each
-// wait varied at random by ± Jitter of itself.
+// wait varied at random by ± Jitter of itself. A connection that was made
+// starts it anew.
 type Backoff struct {
 	Min    time.Duration // default 100 ms
 	Max    time.Duration // default 30 s
@@ -200,6 +216,8 @@ type Backoff struct {
 // Mode is what a connection speaks.
 type Mode int
 
+// The values of Mode. Zero means the default: Named, and on packet networks
+// Anonymous.
 const (
 	Named     Mode = iota + 1 // the dialing side gives its name first
 	Anonymous                 // messages, no handshake

@@ -15,6 +15,7 @@ import (
 	"github.com/sockhub/sockhub/internal/transport"
 )
 
+// Why a message was not accepted, or a peer given up.
 var (
 	// ErrBackpressure: the queue is full, and the call may not wait.
 	ErrBackpressure = errors.New("sockhub: output queue is full")
@@ -880,16 +881,16 @@ func (c *Conn) writeTurn(v *vec) (park bool) {
 func (c *Conn) writeNow() (drained bool) {
 	o := &c.out
 	c.mu.Lock()
-	defer func() {
-		drained, o.drained = o.drained, false
-		c.mu.Unlock()
-	}()
-	if o.writing || o.frozen || o.idle() {
-		return
+	if !c.reply.side.Empty() && !c.reply.active {
+		c.reply.acceptLocked()
 	}
-	o.writing, o.inline = true, true
-	c.tryLocked()
-	return
+	if !o.writing && !o.frozen && !o.idle() {
+		o.writing, o.inline = true, true
+		c.tryLocked()
+	}
+	drained, o.drained = o.drained, false
+	c.mu.Unlock()
+	return drained
 }
 
 // tryLocked is one attempt to write what is queued, made by the holder of the
@@ -897,7 +898,13 @@ func (c *Conn) writeNow() (drained bool) {
 // left. It gives mu up while it writes.
 func (c *Conn) tryLocked() {
 	o := &c.out
-	v := vecs.Get().(*vec)
+	inTurn := o.inline && c.work != nil
+	var v *vec
+	if inTurn {
+		v = &c.work.vec
+	} else {
+		v = vecs.Get().(*vec)
+	}
 	if o.w.Empty() {
 		o.takeLocked()
 	}
@@ -907,8 +914,17 @@ func (c *Conn) tryLocked() {
 		size += len(s)
 	}
 	if size > 0 {
+		var (
+			n   int
+			ok  bool
+			err error
+		)
 		c.mu.Unlock()
-		n, ok, err := c.t.WriteNow(slices)
+		if inTurn {
+			n, ok, err = c.t.WriteInTurn(slices)
+		} else {
+			n, ok, err = c.t.WriteNow(slices)
+		}
 		if err != nil {
 			err = c.opError("write", err)
 		}
@@ -918,7 +934,9 @@ func (c *Conn) tryLocked() {
 		}
 	}
 	clear(v.slices[:len(slices)])
-	vecs.Put(v)
+	if !inTurn {
+		vecs.Put(v)
+	}
 	if o.handled && !o.frozen && o.drainedDue() {
 		o.flushed, o.waited, o.notify, o.drained = false, false, false, true
 	}
@@ -1129,7 +1147,8 @@ type leftover struct {
 
 // Unsent yields the messages that were accepted and of which nothing was
 // written, in order. They are the caller's for good. It may be called again,
-// also concurrently.
+// also concurrently. Messages of SendFrom are counted as unsent and not yielded:
+// they were never in memory as a whole.
 func (r Report) Unsent() iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
 		if r.left == nil {
@@ -1148,7 +1167,8 @@ func (r Report) Unsent() iter.Seq[[]byte] {
 	}
 }
 
-// CutMessage is the message that was partly written; nil if there is none.
+// CutMessage is the message that was partly written, and the caller's for good.
+// It is nil if there is none, or if it was one of SendFrom.
 func (r Report) CutMessage() []byte {
 	if r.left == nil {
 		return nil

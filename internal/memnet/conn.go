@@ -126,6 +126,9 @@ func (c *conn) TryWritev(v [][]byte) (n int, err error) {
 	return (*End)(c).sendLocked(v)
 }
 
+// WriteInTurn implements transport.Conn.
+func (c *conn) WriteInTurn(v [][]byte) (n int, ok bool, err error) { return c.WriteNow(v) }
+
 // WriteNow implements transport.Conn.
 func (c *conn) WriteNow(v [][]byte) (n int, ok bool, err error) {
 	c.p.mu.Lock()

@@ -409,6 +409,9 @@ func (c *blocking) write(p []byte) (n int, ok bool, err error) {
 // WriteNow implements Conn.
 func (c *blocking) WriteNow(v [][]byte) (n int, ok bool, err error) { return 0, false, nil }
 
+// WriteInTurn implements Conn.
+func (c *blocking) WriteInTurn(v [][]byte) (n int, ok bool, err error) { return 0, false, nil }
+
 // Kick implements Conn.
 func (c *blocking) Kick(side Side) {
 	c.mu.Lock()

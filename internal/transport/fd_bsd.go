@@ -21,9 +21,9 @@ const endedEvents = 0
 func enableInq(fd int) error { return errors.ErrUnsupported }
 
 // receive takes what there is, up to len(p) bytes, without waiting. The socket
-// is non-blocking, as all of package net are. It ignores inq and raw: these
+// is non-blocking, as all of package net are. It ignores raw: these
 // systems are entered through libc, and always tell the scheduler.
-func receive(fd int, p []byte, inq, raw bool) (n int, drained bool, errno unix.Errno) {
+func receive(fd int, p []byte, raw bool) (n int, drained bool, errno unix.Errno) {
 	for {
 		n, err := unix.Read(fd, p)
 		switch err := err.(type) {
@@ -124,4 +124,9 @@ func (c *fdConn) unackedLocked(fd int) (n int, ok bool) {
 	// These systems count the bytes of the send buffer, where a FIN is none.
 	n, err := sendQueue(fd)
 	return n, err == nil
+}
+
+// receiveInq is never called: enableInq fails.
+func receiveInq(fd int, p []byte, raw bool) (n int, drained bool, errno unix.Errno) {
+	return receive(fd, p, raw)
 }

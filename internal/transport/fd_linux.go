@@ -23,17 +23,14 @@ func enableInq(fd int) error {
 	return unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_INQ, 1)
 }
 
-// receive takes what there is, up to len(p) bytes, without waiting. inq says
-// that enableInq has succeeded on fd, raw that the call may keep its P.
+// receive takes what there is, up to len(p) bytes, without waiting. raw says that
+// the call may keep its P.
 //
 // The system calls are made directly rather than through the functions of
 // x/sys, which allocate an address or an error per call. Their structures are
 // on the stack: the pointers are converted in the call's own argument list,
 // and a stack does not move during a system call.
-func receive(fd int, p []byte, inq, raw bool) (n int, drained bool, errno unix.Errno) {
-	if inq {
-		return receiveInq(fd, p, raw)
-	}
+func receive(fd int, p []byte, raw bool) (n int, drained bool, errno unix.Errno) {
 	for {
 		var r uintptr
 		if raw {
@@ -53,10 +50,11 @@ func receive(fd int, p []byte, inq, raw bool) (n int, drained bool, errno unix.E
 }
 
 // inqSpace is room for the control message that tells what is left, and for a
-// few that somebody else may have asked the socket for, such as time stamps.
-// Its element type aligns it as the kernel does.
-type inqSpace [12]uint64
+// time stamp if somebody asked the socket for those. Its element type aligns it
+// as the kernel does.
+type inqSpace [7]uint64
 
+// receiveInq is receive on a socket on which enableInq has succeeded.
 func receiveInq(fd int, p []byte, raw bool) (n int, drained bool, errno unix.Errno) {
 	var space inqSpace
 	iov := unix.Iovec{Base: unsafe.SliceData(p)}
@@ -112,7 +110,34 @@ var vectors = sync.Pool{New: func() any { return new([iovMax]unix.Iovec) }}
 // send sends v as far as the socket takes it without waiting. raw says that a
 // small transfer may keep its P.
 func send(fd int, v [][]byte, raw bool) (n int, err error) {
-	// Most sends are of one or a few slices.
+	if raw && len(v) == 1 && len(v[0]) <= rawLimit {
+		return sendOne(fd, v[0]) // most are
+	}
+	return sendMany(fd, v, raw)
+}
+
+// sendOne sends one slice by sendto, which spares the kernel the copying and
+// checking of a header and a vector, and us the memory for them: with many
+// connections each one's stack is out of the caches.
+func sendOne(fd int, p []byte) (n int, err error) {
+	for {
+		r, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), sendFlags, 0, 0)
+		switch errno {
+		case 0:
+			return int(r), nil
+		case unix.EAGAIN:
+			return 0, nil
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
+	}
+}
+
+const sendFlags = unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL
+
+func sendMany(fd int, v [][]byte, raw bool) (n int, err error) {
+	// Most of these are of a few slices.
 	var few [8]unix.Iovec
 	if len(v) <= len(few) {
 		return sendVector(fd, v, few[:], raw)
@@ -163,26 +188,16 @@ func sendVector(fd int, v [][]byte, room []unix.Iovec, raw bool) (n int, err err
 	}
 }
 
-// sendmsg sends a vector. One slice goes by sendto, which spares the kernel the
-// copying and checking of a header and a vector.
+// sendmsg sends a vector.
 func sendmsg(fd int, vector []unix.Iovec, raw bool) (n int, errno unix.Errno) {
-	const flags = unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL
-	if raw && len(vector) == 1 {
-		for {
-			r, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(vector[0].Base)), uintptr(vector[0].Len), flags, 0, 0)
-			if errno != unix.EINTR {
-				return max(0, int(r)), errno
-			}
-		}
-	}
 	hdr := unix.Msghdr{Iov: unsafe.SliceData(vector)}
 	hdr.SetIovlen(len(vector))
 	for {
 		var r uintptr
 		if raw {
-			r, _, errno = unix.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&hdr)), flags)
+			r, _, errno = unix.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&hdr)), sendFlags)
 		} else {
-			r, _, errno = unix.Syscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&hdr)), flags)
+			r, _, errno = unix.Syscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&hdr)), sendFlags)
 		}
 		runtime.KeepAlive(vector)
 		if errno == 0 {

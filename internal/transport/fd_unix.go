@@ -220,7 +220,12 @@ func (c *fdConn) TryRead(p []byte) (n int, drained bool, err error) {
 	fd := int(c.rfd)
 	// While the connection's own writer goroutine is about, its P is needed.
 	raw := len(p) <= rawLimit && c.wfd.Load() < 0
-	n, drained, errno := receive(fd, p, c.inq, raw)
+	var errno unix.Errno
+	if c.inq {
+		n, drained, errno = receiveInq(fd, p, raw) // from here, for the sake of the stack
+	} else {
+		n, drained, errno = receive(fd, p, raw)
+	}
 	switch {
 	case errno == 0 && n > 0:
 		if raceReceived != nil {
@@ -328,9 +333,23 @@ func (c *fdConn) WriteNow(v [][]byte) (n int, ok bool, err error) {
 	return n, true, err
 }
 
-// Pending implements Conn.
+// WriteInTurn implements Conn. The callback that runs keeps its descriptor open,
+// so that a call of Control is spared.
+func (c *fdConn) WriteInTurn(v [][]byte) (n int, ok bool, err error) {
+	if c.rfd < 0 {
+		return c.WriteNow(v)
+	}
+	if raceSending != nil {
+		raceSending(v)
+	}
+	n, err = send(int(c.rfd), v, true)
+	return n, true, err
+}
+
+// WritesWhole implements Conn.
 func (c *fdConn) WritesWhole() bool { return false }
 
+// Pending implements Conn.
 func (c *fdConn) Pending() bool { return c.quickPoll(pendingEvents) }
 
 // Ended implements Conn.

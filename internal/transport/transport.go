@@ -66,6 +66,10 @@ type Conn interface {
 	// was written, where the transport cannot write without waiting.
 	WriteNow(v [][]byte) (n int, ok bool, err error)
 
+	// WriteInTurn is WriteNow for the goroutine that is in Read, whether in
+	// its turn, where it may cost less, or not.
+	WriteInTurn(v [][]byte) (n int, ok bool, err error)
+
 	// Kick makes a running Read or Write (side) return ErrKicked, when its
 	// turn has returned, or else the next one. Kicks before that coalesce.
 	// A Read that returns ErrKicked has consumed the kick before: a Kick

@@ -45,7 +45,7 @@ const victimName = "victim"
 // was as it should be.
 func runDemoOn(ctx context.Context, s size, stdout, stderr io.Writer) bool {
 	start, before := time.Now(), holding()
-	d := &demo{size: s, progress: newProgress(stdout), out: stdout, err: &shared{w: stderr}, legs: make(map[[2]string]*leg)}
+	d := &demo{size: s, progress: newProgress(stderr), out: stdout, err: &shared{w: stderr}, legs: make(map[[2]string]*leg)}
 	err := d.run(ctx)
 	if ctx.Err() != nil {
 		err = context.Cause(ctx) // whatever followed from it

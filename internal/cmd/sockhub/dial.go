@@ -1,0 +1,254 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/sockhub/sockhub"
+)
+
+var dialCommand = &command{
+	name:     "dial",
+	operands: " endpoint [file...]",
+	about: `It connects, sends each line of the files, or of standard input, as a message, and
+prints each message that comes on a line. After the last line it tells the other
+side that nothing more will come, and goes on printing until that one has
+finished too. A dash stands for standard input.
+
+It is anonymous unless it is given a name.
+
+` + endpointHelp,
+	examples: `  echo hello | sockhub dial tcp://127.0.0.1:7000
+  sockhub dial -name alice unix:///tmp/hub.sock           # type lines
+  sockhub dial -no-stdin unix:@ticks                      # only listen
+  sockhub dial -whole tcp://127.0.0.1:7000 one.jpg two.jpg
+  printf 'HEAD / HTTP/1.0\r\n\r\n' | sockhub dial -raw tls+tcp://example.org:443
+  sockhub dial -ca cert.pem tls+tcp://127.0.0.1:7000
+  sockhub dial -json tcp://127.0.0.1:7000 lines.txt | jq .
+`,
+	prepare: func(flags *flag.FlagSet) func(context.Context, streams, []string) error {
+		d := &dialing{gone: make(chan sockhub.Disconnection, 1)}
+		flags.StringVar(&d.name, "name", "", "give this `name` first; the other side has to take it")
+		flags.BoolVar(&d.raw, "raw", false, "send and print bytes as they come, not messages")
+		flags.BoolVar(&d.whole, "whole", false, "send each file as one message")
+		flags.BoolVar(&d.noStdin, "no-stdin", false, "send nothing, and print until the other side finishes")
+		flags.DurationVar(&d.timeout, "timeout", sockhub.DefaultDialTimeout, "how long connecting may take, a `duration`; negative: for ever")
+		flags.DurationVar(&d.patience, "wait", 0, "how long to wait for the other side after the last line, a `duration` (default: until it has finished; 1s for datagrams)")
+		flags.DurationVar(&d.writeTimeout, "write-timeout", sockhub.DefaultWriteTimeout, "fail when the other side takes nothing for this `duration`; negative: never")
+		d.print.define(flags, "data")
+		d.speech.define(flags)
+		d.tls.defineClient(flags)
+		return d.run
+	},
+}
+
+// dialing is one run of the dial command.
+type dialing struct {
+	name                            string
+	whole, noStdin                  bool
+	timeout, patience, writeTimeout time.Duration
+	print                           printer
+	speech
+	tls tlsFlags
+
+	// Immutable once it is connected.
+	awaited     bool // the other side's end does not end ours: there is input to send
+	interactive bool // somebody types the input
+
+	gone chan sockhub.Disconnection // capacity 1; sent to by the Handler
+
+	mu    sync.Mutex
+	ended bool // the other side has finished
+	sent  bool // the input has been sent to its end
+}
+
+func (d *dialing) run(ctx context.Context, s streams, operands []string) error {
+	if len(operands) == 0 {
+		_, err := endpoints(nil)
+		return err
+	}
+	at, files := operands[0], operands[1:]
+	e, err := parseEndpoint(at)
+	if err != nil {
+		return err
+	}
+	switch {
+	case d.noStdin && len(files) > 0:
+		return usagef("-no-stdin sends nothing, and there are files to send")
+	case d.raw && d.whole:
+		return usagef("-raw has no messages, and -whole is about messages")
+	}
+	o := &sockhub.DialOptions{Name: d.name, Timeout: d.timeout, ReuseBuffers: true}
+	if o.Framing, o.Mode, err = d.resolve(d.name != ""); err != nil {
+		return err
+	}
+	if o.TLS, err = d.tls.client(e); err != nil {
+		return err
+	}
+	d.interactive = len(files) == 0 && isTerminal(s.in)
+	d.awaited = !d.noStdin && !d.interactive
+	o.HalfOpen = d.awaited
+	o.Handler = func(c *sockhub.Conn) sockhub.Handler {
+		d.print.connected(c)
+		return dialingPeer{d}
+	}
+	hubOptions := sockhub.Options{WriteTimeout: d.writeTimeout}
+	d.speech.limit(&hubOptions)
+	hub, err := sockhub.New(context.Background(), &hubOptions)
+	if err != nil {
+		return err
+	}
+	defer hub.Close()
+	if err := d.print.open(s); err != nil {
+		return err
+	}
+	conn, err := hub.Dial(ctx, e.network, e.address, o)
+	if err == nil {
+		err = d.talk(ctx, conn, e, s.in, files)
+	}
+	hub.Close() // nothing is printed after it
+	return errors.Join(err, d.print.out.close())
+}
+
+// talk sends the input and waits for the end.
+func (d *dialing) talk(ctx context.Context, conn *sockhub.Conn, e endpoint, stdin io.Reader, files []string) error {
+	done := make(chan error, 1)
+	if !d.noStdin {
+		go func() { done <- d.send(conn, stdin, files) }() // a Read of the terminal lasts as long as it likes
+	}
+	if e.packets() && d.patience == 0 {
+		d.patience = time.Second
+	}
+	var enough <-chan time.Time
+	for {
+		select {
+		case err := <-done:
+			if errors.Is(err, errGone) {
+				continue // how the connection has ended says more
+			}
+			if err != nil {
+				conn.Close()
+				return err
+			}
+			d.finish(conn)
+			if d.patience > 0 {
+				enough = time.After(d.patience)
+			}
+		case <-enough:
+			conn.Finish()
+		case end := <-d.gone:
+			return d.verdict(end)
+		case <-d.print.out.failed:
+			return nil // its close says why
+		case <-ctx.Done():
+			return d.interrupted(conn)
+		}
+	}
+}
+
+// errGone is the result of sending on a connection that has ended.
+var errGone = errors.New("the connection has ended")
+
+// sent turns the error of a Send into ours.
+func sent(conn *sockhub.Conn, err error) error {
+	if err != nil && (conn.Context().Err() != nil || errors.Is(err, sockhub.ErrNotConnected) || errors.Is(err, sockhub.ErrClosed)) {
+		return errGone
+	}
+	return err
+}
+
+// send sends the input until its end.
+func (d *dialing) send(conn *sockhub.Conn, stdin io.Reader, files []string) error {
+	in := newInput(d.print.separator(), d.raw, int64(d.maxMessage))
+	return eachFile(stdin, files, func(r io.Reader) error {
+		if d.whole {
+			return sendWhole(conn, r)
+		}
+		return in.split(r, func(msg []byte) error { return sent(conn, conn.Send(conn.Context(), msg)) })
+	})
+}
+
+// sendWhole sends all that is in r as one message: a file of any size, what has
+// no size only as far as it fits into memory.
+func sendWhole(conn *sockhub.Conn, r io.Reader) error {
+	if f, ok := r.(*os.File); ok {
+		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+			return sent(conn, conn.SendFrom(conn.Context(), uint64(info.Size()), f))
+		}
+	}
+	msg, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	return sent(conn, conn.Send(conn.Context(), msg))
+}
+
+// finish is called when the input has been sent.
+func (d *dialing) finish(conn *sockhub.Conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.sent = true
+	if d.ended {
+		conn.Finish()
+	} else {
+		conn.CloseWrite()
+	}
+}
+
+// verdict is about how the connection has ended.
+func (d *dialing) verdict(end sockhub.Disconnection) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch r := end.Report; {
+	case !clean(end.Err):
+		return end.Err
+	case r.WrittenMessages < r.AcceptedMessages:
+		return fmt.Errorf("the other side has closed the connection: %s of %s messages were not written",
+			grouped(r.AcceptedMessages-r.WrittenMessages), grouped(r.AcceptedMessages))
+	case d.awaited && !d.sent:
+		return errors.New("the other side has closed the connection before everything was sent")
+	}
+	return nil
+}
+
+// interrupted ends the connection after what was typed so far. Input from
+// elsewhere is not all sent then, which is a failure.
+func (d *dialing) interrupted(conn *sockhub.Conn) error {
+	conn.Finish()
+	select {
+	case end := <-d.gone:
+		return d.verdict(end)
+	case <-time.After(2 * time.Second):
+		return errors.New("interrupted")
+	}
+}
+
+// dialingPeer is the Handler of the connection.
+type dialingPeer struct{ *dialing }
+
+func (d dialingPeer) Message(r *sockhub.Reply, msg []byte) {
+	d.print.message(r.Conn(), msg, d.raw)
+}
+
+func (d dialingPeer) Drained(*sockhub.Reply) {}
+
+func (d dialingPeer) Ended(r *sockhub.Reply) {
+	d.print.ended(r.Conn())
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ended = true
+	if d.sent {
+		r.Finish()
+	}
+}
+
+func (d dialingPeer) Disconnected(end sockhub.Disconnection) {
+	d.print.disconnected(end)
+	d.gone <- end
+}

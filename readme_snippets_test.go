@@ -1,0 +1,283 @@
+package sockhub_test
+
+// The functions in the first part of this file are the snippets of README.md,
+// word for word; those in the second part run them.
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/sockhub/sockhub"
+)
+
+// guard listens for this machine and one subnet, and on a Unix socket. The name
+// backup is for a process of our own user alone.
+func guard(ctx context.Context, hub *sockhub.Hub, address, socket string) (backup sockhub.ID, err error) {
+	lan := netip.MustParsePrefix("10.1.0.0/16")
+	if _, err := hub.Listen(ctx, "tcp", address, &sockhub.ListenOptions{
+		Admit: sockhub.Any(sockhub.Loopback(), sockhub.CIDR(lan)),
+	}); err != nil {
+		return 0, err
+	}
+	if _, err := hub.Listen(ctx, "unix", socket, nil); err != nil {
+		return 0, err
+	}
+	return hub.Expect("backup", &sockhub.ClientOptions{
+		Admit: sockhub.UID(uint32(os.Getuid())), // so on the Unix socket
+	})
+}
+
+// upper answers messages on the goroutine that reads its connection.
+type upper struct{ sockhub.BaseHandler }
+
+func (upper) Message(r *sockhub.Reply, msg []byte) {
+	if err := r.Send(bytes.ToUpper(msg)); err != nil {
+		r.Close() // it leaves its answers unread
+	}
+}
+
+func serveUpper(ctx context.Context, hub *sockhub.Hub, address string) (*sockhub.Listener, error) {
+	return hub.Listen(ctx, "tcp", address, &sockhub.ListenOptions{
+		Handler:      func(*sockhub.Conn) sockhub.Handler { return upper{} },
+		ReuseBuffers: true, // msg is lent until Message returns
+	})
+}
+
+// serveTLS lets in who has a certificate for worker.example that one of our
+// authorities has signed.
+func serveTLS(ctx context.Context, hub *sockhub.Hub, address string, cert tls.Certificate, ours *x509.CertPool) (*sockhub.Listener, error) {
+	return hub.Listen(ctx, "tcp", address, &sockhub.ListenOptions{
+		TLS: &tls.Config{
+			Certificates: []tls.Certificate{cert},
+			ClientCAs:    ours,
+			ClientAuth:   tls.RequireAndVerifyClientCert,
+		},
+		Admit: sockhub.TLSName("worker.example"),
+	})
+}
+
+// sendFile sends a file of any size as one message. 256 KiB of it are in memory
+// at most.
+func sendFile(ctx context.Context, c *sockhub.Conn, name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return c.SendFrom(ctx, uint64(info.Size()), f)
+}
+
+// store is the Handler of a listener with StreamOver set: it writes messages
+// above that to files, while they come.
+type store struct {
+	sockhub.BaseHandler
+	dir string
+}
+
+func (s store) Stream(r *sockhub.Reply, m *sockhub.Stream) {
+	f, err := os.CreateTemp(s.dir, "message-")
+	if err == nil {
+		_, err = io.Copy(f, m)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		r.Close()
+		return
+	}
+	r.Send(fmt.Appendf(nil, "%d bytes stored", m.Size()))
+}
+
+// share listens on a port on which other processes listen too, if all of them
+// ask for it.
+func share(ctx context.Context, hub *sockhub.Hub, address string) (*sockhub.Listener, error) {
+	return hub.Listen(ctx, "tcp", address, &sockhub.ListenOptions{ReusePort: true})
+}
+
+// serve echoes until the process is interrupted. What peers had sent until then
+// is answered, and every answer is written, if they take it within 5 seconds.
+func serve(ctx context.Context, hub *sockhub.Hub) error {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt)
+	done := make(chan error, 1)
+	context.AfterFunc(ctx, func() {
+		patience, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		done <- hub.Shutdown(patience)
+	})
+	for b := range hub.Events() { // until everything has ended
+		for c, msg := range b.Messages() {
+			if err := c.TrySend(msg); err != nil {
+				c.Close()
+			}
+		}
+	}
+	stop()
+	return <-done
+}
+
+// ---- what runs them ----
+
+// readmeHub is a hub for a snippet.
+func readmeHub(t *testing.T) *sockhub.Hub {
+	t.Helper()
+	hub, err := sockhub.New(context.Background(), &sockhub.Options{Name: "alice"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { hub.Close() })
+	return hub
+}
+
+// readmeDial dials, and fails the test if that fails.
+func readmeDial(t *testing.T, hub *sockhub.Hub, l *sockhub.Listener, o *sockhub.DialOptions) *sockhub.Conn {
+	t.Helper()
+	c, err := hub.Dial(soon(t), l.Addr().Network(), l.Addr().String(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestReadmeNames(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("credentials are not known everywhere")
+	}
+	hub, client := readmeHub(t), readmeHub(t)
+	_, socket := address(t, "unix")
+	probe, err := net.Listen("tcp", "127.0.0.1:0") // its port, since guard does not tell
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := probe.Addr().String()
+	probe.Close()
+	backup, err := guard(soon(t), hub, at, socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asBackup := &sockhub.DialOptions{Name: "backup"}
+	if _, err := client.Dial(soon(t), "tcp", at, asBackup); !errors.Is(err, sockhub.ErrRefused) {
+		t.Errorf("over TCP: %v", err)
+	}
+	if _, err := client.Dial(soon(t), "tcp", at, nil); err != nil {
+		t.Errorf("another name over TCP: %v", err)
+	}
+	if err := hub.TrySend(backup, nil); !errors.Is(err, sockhub.ErrNotConnected) {
+		t.Errorf("sent to nobody: %v", err)
+	}
+	if _, err := client.Dial(soon(t), "unix", socket, asBackup); err != nil {
+		t.Errorf("over the Unix socket: %v", err)
+	}
+	if err := hub.TrySend(backup, []byte("start")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestReadmeHandler(t *testing.T) {
+	hub, client := readmeHub(t), readmeHub(t)
+	l, err := serveUpper(soon(t), hub, "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	readmeDial(t, client, l, nil).TrySend([]byte("hello"))
+	if msg, err := receive(client); string(msg) != "HELLO" {
+		t.Errorf("%q, %v", msg, err)
+	}
+}
+
+func TestReadmeTLS(t *testing.T) {
+	hub, client := readmeHub(t), readmeHub(t)
+	ca := newAuthority(t)
+	l, err := serveTLS(soon(t), hub, "127.0.0.1:0", ca.certify(t, "127.0.0.1"), ca.pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"worker.example", "other.example"} {
+		_, err := client.Dial(soon(t), "tcp", l.Addr().String(), &sockhub.DialOptions{Name: name, TLS: &tls.Config{
+			RootCAs: ca.pool, ServerName: "127.0.0.1", Certificates: []tls.Certificate{ca.certify(t, name)},
+		}})
+		if (err == nil) != (name == "worker.example") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestReadmeLargeMessages(t *testing.T) {
+	dir, size := t.TempDir(), 3<<20
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, body(1, 0, size), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	hub, client := readmeHub(t), readmeHub(t)
+	l, err := hub.Listen(soon(t), "tcp", "127.0.0.1:0", &sockhub.ListenOptions{
+		StreamOver: 1 << 20,
+		Handler:    func(*sockhub.Conn) sockhub.Handler { return store{dir: dir} },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sendFile(soon(t), readmeDial(t, client, l, nil), file); err != nil {
+		t.Fatal(err)
+	}
+	if msg, err := receive(client); string(msg) != fmt.Sprint(size, " bytes stored") {
+		t.Fatalf("%q, %v", msg, err)
+	}
+	names, _ := filepath.Glob(filepath.Join(dir, "message-*"))
+	if len(names) != 1 {
+		t.Fatalf("stored: %q", names)
+	}
+	if stored, err := os.ReadFile(names[0]); !bytes.Equal(stored, body(1, 0, size)) {
+		t.Errorf("stored are %d bytes, %v", len(stored), err)
+	}
+}
+
+func TestReadmeSharedPort(t *testing.T) {
+	one, two := readmeHub(t), readmeHub(t)
+	l, err := share(soon(t), one, "127.0.0.1:0")
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := share(soon(t), two, l.Addr().String()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestReadmeShutdown(t *testing.T) {
+	hub, client := readmeHub(t), readmeHub(t)
+	l, err := hub.Listen(soon(t), "tcp", "127.0.0.1:0", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, interrupt := context.WithCancel(t.Context())
+	served := make(chan error)
+	go func() { served <- serve(ctx, hub) }()
+	readmeDial(t, client, l, nil).TrySend([]byte("hello"))
+	if msg, err := receive(client); string(msg) != "hello" {
+		t.Errorf("%q, %v", msg, err)
+	}
+	interrupt()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	if _, err := receive(client); !errors.Is(err, io.EOF) {
+		t.Errorf("the client's end: %v", err)
+	}
+}
