@@ -19,6 +19,7 @@ import (
 	"github.com/sockhub/sockhub/internal/budget"
 	"github.com/sockhub/sockhub/internal/chunk"
 	"github.com/sockhub/sockhub/internal/fanin"
+	"github.com/sockhub/sockhub/internal/packet"
 	"github.com/sockhub/sockhub/internal/pending"
 	"github.com/sockhub/sockhub/internal/registry"
 	"github.com/sockhub/sockhub/internal/watch"
@@ -81,10 +82,11 @@ type Hub struct {
 	unbind    func() bool    // takes the hub off its context
 	tasks     errgroup.Group // the hub goroutine, the watch and the listeners; the connections are in live
 
-	budget *Budget
-	turn   atomic.Uint64 // counts batches taken, and turns of Handlers; see Conn.sendLocked
-	reuses atomic.Bool   // a connection was made with ReuseBuffers
-	table  registry.Table[client, *client]
+	budget  *Budget
+	turn    atomic.Uint64 // counts batches taken, and turns of Handlers; see Conn.sendLocked
+	reuses  atomic.Bool   // a connection was made with ReuseBuffers
+	packets packet.Stats  // of all sockets
+	table   registry.Table[client, *client]
 
 	// mu guards what follows. fan.mu and Conn.mu may be taken inside it.
 	mu        sync.Mutex
@@ -398,6 +400,8 @@ func (h *Hub) Stats() Stats {
 	h.fan.mu.Lock()
 	s.Paused, s.QueuedIn, s.Batches = h.fan.paused, h.fan.untaken, h.fan.made
 	h.fan.mu.Unlock()
+	s.ProtocolErrors += h.packets.Truncated.Load()
+	s.Dropped += h.packets.Dropped.Load()
 	return s
 }
 

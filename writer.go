@@ -241,8 +241,19 @@ func (c *Conn) sendLocked() {
 }
 
 func (c *Conn) checkSize(size int) error {
-	if uint64(size) > c.set.maxMessage || !expressible(c.set.framing, uint64(size)) {
+	if uint64(size) > c.set.maxMessage {
 		return fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size)
+	}
+	return c.set.check(uint64(size))
+}
+
+// check says whether a message of this size can be sent at all.
+func (s *settings) check(size uint64) error {
+	switch {
+	case !expressible(s.framing, size), s.network != "" && size > s.maxMessage:
+		return fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size)
+	case size == 0 && s.network == "unixpacket":
+		return fmt.Errorf("sockhub: an empty packet would be the end: %w", errors.ErrUnsupported)
 	}
 	return nil
 }
@@ -532,8 +543,8 @@ const (
 // the first byte was written, nothing was accepted; after that the message is cut
 // and the connection closed, with the same error as its reason.
 func (c *Conn) SendFrom(ctx context.Context, size uint64, r io.Reader) error {
-	if !expressible(c.set.framing, size) {
-		return fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size)
+	if err := c.set.check(size); err != nil {
+		return err
 	}
 	first := make([]byte, min(size, pieceSize))
 	if _, err := io.ReadFull(r, first); err != nil {
