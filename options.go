@@ -296,7 +296,7 @@ func checkPackets(options, network string, mode Mode, tls *tls.Config, framing F
 		return optionError(options+".Mode", "names on %s, where anybody can send in another's name", network)
 	case tls != nil:
 		return optionError(options+".TLS", "set on %s", network)
-	case framing != nil:
+	case plainFraming(framing) != nil: // the default is what one has without asking
 		return optionError(options+".Framing", "set on %s, where a packet is a message", network)
 	}
 	return nil
