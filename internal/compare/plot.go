@@ -34,13 +34,17 @@ func drawAll(dir string, rows []*row, reference string) error {
 		of[s] = append(of[s], r)
 	}
 	for _, s := range sheets {
-		p, err := drawing(of[s], reference)
+		draw, height := drawing, vg.Length(3+len(of[s]))
+		if s.group == groupConns || s.group == groupSizes {
+			draw, height = curves, 16
+		}
+		p, err := draw(of[s], reference)
 		if err != nil {
 			return err
 		}
 		p.Title.Text = fmt.Sprintf("%s, setup %s", s.group, s.setup)
 		file := filepath.Join(dir, strings.ToLower(s.setup)+"-"+s.group+".svg")
-		if err := p.Save(26*vg.Centimeter, vg.Length(3+len(of[s]))*vg.Centimeter, file); err != nil {
+		if err := p.Save(26*vg.Centimeter, height*vg.Centimeter, file); err != nil {
 			return err
 		}
 		fmt.Println("drawn:", file)
