@@ -112,7 +112,7 @@ func curves(rows []*row, _ string) (*plot.Plot, error) {
 	p.X.Label.Text, p.Y.Label.Text = "connections, or bytes of a message", "server CPU, µs/msg"
 	p.X.Scale, p.Y.Scale = plot.LogScale{}, plot.LogScale{}
 	p.X.Tick.Marker, p.Y.Tick.Marker = plot.LogTicks{Prec: -1}, plot.LogTicks{Prec: -1}
-	p.Legend.Top, p.Legend.Left = true, true
+	p.Legend.Top, p.Legend.Left, p.Legend.ThumbnailWidth = true, true, vg.Centimeter
 	p.Add(plotter.NewGrid())
 	for _, name := range names(rows) {
 		var xys plotter.XYs

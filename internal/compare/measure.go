@@ -145,9 +145,13 @@ func (b *bench) idle(ctx context.Context, r *record, srv *child, addr string, w 
 	if after, err = memoryNow(); err != nil {
 		return err
 	}
-	for _, n := range steps {
+	for i, n := range steps {
 		w.conns = n
-		l, e := startChild(ctx, s.load, nil, b.kit.path("load"), append(w.args(), "-addr", addr)...)
+		args := append(w.args(), "-addr", addr)
+		if i > 0 && !w.unix { // the first address's ports may be used up, with what others left in TIME_WAIT
+			args = append(args, "-from", "127.0.0.2")
+		}
+		l, e := startChild(ctx, s.load, nil, b.kit.path("load"), args...)
 		if e != nil {
 			return e
 		}

@@ -96,6 +96,10 @@ func reach(rows []*row) (least, most float64) {
 	return least, most
 }
 
+// room stands behind labels: viewers that lack the font take another, often a
+// wider one.
+const room = "       "
+
 func drawing(rows []*row, reference string) (*plot.Plot, error) {
 	p := plot.New()
 	least, most := reach(rows)
@@ -106,10 +110,11 @@ func drawing(rows []*row, reference string) (*plot.Plot, error) {
 	p.Y.Label.Text = " "                                     // keeps long workloads off the edge
 	p.Y.Min, p.Y.Max = -0.7, float64(len(rows))-0.3
 	p.Legend.Top = true
+	p.Legend.ThumbnailWidth = vg.Centimeter
 	p.Add(plotter.NewGrid())
 	ticks := make(plot.ConstantTicks, len(rows))
 	for i, r := range rows { // the first on top
-		ticks[i] = plot.Tick{Value: float64(len(rows) - 1 - i), Label: r.workload}
+		ticks[i] = plot.Tick{Value: float64(len(rows) - 1 - i), Label: r.workload + room}
 	}
 	p.Y.Tick.Marker = ticks
 	all := names(rows)

@@ -2,7 +2,7 @@
 //
 //   load -mode MODE -addr HOST:PORT|unix:PATH -pid SERVER [-conns N] [-size BYTES]
 //        [-depth N] [-count N] [-flood N] [-rate PER_SECOND]
-//        [-warm SECONDS] [-time SECONDS]
+//        [-warm SECONDS] [-time SECONDS] [-from ADDRESS]
 //
 // echo      keeps `depth` messages in flight on each connection; with -flood, N
 //           on the first, whose latencies do not count; with -rate, sends at
@@ -137,6 +137,16 @@ void stall(struct conn *c, int stalled) {
     c->stalled = stalled;
 }
 
+// come_from gives a socket an address, and no port before it is known to whom it
+// connects: so each address has all ports.
+static void come_from(int fd, const char *addr) {
+    int on = 1;
+    struct sockaddr_in a = {.sin_family = AF_INET};
+    if (inet_pton(AF_INET, addr, &a.sin_addr) != 1) fatal("address %s", addr);
+    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+    if (bind(fd, (void *)&a, sizeof a)) fatal("%s", addr);
+}
+
 static int dial(void) {
     int fd, on = 1;
     struct timeval patience = {(int)PATIENCE, 0};
@@ -154,6 +164,7 @@ static int dial(void) {
         a.sin_port = htons(port);
         if (inet_pton(AF_INET, host, &a.sin_addr) != 1) fatal("address %s", set.addr);
         fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (fd >= 0 && set.from) come_from(fd, set.from);
         if (fd < 0 || connect(fd, (void *)&a, sizeof a)) fatal("%s", set.addr);
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
         // A reset at the end: thousands of connections in TIME_WAIT would be in
@@ -281,6 +292,7 @@ int main(int argc, char **argv) {
         else if (!strcmp(argv[i], "-depth")) set.depth = strtoul(v, NULL, 10);
         else if (!strcmp(argv[i], "-count")) set.count = strtoull(v, NULL, 10);
         else if (!strcmp(argv[i], "-flood")) set.flood = strtoul(v, NULL, 10);
+        else if (!strcmp(argv[i], "-from")) set.from = v;
         else if (!strcmp(argv[i], "-rate")) set.rate = atof(v);
         else if (!strcmp(argv[i], "-warm")) set.warm = atof(v);
         else if (!strcmp(argv[i], "-time")) set.time = atof(v);

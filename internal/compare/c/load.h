@@ -22,6 +22,7 @@ struct conn {
 
 struct settings {
     const char *mode, *addr;
+    const char *from;  // NULL: wherever the system says
     size_t conns, size, depth;
     size_t flood;      // messages in flight on the first connection, if not `depth`
     double rate;       // messages a second, on all connections in turn, whether or not answers come; 0: see depth

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,6 +34,7 @@ var (
 	count = flag.Int("count", 100000, "")
 	flood = flag.Int("flood", 0, "")
 	rate  = flag.Float64("rate", 0, "")
+	from  = flag.String("from", "", "")
 	warm  = flag.Float64("warm", 0.3, "")
 	dur   = flag.Float64("time", 1, "")
 	pid   = flag.Int("pid", 0, "")
@@ -259,7 +261,14 @@ func dial(index int) (*conn, error) {
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
 		network, address = "unix", path
 	}
-	nc, err := net.Dial(network, address)
+	var d net.Dialer
+	if *from != "" {
+		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(*from)}
+		d.Control = func(_, _ string, c syscall.RawConn) error { // see come_from in c/load.c
+			return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1) })
+		}
+	}
+	nc, err := d.Dial(network, address)
 	if err != nil {
 		return nil, err
 	}
