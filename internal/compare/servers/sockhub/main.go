@@ -40,10 +40,17 @@ func main() {
 // ---- what both ways share ----
 
 // sent complains of an answer that was not sent, unless its peer has left: who
-// measures does so in the middle of everything.
+// measures does so in the middle of everything. It is inlined, since it is called
+// for every message.
 func sent(err error) {
+	if err != nil {
+		complain(err)
+	}
+}
+
+func complain(err error) {
 	gone := errors.Is(err, sockhub.ErrNotConnected) || errors.Is(err, sockhub.ErrUnknownID)
-	if err != nil && (!gone || errors.Is(err, sockhub.ErrBackpressure)) { // a Broadcast's is several
+	if !gone || errors.Is(err, sockhub.ErrBackpressure) { // a Broadcast's is several
 		server.Complain(err)
 	}
 }
