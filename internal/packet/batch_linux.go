@@ -333,6 +333,7 @@ type sending struct {
 	failed func(*session, error)
 	next   int  // item that is to be sent next
 	tried  bool // that one has failed once
+	used   int  // headers
 
 	hdrs  [writeBatch]mmsghdr
 	iovs  [writeBatch]unix.Iovec
@@ -372,10 +373,10 @@ func (f *fast) send(box *outbox, fd int, failed func(*session, error)) (done int
 	done = t.next
 	runtime.KeepAlive(box)
 	t.f, t.box, t.failed = nil, nil, nil
-	clear(t.iovs[:])
-	for i := range t.hdrs {
-		t.hdrs[i].hdr.Name = nil
+	for i := range t.used { // the pool must not keep what these point to
+		t.iovs[i].Base, t.hdrs[i].hdr.Name = nil, nil
 	}
+	t.used = 0
 	sendings.Put(t)
 	return done
 }
@@ -467,6 +468,7 @@ func (t *sending) prepare(items []item, gso bool) (n int) {
 		t.count[n] = k
 		i += k
 	}
+	t.used = max(t.used, n)
 	return n
 }
 
@@ -517,11 +519,29 @@ func run(items []item) int {
 // sendmmsg sends the prepared ones from..n. An error is that of the first of
 // them.
 func (t *sending) sendmmsg(fd, from, n int) (sent int, errno syscall.Errno) {
+	if h := &t.hdrs[from].hdr; n-from == 1 && h.Controllen == 0 {
+		return t.sendto(fd, h)
+	}
 	for {
 		r, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&t.hdrs[from])), uintptr(n-from), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 		switch errno {
 		case 0:
 			return int(r), 0
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
+	}
+}
+
+// sendto is sendmmsg of one, which spares the kernel the copying and checking of
+// headers.
+func (t *sending) sendto(fd int, h *unix.Msghdr) (sent int, errno syscall.Errno) {
+	for {
+		_, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(h.Iov.Base)), uintptr(h.Iov.Len), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, uintptr(unsafe.Pointer(h.Name)), uintptr(h.Namelen))
+		switch errno {
+		case 0:
+			return 1, 0
 		case unix.EINTR:
 		default:
 			return 0, errno

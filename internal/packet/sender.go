@@ -12,7 +12,8 @@ const (
 	outBytes = 1 << 20 // likewise, or one datagram of more
 
 	// Who sends less often than this does so alone: then waiting for others
-	// saves nothing.
+	// saves nothing. Who sends more often has a goroutine started that will
+	// send, and may have gathered many when its turn comes.
 	alone = 30 * time.Microsecond
 )
 
@@ -30,6 +31,8 @@ type sender struct {
 	box     outbox // to be sent
 	spare   outbox // the memory of the one before
 	waiting []*session
+	stalled bool          // who has the turn waits for the socket
+	swapped sync.Cond     // mu; the outbox was taken to be sent, or stalled
 	last    time.Duration // since epoch, when something was sent
 	running int           // goroutines
 	free    sync.Cond     // mu; turn is nobodys and running 0
@@ -46,7 +49,7 @@ const (
 
 func (s *sender) init(io batcher, failed func(*session, error)) {
 	s.io, s.failed, s.epoch = io, failed, time.Now()
-	s.free.L = &s.mu
+	s.free.L, s.swapped.L = &s.mu, &s.mu
 }
 
 // acquire takes the turn, unless somebody is sending: what is queued from now on
@@ -65,125 +68,162 @@ func (s *sender) acquire() bool {
 }
 
 // write queues datagrams, as many of v as there is room for, and sees to it that
-// they are sent.
+// they are sent. Where that is but a moment away, it waits for room: it takes no
+// longer than sending does.
 func (s *sender) write(x *session, v [][]byte) (n int) {
+	at := place{}
 	s.mu.Lock()
-	n = s.queueLocked(x, v)
-	many := len(s.box.items)
-	switch {
-	case many == 0, s.turn == taken:
-	case s.io.tries() && (many >= writeBatch || s.turn == nobodys && time.Since(s.epoch)-s.last > alone):
-		s.turn = taken
-		s.mu.Unlock()
-		s.flush(-1)
-		return n
-	default:
-		s.turn = due
-		if !s.started {
-			s.started = true
-			s.running++
-			go s.run()
+	defer s.mu.Unlock()
+	for {
+		m, full := s.queueLocked(x, v, &at)
+		n += m
+		many := len(s.box.items)
+		switch {
+		case many == 0:
+		case s.turn == taken:
+			if full && s.io.tries() && !s.stalled {
+				s.swapped.Wait()
+				continue
+			}
+		case s.io.tries() && (many >= writeBatch || s.turn == nobodys && time.Since(s.epoch)-s.last > alone):
+			s.turn = taken
+			s.sendLocked(noFD)
+			if full && !s.stalled {
+				continue
+			}
+		default:
+			s.startLocked()
 		}
-	}
-	s.mu.Unlock()
-	return n
-}
-
-// queueLocked copies datagrams to the outbox.
-func (s *sender) queueLocked(x *session, v [][]byte) (n int) {
-	for i, off := 0, 0; i < len(v); {
-		if off == len(v[i]) {
-			i, off = i+1, 0
-			continue
-		}
-		used, full := x.queue(&s.box, v[i][off:], v[i+1:])
 		if full {
 			s.waiting = append(s.waiting, x)
-			break
+		}
+		return n
+	}
+}
+
+// place is how far v has been queued.
+type place struct{ slice, off int }
+
+// queueLocked copies datagrams to the outbox, and reports how many bytes of v
+// that were.
+func (s *sender) queueLocked(x *session, v [][]byte, at *place) (n int, full bool) {
+	for at.slice < len(v) {
+		if at.off == len(v[at.slice]) {
+			at.slice, at.off = at.slice+1, 0
+			continue
+		}
+		used, full := x.queue(&s.box, v[at.slice][at.off:], v[at.slice+1:])
+		if full {
+			return n, true
 		}
 		n += used
-		for ; used > len(v[i])-off; i, off = i+1, 0 {
-			used -= len(v[i]) - off
-		}
-		off += used
+		at.advance(v, used)
 	}
-	return n
+	return n, false
+}
+
+// advance moves at n bytes on.
+func (at *place) advance(v [][]byte, n int) {
+	for ; n > len(v[at.slice])-at.off; at.slice, at.off = at.slice+1, 0 {
+		n -= len(v[at.slice]) - at.off
+	}
+	at.off += n
+}
+
+// startLocked gives the turn to a goroutine.
+func (s *sender) startLocked() {
+	s.turn = due
+	if !s.started {
+		s.started = true
+		s.running++
+		go s.run()
+	}
 }
 
 // run is the goroutine that sends when nobody else does. It is joined by join.
 func (s *sender) run() {
-	defer s.exit()
 	s.mu.Lock()
-	s.started = false
-	mine := s.turn == due
-	if mine {
+	defer s.exitLocked()
+	if s.started = false; s.turn == due {
 		s.turn = taken
-	}
-	s.mu.Unlock()
-	if mine {
-		s.send(wait)
+		s.sendLocked(wait)
 	}
 }
 
-// exit is the last act of a goroutine.
-func (s *sender) exit() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// exitLocked is the last act of a goroutine.
+func (s *sender) exitLocked() {
 	s.running--
 	s.free.Broadcast()
+	s.mu.Unlock()
 }
 
 // flush sends what is queued, without waiting: if the socket is full, a
 // goroutine goes on. The caller has the turn, and loses it.
-func (s *sender) flush(fd int) { s.send(fd) }
+func (s *sender) flush(fd int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sendLocked(fd)
+}
 
-// wait and noFD are what a batcher is told in place of a descriptor.
+// noFD and wait are what a batcher is told in place of a descriptor.
 const (
 	noFD = -1 // there is none at hand; do not wait
 	wait = -2 // wait for the socket to take it
 )
 
-// send sends until the outbox is empty.
-func (s *sender) send(fd int) {
-	s.mu.Lock()
-	for len(s.box.items) > 0 {
-		box := s.box
-		s.box, s.spare = s.spare, outbox{}
-		s.mu.Unlock()
-		sent := s.io.send(&box, fd, s.failed)
-		if sent < len(box.items) {
-			box.items = box.items[sent:]
-			s.mu.Lock()
-			s.running++
-			s.mu.Unlock()
-			go func() {
-				defer s.exit()
-				s.io.send(&box, wait, s.failed)
-				s.sent(&box)
-				s.send(wait)
-			}()
+// sendLocked sends until the outbox is empty. It gives mu up while it sends. Who
+// may not wait is not kept by what others go on to queue.
+func (s *sender) sendLocked(fd int) {
+	for round := 0; len(s.box.items) > 0; round++ {
+		if round == 2 && fd != wait {
+			s.startLocked()
 			return
 		}
-		s.sent(&box)
+		box := s.box
+		s.box, s.spare = s.spare, outbox{}
+		s.swapped.Broadcast()
+		s.mu.Unlock()
+		sent := s.io.send(&box, fd, s.failed)
 		s.mu.Lock()
+		if sent < len(box.items) {
+			box.items = box.items[sent:]
+			s.stalled = true
+			s.swapped.Broadcast()
+			s.running++
+			go s.finish(box)
+			return
+		}
+		s.sentLocked(&box)
 	}
 	s.turn = nobodys
 	s.last = time.Since(s.epoch)
 	s.free.Broadcast()
-	s.mu.Unlock()
 }
 
-// sent keeps the memory of what was sent, and tells who waits for room.
-func (s *sender) sent(box *outbox) {
-	box.reset()
+// finish goes on when the socket is full.
+func (s *sender) finish(box outbox) {
+	s.io.send(&box, wait, s.failed)
 	s.mu.Lock()
+	defer s.exitLocked()
+	s.stalled = false
+	s.sentLocked(&box)
+	s.sendLocked(wait)
+}
+
+// sentLocked keeps the memory of what was sent, and tells who waits for room.
+func (s *sender) sentLocked(box *outbox) {
+	box.reset()
 	s.spare = *box
 	waiting := s.waiting
 	s.waiting = nil
+	if waiting == nil {
+		return
+	}
 	s.mu.Unlock()
 	for _, x := range waiting {
 		x.writable()
 	}
+	s.mu.Lock()
 }
 
 // join waits until everything is sent, or could not be. Nothing may be queued any

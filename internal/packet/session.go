@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sockhub/sockhub/internal/transport"
@@ -21,6 +22,8 @@ type session struct {
 
 	// Guarded by socket.mu.
 	next, prev *session
+
+	ending atomic.Bool // err or hung is set
 
 	mu      sync.Mutex // nothing is locked inside it
 	changed sync.Cond  // mu; anything that Read or Write wait for
@@ -77,6 +80,9 @@ func (x *session) put(body []byte) bool {
 
 // hungUp reports whether the session is about to be closed.
 func (x *session) hungUp() bool {
+	if !x.ending.Load() {
+		return false
+	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.hung
@@ -92,6 +98,7 @@ func (x *session) fail(err error) {
 func (x *session) failLocked(err error) {
 	if x.err == nil {
 		x.err, x.news = err, true
+		x.ending.Store(true)
 		x.changed.Broadcast()
 	}
 }
@@ -192,12 +199,11 @@ func (x *session) Write(turn func() (park bool)) error {
 // TryWritev implements transport.Conn: it queues the datagrams in v. Of one that
 // v ends in the middle of it keeps the beginning.
 func (x *session) TryWritev(v [][]byte) (n int, err error) {
-	x.mu.Lock()
-	err, hung := x.err, x.hung
-	x.mu.Unlock()
 	switch {
-	case err != nil || hung:
-		return 0, err
+	case x.ending.Load():
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		return 0, x.err
 	case x.sock.io.direct():
 		return x.writeDirect(v)
 	}
@@ -208,13 +214,13 @@ func (x *session) TryWritev(v [][]byte) (n int, err error) {
 // keeps the socket from taking what is for others.
 func (x *session) writeDirect(v [][]byte) (n int, err error) {
 	var one outbox
-	for i, off := 0, 0; i < len(v); {
-		if off == len(v[i]) {
-			i, off = i+1, 0
+	for at := (place{}); at.slice < len(v); {
+		if at.off == len(v[at.slice]) {
+			at = place{slice: at.slice + 1}
 			continue
 		}
 		part := len(x.part)
-		used, _ := x.queue(&one, v[i][off:], v[i+1:])
+		used, _ := x.queue(&one, v[at.slice][at.off:], v[at.slice+1:])
 		if len(one.items) > 0 {
 			var failed error
 			sent := x.sock.io.send(&one, noFD, func(_ *session, err error) { failed = err })
@@ -233,10 +239,7 @@ func (x *session) writeDirect(v [][]byte) (n int, err error) {
 			one.reset()
 		}
 		n += used
-		for ; used > len(v[i])-off; i, off = i+1, 0 {
-			used -= len(v[i]) - off
-		}
-		off += used
+		at.advance(v, used)
 	}
 	return n, nil
 }
@@ -312,6 +315,7 @@ func (x *session) Hangup() {
 	x.mu.Lock()
 	first := !x.hung && !x.closed
 	x.hung = true
+	x.ending.Store(true)
 	x.changed.Broadcast()
 	x.mu.Unlock()
 	if first && x.sock.only == x {
@@ -325,6 +329,7 @@ func (x *session) Close() error {
 	x.mu.Lock()
 	again := x.closed
 	x.closed, x.hung = true, true
+	x.ending.Store(true)
 	x.mu.Unlock()
 	if again {
 		return nil
