@@ -29,6 +29,7 @@ const attackers = 10_000
 type attacked struct {
 	*sockhub.Hub
 	l    *sockhub.Listener
+	msgs atomic.Int64
 	gone atomic.Int64
 }
 
@@ -42,6 +43,7 @@ func (p *proof) newAttacked() *attacked {
 		for b := range hub.Events() {
 			for c, m := range b.Messages() {
 				c.TrySend(m)
+				a.msgs.Add(1)
 			}
 			a.gone.Add(int64(len(b.Disconnected)))
 		}
@@ -82,22 +84,29 @@ func halfHeaders(p *proof) {
 	p.check(cut == attackers && slowest <= 5.5, "not all were gone by 5.5 s")
 
 	// The same number of honest connections, whose own memory is measured
-	// first. Then all announce a message.
+	// first: when all have sent a message of no bytes, which is to read as much
+	// as the header that announces 60 MiB. (Their stacks are at their largest
+	// then, and the collector makes them smaller sooner or later.) Then all
+	// announce a message.
 	c = p.start(nil, "announce", a.l.Addr(), attackers)
 	c.line("CONNECTED", 60*time.Second)
 	p.until("all connections", 10*time.Second, func() bool { return a.Stats().Conns == attackers })
-	settle()
+	fmt.Fprintln(c.stdin, "go")
+	c.line("SENT", 30*time.Second)
+	p.until("all messages", 10*time.Second, func() bool { return a.msgs.Load() == attackers })
 	own := p.rss()
 	fmt.Fprintln(c.stdin, "go")
-	c.line("ANNOUNCED", 30*time.Second)
+	c.line("SENT", 30*time.Second)
 	high := int64(0)
 	for range 500 { // 5 s; FrameTimeout is 30 s
 		high = max(high, p.rss()-own)
 		time.Sleep(10 * time.Millisecond)
 	}
 	p.check(a.Stats().Conns == attackers, "%d connections are left", a.Stats().Conns)
-	p.measured("%d connections: %.1f KiB of RSS each; %d × 60 MiB announced: %+.2f MiB of RSS at most", attackers,
-		float64(own-before)/attackers/1024, attackers, float64(high)/(1<<20))
+	p.measured("%d connections: %.1f KiB of RSS each; 60 MiB announced by each: %+.2f MiB of RSS at most, for all", attackers,
+		float64(own-before)/attackers/1024, float64(high)/(1<<20))
+	settle()
+	p.measured("after a collection these connections have %.1f KiB each", float64(p.rss()-before)/attackers/1024)
 	p.check(high <= 8<<20, "announcing costs %s", mib(high))
 	p.must(c.end())
 	p.until("the end of all", 10*time.Second, func() bool { return a.gone.Load() == attackers })
@@ -117,7 +126,7 @@ func goodDuringAttack(p *proof) {
 		} else {
 			c = p.start(nil, attack, a.l.Addr(), attackers)
 			c.line("CONNECTED", 60*time.Second)
-			fmt.Fprintln(c.stdin, "go")
+			fmt.Fprintln(c.stdin, "go\ngo")
 		}
 		good := p.start(nil, "good", a.l.Addr(), "127.0.0.3", 100, d, p.seed)
 		var n, admitted int
@@ -201,7 +210,7 @@ func stutter(args []string, quit <-chan struct{}) error {
 }
 
 // announce connects named peers, says so, and when it reads a line, all of them
-// announce a message of 60 MiB.
+// send a message of no bytes, and at the next announce one of 60 MiB.
 func announce(args []string, quit <-chan struct{}) error {
 	n, err := strconv.Atoi(args[1])
 	if err != nil {
@@ -236,14 +245,16 @@ func announce(args []string, quit <-chan struct{}) error {
 		return <-errs
 	}
 	fmt.Println("CONNECTED")
-	awaitGo(quit)
-	header := binary.LittleEndian.AppendUint64(nil, 60<<20)
-	for _, nc := range conns {
-		if _, err := nc.Write(header); err != nil {
-			return err
+	for _, size := range []uint64{0, 60 << 20} {
+		awaitGo(quit)
+		header := binary.LittleEndian.AppendUint64(nil, size)
+		for _, nc := range conns {
+			if _, err := nc.Write(header); err != nil {
+				return err
+			}
 		}
+		fmt.Println("SENT")
 	}
-	fmt.Println("ANNOUNCED")
 	<-quit
 	return nil
 }
@@ -266,6 +277,7 @@ func goodClients(args []string, quit <-chan struct{}) error {
 	for begun, due := time.Now(), time.Duration(0); due < d; n++ {
 		time.Sleep(time.Until(begun.Add(due)))
 		meant := begun.Add(due)
+		name := "good " + strconv.Itoa(n)
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
@@ -275,7 +287,7 @@ func goodClients(args []string, quit <-chan struct{}) error {
 			}
 			defer nc.Close()
 			nc.SetDeadline(time.Now().Add(10 * time.Second))
-			if greet(nc, "good "+strconv.Itoa(n)) == nil {
+			if greet(nc, name) == nil {
 				mu.Lock()
 				took = append(took, time.Since(meant))
 				mu.Unlock()
