@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -60,8 +61,8 @@ func (h echoHandler) Message(r *sockhub.Reply, msg []byte) { r.Send(msg) }
 func (echoHandler) Drained(*sockhub.Reply)                 {}
 func (h echoHandler) Disconnected(d sockhub.Disconnection) { h.e.ended(d) }
 
-func (p *proof) newEchoHub(handler bool) *echoHub {
-	hub, err := sockhub.New(context.Background(), nil)
+func (p *proof) newEchoHub(handler bool, ho *sockhub.Options) *echoHub {
+	hub, err := sockhub.New(context.Background(), ho)
 	p.must(err)
 	e := &echoHub{Hub: hub, ends: make(map[string]end)}
 	o := new(sockhub.ListenOptions)
@@ -90,26 +91,29 @@ func oneStuck(p *proof) {
 		if handler {
 			what = "Handler"
 		}
-		e := p.newEchoHub(handler)
+		e := p.newEchoHub(handler, nil)
 		others := p.start(nil, "pingpong", e.l.Addr(), 999)
 		others.line("CONNECTED", 30*time.Second)
-		var quiet, beside []float64
-		rounds := max(2, p.n(4))
+		var quiet, beside, ratios []float64
+		rounds := max(2, p.n(8))
 		for round := range rounds {
-			quiet = append(quiet, others.rates(p.d(8*time.Second, 4*time.Second))...)
+			// Each round is compared with itself: what else the machine does
+			// changes.
+			before := others.rates(7 * time.Second)
 			samples, text := p.beStuck(e, others, fmt.Sprint("stuck ", round))
-			beside = append(beside, samples...)
+			quiet, beside = append(quiet, before...), append(beside, samples...)
+			ratios = append(ratios, median(samples)/median(before))
 			if round == rounds-1 {
 				p.measured("%s: %s", what, text)
 			}
 		}
 		p.must(others.end())
-		a, b := median(quiet), median(beside)
-		p.measured("%s: 999 peers exchange %.0f messages/s, and beside a stuck one %.0f/s: %.1f %% (medians of %d and %d samples of 0.5 s)",
-			what, a, b, 100*b/a, len(quiet), len(beside))
-		p.check(b >= 0.95*a, "%s: only %.1f %% of the rate are left", what, 100*b/a)
-		p.slow(e, what)
+		a, b, kept := median(quiet), median(beside), median(ratios)
+		p.measured("%s: 999 peers exchange %.0f messages/s, and beside a stuck one %.0f/s: %.1f %% (the median of %d rounds, from %.1f to %.1f %%)",
+			what, a, b, 100*kept, rounds, 100*slices.Min(ratios), 100*slices.Max(ratios))
+		p.check(kept >= 0.95, "%s: only %.1f %% of the rate are left", what, 100*kept)
 		e.Close()
+		p.slow(what, handler)
 	}
 }
 
@@ -153,24 +157,60 @@ func (p *proof) beStuck(e *echoHub, others *peer, name string) (rates []float64,
 		after.Seconds(), r.AcceptedMessages, r.WrittenMessages, r.UnsentMessages, r.Cut, wire, r.Unacked, bytes)
 }
 
-// slow has a peer that reads 10 kB a second for several times WriteTimeout,
-// while there is always more for it.
-func (p *proof) slow(e *echoHub, what string) {
+// slow has peers that read slowly for several times WriteTimeout, while there
+// is always more for them.
+//
+// Only what the peer's kernel says can be seen from here, and that says nothing
+// for long: a window that was closed is opened again when much of the receive
+// buffer is free, and never by less than a segment. So the plain case (10 kB/s
+// with the system's own buffer) is beyond any sender: SIOCOUTQ, TCP_INFO's
+// window and writability all stand still for 13 s. It is measured beside those
+// that can be held to the promise.
+func (p *proof) slow(what string, handler bool) {
 	d := p.d(40*time.Second, 25*time.Second)
-	c := p.start(nil, "slow", e.l.Addr(), "slow", d)
-	c.line("FLOODED", 20*time.Second)
-	var read int
-	var rest string
-	_, err := fmt.Sscan(c.line("SLOW", d+20*time.Second), &read, &rest)
-	p.must(err)
-	var left int64
-	for conn := range e.Conns() {
-		left = conn.Stats().QueuedOut
+	var wg sync.WaitGroup
+	for _, v := range []struct {
+		rate, buffer int
+		timeout      time.Duration
+	}{
+		{10_000, 16 << 10, 0},
+		{30_000, 0, 0},
+		{10_000, 0, 30 * time.Second},
+		{10_000, 0, 0},
+	} {
+		e := p.newEchoHub(handler, &sockhub.Options{WriteTimeout: v.timeout})
+		c := p.start(nil, "slow", e.l.Addr(), "slow", d, v.rate, v.buffer)
+		c.line("FLOODED", 20*time.Second)
+		wg.Go(func() {
+			var read int
+			_, err := fmt.Sscan(<-c.lines, &read)
+			limit := cmp.Or(v.timeout, sockhub.DefaultWriteTimeout)
+			buffer := "of the system"
+			if v.buffer > 0 {
+				buffer = fmt.Sprintf("of %d KiB", v.buffer>>10)
+			}
+			how := fmt.Sprintf("%s: a peer that reads %d kB/s, receive buffer %s, WriteTimeout %v", what, v.rate/1000, buffer, limit)
+			left := e.Stats().QueuedOut
+			e.mu.Lock()
+			gone, cut := e.ends["slow"]
+			e.mu.Unlock()
+			switch {
+			case err != nil:
+				p.fail("%s: %v", how, err)
+			case cut:
+				p.measured("%s: CUT OFF with %v", how, gone.Err)
+				p.fail("%s: cut off", how)
+			default:
+				p.measured("%s: kept for %v; it has read %d kB, and %s are queued", how, d, read/1000, mib(left))
+				p.check(left > 0, "%s: nothing is queued", how)
+			}
+			if err := c.end(); err != nil {
+				p.fail("%s: %v", how, err)
+			}
+			e.Close()
+		})
 	}
-	p.measured("%s: a peer that read %.1f kB/s for %v was %s; %s were still queued for it", what, float64(read)/1000/d.Seconds(), d, rest, mib(left))
-	p.check(rest == "kept", "%s: the slow peer was cut off", what)
-	p.check(left > 0 || rest != "kept", "%s: nothing was queued for the slow peer", what)
-	p.must(c.end())
+	wg.Wait()
 }
 
 // rates are the peer's next samples, messages a second.
@@ -287,34 +327,39 @@ func stuckPeer(args []string, quit <-chan struct{}) error {
 	return nil
 }
 
-// slowPeer floods, and then reads 10 kB a second for a time.
+// slowPeer floods, then reads at a rate for a time, and says how much that was.
 func slowPeer(args []string, quit <-chan struct{}) error {
-	d, err := time.ParseDuration(args[2])
-	if err != nil {
+	d, err1 := time.ParseDuration(args[2])
+	rate, err2 := strconv.Atoi(args[3])
+	buffer, err3 := strconv.Atoi(args[4])
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return err
 	}
-	nc, err := net.Dial("tcp4", args[0])
+	dialer := net.Dialer{Control: likeEthernet}
+	nc, err := dialer.Dial("tcp4", args[0])
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
+	if buffer > 0 {
+		nc.(*net.TCPConn).SetReadBuffer(buffer)
+	}
 	if err := greet(nc, args[1]); err != nil {
 		return err
 	}
 	flood(nc, 32<<20)
 	fmt.Println("FLOODED")
-	total, end := 0, "kept"
+	total := 0
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	buf := make([]byte, 1000)
+	buf := make([]byte, rate/10)
 	for begun := time.Now(); time.Since(begun) < d; <-tick.C {
 		n, err := io.ReadFull(nc, buf)
 		if total += n; err != nil {
-			end = fmt.Sprintf("ended-after-%v", time.Since(begun).Round(time.Second))
 			break
 		}
 	}
-	fmt.Println("SLOW", total, end)
+	fmt.Println(total)
 	<-quit
 	return nil
 }
