@@ -74,7 +74,7 @@ func (p *proof) overload(handler bool) {
 		for b := range hub.Events() {
 			for c, m := range b.Messages() {
 				burn()
-				if c.TrySend(m[:8:8]) != nil {
+				if errors.Is(c.TrySend(m[:8:8]), sockhub.ErrBackpressure) {
 					refused.Add(1)
 				}
 			}
