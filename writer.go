@@ -66,6 +66,10 @@ type output struct {
 	waited bool // output had to wait, so Drained is due when the queue is empty
 	notify bool // NotifyDrained asked for it
 
+	// lacked is the charge of a message that the hub's budget refused when
+	// the queue was empty; Drained is due when there is room for it. Else 0.
+	lacked int64
+
 	// greeting is the length plus 1 of the handshake's message, which is the
 	// first of all and nobody's, until it is written.
 	greeting int
@@ -269,11 +273,15 @@ func (c *Conn) admitLocked(ctx context.Context, charge int64, mine bool) error {
 		case o.refuse != nil:
 			return c.leaveLocked(w, o.refuse)
 		case free && (c.hasRoomLocked(charge) || c.makeRoomLocked(charge)):
+			o.lacked = 0
 			return c.leaveLocked(w, nil)
 		case o.refuse != nil: // makeRoomLocked gave the peer up
 			return c.leaveLocked(w, ErrSlowPeer)
 		}
 		o.waited = true // or would have to, which is for Drained to tell too
+		if o.empty() && !o.writing {
+			o.lacked = charge // no writer will tell: check does
+		}
 		switch {
 		case o.policy == DropNewest && free:
 			return c.leaveLocked(w, ErrBackpressure)
@@ -343,6 +351,19 @@ func (c *Conn) hasRoomLocked(charge int64) bool {
 		b.Wait(c)
 		return false
 	}
+	return true
+}
+
+// roomAgainLocked reports whether Drained is due for a message that was refused
+// when the queue was empty. Whoever is told has to be faster than others then:
+// nothing is kept for him.
+func (c *Conn) roomAgainLocked() bool {
+	o := &c.out
+	if o.lacked == 0 || o.frozen || o.writing || !o.empty() || !c.hasRoomLocked(o.lacked) {
+		return false
+	}
+	c.hub.budget.out.Fell(&o.share, 0)
+	o.lacked, o.waited = 0, false
 	return true
 }
 
@@ -498,15 +519,21 @@ func (c *Conn) NotifyDrained() {
 	c.mu.Lock()
 	now := c.out.empty() && !c.out.writing && !c.over
 	c.out.notify = !now && !c.over
-	handled := c.out.handled
-	if now && handled {
-		c.out.drained = true
-		c.t.Kick(transport.ReadSide)
-	}
+	handled := now && c.tellDrainedLocked()
 	c.mu.Unlock()
 	if now && !handled {
 		c.hub.fan.drained(c)
 	}
+}
+
+// tellDrainedLocked makes the reader tell the Handler. Without one it returns
+// false: then it is for the hub to tell, which has to be done without mu.
+func (c *Conn) tellDrainedLocked() bool {
+	if c.out.handled {
+		c.out.drained = true
+		c.t.Kick(transport.ReadSide)
+	}
+	return c.out.handled
 }
 
 // ---- messages from a reader ----
