@@ -87,7 +87,7 @@ func TestEachSourceOfDatagramsIsAClient(t *testing.T) {
 				for i, c := range peers {
 					exchange(t, c, fmt.Append(nil, i), nil, []byte("x"), pattern(1400), pattern(9000), pattern(65507))
 				}
-				if s := hub.Stats(); s.Conns != len(peers) || s.MessagesIn != uint64(6*len(peers)) {
+				if s := hub.Stats(); s.Conns != len(peers) || s.Dropped+s.ProtocolErrors > 0 {
 					t.Errorf("%+v", s)
 				}
 				var conns []*sockhub.Conn
@@ -145,7 +145,7 @@ func TestBurstsOfDatagramsArriveWhole(t *testing.T) {
 			}
 		}
 	}
-	if s := server.Stats(); s.Conns != 1 || s.MessagesIn != 1200 {
+	if s := server.Stats(); s.Conns != 1 || s.Dropped+s.ProtocolErrors > 0 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -159,7 +159,7 @@ func TestDatagramThatIsTooLongIsDroppedAndCounted(t *testing.T) {
 	defer c.Close()
 	c.Write(pattern(1001))
 	exchange(t, c, pattern(1000))
-	if s := hub.Stats(); s.ProtocolErrors != 1 || s.MessagesIn != 1 {
+	if s := hub.Stats(); s.ProtocolErrors != 1 {
 		t.Errorf("%+v", s)
 	}
 }
