@@ -43,12 +43,13 @@ type output struct {
 	writing bool          // the token
 	gone    chan struct{} // made by who waits for the token's release, closed by it
 
-	waiters []*waiter // Sends that wait, in the order in which they came
-	run     bool      // a SendMany is between its first message and its last, or there is a feed
-	feed    *feed     // the message of a SendFrom that is not wholly written; comes after q
-	feeding bool      // w holds pieces of it
-	behind  []segment // of a Handler's, accepted during a run, and queued at its end
-	feeders int       // goroutines of Reply.SendFrom
+	waiters []*waiter     // Sends that wait, in the order in which they came
+	run     bool          // a SendMany is between its first message and its last, or there is a feed
+	feed    *feed         // the message of a SendFrom that is not wholly written; comes after q
+	feeding bool          // w holds pieces of it
+	behind  []segment     // of a Handler's, accepted during a run, and queued at its end
+	feeders int           // goroutines of Reply.SendFrom
+	alone   chan struct{} // made by who waits until there are none, closed by the last
 
 	refuse  error // what a Send gets now; nil: it is accepted
 	fin     bool  // after the queue, our end of the stream
@@ -772,15 +773,15 @@ func (c *Conn) startFeederLocked(f *feed) {
 		}
 		f.close()
 		c.mu.Lock()
-		c.out.feeders--
+		if c.out.feeders--; c.out.feeders == 0 && c.out.alone != nil {
+			close(c.out.alone)
+		}
 		c.mu.Unlock()
-		f.signal()
 	}()
 }
 
 // joinFeedersLocked ends what Reply.SendFrom has begun. The output is frozen.
 func (c *Conn) joinFeedersLocked() {
-	f := c.out.feed
 	for _, s := range c.out.behind {
 		if s.from != nil {
 			c.mu.Unlock()
@@ -788,15 +789,21 @@ func (c *Conn) joinFeedersLocked() {
 			c.mu.Lock()
 		}
 	}
-	for closed := false; c.out.feeders > 0; closed = true {
-		c.mu.Unlock()
-		if !closed {
-			c.inCall.Store(true) // the reader's Close may take any time
-			f.close()
-		}
-		<-f.moved
-		c.mu.Lock()
+	if c.out.feeders == 0 {
+		return
 	}
+	c.inCall.Store(true) // the reader's Close may take any time
+	alone := make(chan struct{})
+	c.out.alone = alone
+	// One at most still reads. Others were written, and are being closed; then
+	// feed is nil, or it may be a Conn.SendFrom's.
+	f := c.out.feed
+	c.mu.Unlock()
+	if f != nil && f.from != nil {
+		f.close()
+	}
+	<-alone
+	c.mu.Lock()
 	c.inCall.Store(false)
 }
 
