@@ -494,8 +494,8 @@ func (c *Conn) attendLocked() (over bool) {
 		return true
 	case !c.out.finSent:
 		return false
-	case c.hub.o.Linger == 0:
-		return true
+	case c.hub.o.Linger == 0 || c.set.sessions():
+		return true // nothing that comes could destroy our last output
 	case c.deadline == 0:
 		c.deadline = c.hub.watch.Now() + c.hub.o.Linger
 		c.arm(c.deadline)

@@ -81,6 +81,14 @@ func (l *Listener) Close() error {
 	return err
 }
 
+// abort closes a datagram socket that is still open for the sake of connections
+// which are not waited for.
+func (l *Listener) abort() {
+	if p, ok := l.inner.(*packet.Listener); ok {
+		p.Abort()
+	}
+}
+
 // stop ends the accept loop, and reports whether this call did.
 func (l *Listener) stop() (stopped bool, err error) {
 	l.hub.mu.Lock()
@@ -216,8 +224,13 @@ func (h *Hub) open() error {
 }
 
 func (h *Hub) packetOptions(set *settings, sessions int) packet.Options {
-	return packet.Options{Max: int(set.maxMessage), Sessions: sessions, Evicted: ErrTooManyConns, Stats: &h.packets}
+	return packet.Options{
+		Max: int(set.maxMessage), Sessions: sessions, Evicted: errSessionEvicted, Stats: &h.packets,
+		Full: h.full, Evict: h.mayEvict, Unevict: h.unevict,
+	}
 }
+
+var errSessionEvicted = fmt.Errorf("%w: silent for longer than all others", ErrTooManyConns)
 
 func (h *Hub) serve(inner net.Listener, network string, o *ListenOptions) (*Listener, error) {
 	r, set, err := o.resolve(&h.o, network)
@@ -771,9 +784,16 @@ func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, fir
 	}
 	c.out.framing = set.header(false)
 	c.out.limit, c.out.policy = set.connOut, set.overflow
+	if p, ok := rwc.(*packet.Conn); ok && !p.Answerable() {
+		c.out.refuse = errNoAddress
+	}
 	c.lastRead, c.quiet, c.shaking = c.born, c.born, true
 	return c, nil
 }
+
+// errNoAddress is what a Send gets to those who have sent from a unixgram socket
+// without an address; they are one client.
+var errNoAddress = fmt.Errorf("%w: the sender has no address to answer to", ErrNotConnected)
 
 // transport is what a connection without TLS is served by.
 func (h *Hub) transport(rwc io.ReadWriteCloser, set *settings) transport.Conn {
@@ -848,6 +868,7 @@ func (h *Hub) start(c *Conn, rwc io.Closer) error {
 	evicted, err := h.add(c)
 	if err != nil {
 		c.t.Close()
+		h.gone(c)
 		return err
 	}
 	if evicted != nil {

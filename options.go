@@ -267,6 +267,10 @@ type settings struct {
 	network     string        // if it is of packets, else ""
 }
 
+// sessions reports whether the connections are sessions of datagrams, without a
+// beginning or end that the system knows of.
+func (s *settings) sessions() bool { return s.network != "" && s.network != "unixpacket" }
+
 // packetMax is the longest packet of a network, and 0 if it has none.
 func packetMax(network string) int {
 	switch network {

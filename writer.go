@@ -223,7 +223,8 @@ func (c *Conn) queue(ctx context.Context, size int, put func(*outq.Queue, outq.F
 // burst, what comes behind the first message is queued, and after a burst the
 // first one too. So a connection that is asked and answers has one system call
 // for each answer and no goroutine, and a stream of messages leaves in large
-// writes.
+// writes. Datagrams are gathered by their socket, from all of its connections, so
+// that to write one at once is to hand it over.
 func (c *Conn) sendLocked() {
 	o := &c.out
 	turn := c.hub.turn.Load()
@@ -234,7 +235,7 @@ func (c *Conn) sendLocked() {
 		}
 		o.turn, o.sends = turn, 0
 	}
-	if o.sends++; o.sends == 1 && o.before <= 1 && !o.writing && !o.frozen && len(o.waiters) == 0 && !o.idle() {
+	if o.sends++; (o.sends == 1 && o.before <= 1 || c.set.sessions()) && !o.writing && !o.frozen && len(o.waiters) == 0 && !o.idle() {
 		o.writing = true
 		c.tryLocked()
 		return

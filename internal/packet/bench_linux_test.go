@@ -35,7 +35,7 @@ func BenchmarkSend(b *testing.B) {
 			var all []*session
 			s.mu.Lock()
 			for _, p := range peers {
-				all = append(all, s.newSession(keyOf(p), net.UDPAddrFromAddrPort(p)))
+				all = append(all, s.newSession(source{key: keyOf(p), addr: net.UDPAddrFromAddrPort(p)}))
 				s.live++
 			}
 			s.mu.Unlock()

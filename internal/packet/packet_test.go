@@ -47,14 +47,15 @@ func TestDatagramsAreCutOutOfWhatIsWritten(t *testing.T) {
 			bodies = append(bodies, b)
 		}
 		s := newSocket(nowhere{}, Options{Max: MaxUDP, Stats: new(Stats)})
-		x := s.newSession([]byte("x"), nil)
+		s.out.turn = taken // and does not send
+		x := s.newSession(source{key: []byte("x")})
 		var got [][]byte
 		take := func() {
-			for _, it := range s.out.items {
-				got = append(got, slices.Clone(s.out.bytes[it.from:it.end]))
+			for _, it := range s.out.box.items {
+				got = append(got, slices.Clone(s.out.box.bytes[it.from:it.end]))
 			}
-			s.out.reset()
-			s.waiting = nil
+			s.out.box.reset()
+			s.out.waiting = nil
 		}
 		for w := frames(bodies); len(w) > 0; {
 			v := cuts(r, w[:min(len(w), 1+r.IntN(100_000))])
@@ -66,10 +67,10 @@ func TestDatagramsAreCutOutOfWhatIsWritten(t *testing.T) {
 			if !bytes.Equal(slices.Concat(v...), before) {
 				t.Fatal("the caller's slices have changed")
 			}
-			if n < len(before) && len(s.waiting) == 0 {
+			if n < len(before) && len(s.out.waiting) == 0 {
 				t.Fatalf("seed %d: %d of %d bytes, and nobody will call again", seed, n, len(before))
 			}
-			if w = w[n:]; len(s.waiting) > 0 || r.IntN(3) == 0 {
+			if w = w[n:]; len(s.out.waiting) > 0 || r.IntN(3) == 0 {
 				take()
 			}
 		}
@@ -83,12 +84,13 @@ func TestDatagramsAreCutOutOfWhatIsWritten(t *testing.T) {
 // nowhere is a socket that is not used.
 type nowhere struct{ net.PacketConn }
 
-func (nowhere) LocalAddr() net.Addr { return &net.UDPAddr{} }
+func (nowhere) LocalAddr() net.Addr         { return &net.UDPAddr{} }
+func (nowhere) SetDeadline(time.Time) error { return nil }
 
 func TestWhatIsReadAreTheDatagramsThatCame(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	s := newSocket(nowhere{}, Options{Max: MaxUDP, Stats: new(Stats)})
-	x := s.newSession([]byte("x"), nil)
+	x := s.newSession(source{key: []byte("x")})
 	var put, got []byte
 	for range 5000 {
 		b := make([]byte, r.IntN(1+r.IntN(3000)))

@@ -3,8 +3,8 @@ package packet
 import (
 	"encoding/binary"
 	"errors"
-	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -14,9 +14,10 @@ import (
 // session is one remote address as a transport.Conn: a stream of frames.
 type session struct {
 	// Immutable after construction.
-	sock *socket
-	key  string // of its address; as the system has it, where io uses that
-	addr net.Addr
+	sock  *socket
+	key   string     // of its source
+	addr  net.Addr   // likewise
+	local netip.Addr // likewise
 
 	// Guarded by socket.mu.
 	next, prev *session
@@ -33,20 +34,24 @@ type session struct {
 	kicked  [2]bool    // by transport.Side
 	hung    bool
 	closed  bool
+	evicted bool
 
-	// part is the beginning of a frame that TryWritev was given no more of
-	// yet. It is the writer's.
-	part []byte
+	// The writer's.
+	part  []byte        // the beginning of a frame that TryWritev was given no more of yet
+	retry time.Duration // when to try again, where the socket cannot tell
 }
 
-func (s *socket) newSession(key []byte, addr net.Addr) *session {
-	x := &session{sock: s, key: string(key), addr: addr}
+func (s *socket) newSession(from source) *session {
+	x := &session{sock: s, key: string(from.key), addr: from.addr, local: from.local}
 	x.changed.L = &x.mu
 	return x
 }
 
 // buffers hold what sessions have received.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
+
+// inBytes is what may wait in a session, or one datagram of more.
+const inBytes = 256 << 10
 
 // put hands a datagram to the session, unless too much is waiting already.
 func (x *session) put(body []byte) bool {
@@ -70,14 +75,33 @@ func (x *session) put(body []byte) bool {
 	return true
 }
 
+// hungUp reports whether the session is about to be closed.
+func (x *session) hungUp() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.hung
+}
+
 // fail ends the session behind what it has received.
 func (x *session) fail(err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.failLocked(err)
+}
+
+func (x *session) failLocked(err error) {
 	if x.err == nil {
 		x.err, x.news = err, true
 		x.changed.Broadcast()
 	}
+}
+
+// evict is fail for who has to make place.
+func (x *session) evict(err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.evicted = true
+	x.failLocked(err)
 }
 
 func (x *session) writable() {
@@ -150,11 +174,18 @@ func (x *session) Write(turn func() (park bool)) error {
 		if !turn() {
 			return nil
 		}
+		var again *time.Timer
+		if x.retry > 0 {
+			again = time.AfterFunc(x.retry, x.writable)
+		}
 		x.mu.Lock()
 		for !x.hung && !x.kicked[transport.WriteSide] && !x.room {
 			x.changed.Wait()
 		}
 		x.mu.Unlock()
+		if again != nil {
+			again.Stop()
+		}
 	}
 }
 
@@ -164,21 +195,42 @@ func (x *session) TryWritev(v [][]byte) (n int, err error) {
 	x.mu.Lock()
 	err, hung := x.err, x.hung
 	x.mu.Unlock()
-	if err != nil || hung {
+	switch {
+	case err != nil || hung:
 		return 0, err
+	case x.sock.io.direct():
+		return x.writeDirect(v)
 	}
-	s := x.sock
-	s.outMu.Lock()
-	defer s.outMu.Unlock()
+	return x.sock.out.write(x, v), nil
+}
+
+// writeDirect sends each datagram by itself, where one peer that takes nothing
+// keeps the socket from taking what is for others.
+func (x *session) writeDirect(v [][]byte) (n int, err error) {
+	var one outbox
 	for i, off := 0, 0; i < len(v); {
 		if off == len(v[i]) {
 			i, off = i+1, 0
 			continue
 		}
-		used, full := x.queueLocked(v[i][off:], v[i+1:])
-		if full {
-			s.waiting = append(s.waiting, x)
-			break
+		part := len(x.part)
+		used, _ := x.queue(&one, v[i][off:], v[i+1:])
+		if len(one.items) > 0 {
+			var failed error
+			sent := x.sock.io.send(&one, noFD, func(_ *session, err error) { failed = err })
+			if sent == 0 {
+				if part > 0 { // that much of it was taken before
+					frame := binary.LittleEndian.AppendUint32(nil, uint32(len(one.bytes)))
+					x.part = append(frame, one.bytes...)[:part]
+				}
+				x.retry = min(max(2*x.retry, time.Millisecond), 50*time.Millisecond)
+				return n, nil
+			}
+			if failed != nil {
+				x.sock.unsent(x, failed)
+			}
+			x.retry = 0
+			one.reset()
 		}
 		n += used
 		for ; used > len(v[i])-off; i, off = i+1, 0 {
@@ -186,17 +238,13 @@ func (x *session) TryWritev(v [][]byte) (n int, err error) {
 		}
 		off += used
 	}
-	if len(s.out.items) > 0 {
-		s.ready.Signal()
-	}
 	return n, nil
 }
 
-// queueLocked queues the datagram that first and rest begin with, or that they
-// are the end of when part is its beginning, and returns how many of their bytes
-// that took. It holds outMu.
-func (x *session) queueLocked(first []byte, rest [][]byte) (used int, full bool) {
-	out := &x.sock.out
+// queue adds to out the datagram that first and rest begin with, or that they are
+// the end of when part is its beginning, and returns how many of their bytes that
+// took.
+func (x *session) queue(out *outbox, first []byte, rest [][]byte) (used int, full bool) {
 	if len(x.part) == 0 && len(first) >= HeaderSize {
 		size, body := frameSize(first), first[HeaderSize:]
 		if len(body) == 0 && len(rest) > 0 {
@@ -236,7 +284,7 @@ func (x *session) queueLocked(first []byte, rest [][]byte) (used int, full bool)
 	return used, false
 }
 
-// WriteNow implements transport.Conn. Queueing is all that a write is.
+// WriteNow implements transport.Conn.
 func (x *session) WriteNow(v [][]byte) (n int, ok bool, err error) {
 	n, err = x.TryWritev(v)
 	return n, true, err
@@ -262,9 +310,13 @@ func (x *session) CloseWrite() error { return errors.ErrUnsupported }
 // Hangup implements transport.Conn.
 func (x *session) Hangup() {
 	x.mu.Lock()
-	defer x.mu.Unlock()
+	first := !x.hung && !x.closed
 	x.hung = true
 	x.changed.Broadcast()
+	x.mu.Unlock()
+	if first && x.sock.only == x {
+		x.sock.endReceiver() // it has nobody else to receive for
+	}
 }
 
 // Close implements transport.Conn. It closes the socket too, if nobody else
@@ -277,12 +329,7 @@ func (x *session) Close() error {
 	if again {
 		return nil
 	}
-	s := x.sock
-	s.mu.Lock()
-	s.forgetLocked(x)
-	s.live--
-	s.mu.Unlock()
-	return s.closeIfUnused()
+	return x.sock.closedSession(x)
 }
 
 // Pending implements transport.Conn.
@@ -302,7 +349,13 @@ func (x *session) Gone() error { return nil }
 func (x *session) Unacked() (n int, ok bool) { return 0, false }
 
 // LocalAddr implements transport.Conn.
-func (x *session) LocalAddr() net.Addr { return x.sock.pc.LocalAddr() }
+func (x *session) LocalAddr() net.Addr {
+	addr := x.sock.pc.LocalAddr()
+	if own, ok := addr.(*net.UDPAddr); ok && x.local.IsValid() {
+		return net.UDPAddrFromAddrPort(netip.AddrPortFrom(x.local, uint16(own.Port)))
+	}
+	return addr
+}
 
 // RemoteAddr implements transport.Conn.
 func (x *session) RemoteAddr() net.Addr { return x.addr }
@@ -314,10 +367,14 @@ type Conn struct{ x *session }
 // Transport returns what the session is used by; see transport.New.
 func (c *Conn) Transport() transport.Conn { return c.x }
 
+// Answerable reports whether the peer has an address to send to; who sends from
+// a Unix socket without one has not.
+func (c *Conn) Answerable() bool { return c.x.sock.only != nil || c.x.key != "" }
+
 func (c *Conn) Close() error                     { return c.x.Close() }
 func (c *Conn) LocalAddr() net.Addr              { return c.x.LocalAddr() }
 func (c *Conn) RemoteAddr() net.Addr             { return c.x.RemoteAddr() }
-func (c *Conn) Read([]byte) (int, error)         { return 0, io.ErrNoProgress }
+func (c *Conn) Read([]byte) (int, error)         { return 0, errors.ErrUnsupported }
 func (c *Conn) Write([]byte) (int, error)        { return 0, errors.ErrUnsupported }
 func (c *Conn) SetDeadline(time.Time) error      { return nil }
 func (c *Conn) SetReadDeadline(time.Time) error  { return nil }
