@@ -494,8 +494,8 @@ func (c *Conn) attendLocked() (over bool) {
 		return true
 	case !c.out.finSent:
 		return false
-	case c.hub.o.Linger == 0:
-		return true
+	case c.hub.o.Linger == 0 || c.set.sessions():
+		return true // nothing that comes could destroy our last output
 	case c.deadline == 0:
 		c.deadline = c.hub.watch.Now() + c.hub.o.Linger
 		c.arm(c.deadline)
@@ -940,6 +940,7 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 	}
 	kick = c.restLocked(due) || kick
 	c.roomLocked() // there may be, in the budget
+	drained := c.roomAgainLocked() && !c.tellDrainedLocked()
 	stuck := c.out.since != 0 && c.hub.o.WriteTimeout > 0 && c.stuckLocked(now, due)
 	c.mu.Unlock()
 
@@ -949,6 +950,9 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 		return 0
 	case stuck:
 		c.t.Kick(transport.WriteSide)
+	}
+	if drained {
+		c.hub.fan.drained(c)
 	}
 	if kick || poll && c.t.Pending() {
 		c.kickReader()
@@ -1190,14 +1194,20 @@ func (c *Conn) Raw() bool {
 // what was read and not delivered; that is exact only if the peer waits for our
 // next bytes. (Reply.SetRaw is always exact.)
 //
-// The error is that of Send when the connection has ended.
+// The error is that of Send when the connection has ended, and one that matches
+// errors.ErrUnsupported on networks of packets.
 func (c *Conn) SetRaw(raw bool) error {
+	if c.set.network != "" {
+		return errRawPackets
+	}
 	return c.order(func(ch *change) {
 		ch.setRaw, ch.raw = true, raw
 		c.raw = raw
 		c.out.framing = c.set.header(raw)
 	})
 }
+
+var errRawPackets = fmt.Errorf("sockhub: raw bytes on a network of packets: %w", errors.ErrUnsupported)
 
 // change is what SetHandler and SetRaw ask of the reader.
 type change struct {
@@ -1552,8 +1562,8 @@ func (r *Reply) SendMany(m iter.Seq[[]byte]) (n int, err error) {
 func (r *Reply) SendFrom(size uint64, rc io.ReadCloser) error {
 	c := r.conn()
 	err := r.admit(0)
-	if err == nil && !expressible(c.set.framing, size) {
-		err = fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size)
+	if err == nil {
+		err = c.set.check(size)
 	}
 	if err != nil {
 		rc.Close()
@@ -1598,9 +1608,13 @@ func (r *Reply) Flush() {
 func (r *Reply) Unread(rest []byte) { r.conn().dec.unread(rest) }
 
 // SetRaw switches between messages and raw bytes, exactly: input from the byte
-// after this message on, output from the next message on.
+// after this message on, output from the next message on. It panics on networks
+// of packets.
 func (r *Reply) SetRaw(raw bool) {
 	c := r.conn()
+	if c.set.network != "" {
+		panic(errRawPackets)
+	}
 	c.dec.setRaw(raw)
 	r.accept()
 	r.framing = c.set.header(raw)

@@ -250,9 +250,4 @@
 // an error that matches errors.ErrUnsupported, a [Rule] that needs credentials
 // denies, and Unacked is -1. Where dead socket files are not replaced, they have
 // to be removed by hand.
-//
-// # Not built yet
-//
-// These are in the interface, and are errors that match errors.ErrUnsupported:
-// ServePacket and the networks udp, unixgram and unixpacket.
 package sockhub

@@ -19,6 +19,7 @@ import (
 	"github.com/sockhub/sockhub/internal/budget"
 	"github.com/sockhub/sockhub/internal/chunk"
 	"github.com/sockhub/sockhub/internal/fanin"
+	"github.com/sockhub/sockhub/internal/packet"
 	"github.com/sockhub/sockhub/internal/pending"
 	"github.com/sockhub/sockhub/internal/registry"
 	"github.com/sockhub/sockhub/internal/watch"
@@ -81,10 +82,11 @@ type Hub struct {
 	unbind    func() bool    // takes the hub off its context
 	tasks     errgroup.Group // the hub goroutine, the watch and the listeners; the connections are in live
 
-	budget *Budget
-	turn   atomic.Uint64 // counts batches taken, and turns of Handlers; see Conn.sendLocked
-	reuses atomic.Bool   // a connection was made with ReuseBuffers
-	table  registry.Table[client, *client]
+	budget  *Budget
+	turn    atomic.Uint64 // counts batches taken, and turns of Handlers; see Conn.sendLocked
+	reuses  atomic.Bool   // a connection was made with ReuseBuffers
+	packets packet.Stats  // of all sockets
+	table   registry.Table[client, *client]
 
 	// mu guards what follows. fan.mu and Conn.mu may be taken inside it.
 	mu        sync.Mutex
@@ -95,6 +97,7 @@ type Hub struct {
 	pending   *pending.Table[source, pendingPeer] // handshakes of accepted connections
 	prefaces  map[*preface]struct{}
 	slots     int // connections past their handshake whose Disconnected was not taken
+	evicted   int // sessions of packets that made place for others, and are on their way out
 	totals    Stats
 
 	fan fan // what goes to Events
@@ -398,6 +401,8 @@ func (h *Hub) Stats() Stats {
 	h.fan.mu.Lock()
 	s.Paused, s.QueuedIn, s.Batches = h.fan.paused, h.fan.untaken, h.fan.made
 	h.fan.mu.Unlock()
+	s.ProtocolErrors += h.packets.Truncated.Load()
+	s.Dropped += h.packets.Dropped.Load()
 	return s
 }
 
@@ -437,6 +442,9 @@ func (h *Hub) Close() error {
 		c.fail(ErrClosed)
 	}
 	h.join()
+	for _, l := range listeners {
+		l.abort()
+	}
 	close(h.quit)
 	h.tasks.Wait()
 	h.budget.leave(h)
@@ -749,14 +757,14 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 	if name != "" && (cl == nil || cl.expected == nil) && h.o.Unexpected == RefuseUnexpected {
 		return 0, nil, &AdmissionError{Peer: c.peer, Err: errUnexpected}
 	}
-	if h.slots >= h.o.MaxConns {
+	if h.fullLocked() {
 		return 0, nil, ErrTooManyConns
 	}
 	if h.budget.full() {
 		return 0, nil, ErrMemoryLimit
 	}
 	if l := c.listener; l != nil {
-		if l.conns >= l.o.MaxConns {
+		if l.conns >= l.o.MaxConns && !c.set.sessions() { // which packet.Options.Sessions bounds
 			return 0, nil, ErrTooManyConns
 		}
 		l.conns++
@@ -821,9 +829,11 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 		// Before anybody who claims the name can be let in, so that the old
 		// connection's end is reported first.
 		if !h.fan.disconnected(c, d) {
-			h.freeLocked(cl)
+			h.freeLocked(c)
 			h.budget.forget(c.reported)
 		}
+	} else {
+		h.goneLocked(c)
 	}
 	h.mu.Unlock()
 	for _, w := range claims {
@@ -861,6 +871,50 @@ func remove[K comparable, V any](m *map[K]V, key K) {
 	}
 }
 
+// full reports whether there is no slot for another connection.
+func (h *Hub) full() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.fullLocked()
+}
+
+// fullLocked does not count sessions that had to make place: who comes in their
+// place is not to wait for their end, or that it is taken.
+func (h *Hub) fullLocked() bool { return h.slots-h.evicted >= h.o.MaxConns }
+
+// mayEvict says whether one more session may have to make place, and counts it.
+// There is a limit to how many may be on their way out, so that a flood from
+// ever new addresses does not grow memory when the user takes no batches.
+func (h *Hub) mayEvict() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.evicted >= max(64, h.o.MaxConns/16) {
+		return false
+	}
+	h.evicted++
+	return true
+}
+
+// unevict is told that one of these is gone that never was a connection.
+func (h *Hub) unevict() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.evicted--
+}
+
+// gone is told that nothing is left of a connection.
+func (h *Hub) gone(c *Conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.goneLocked(c)
+}
+
+func (h *Hub) goneLocked(c *Conn) {
+	if packet.WasEvicted(c.t) {
+		h.evicted--
+	}
+}
+
 // free gives back the slots of connections that have ended and of which nobody
 // will hear any more, and the IDs under which nobody will come back.
 func (h *Hub) free(gone []*Conn) {
@@ -870,13 +924,15 @@ func (h *Hub) free(gone []*Conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, c := range gone {
-		h.freeLocked(c.client)
+		h.freeLocked(c)
 		h.budget.forget(c.reported)
 	}
 }
 
-func (h *Hub) freeLocked(cl *client) {
+func (h *Hub) freeLocked(c *Conn) {
+	cl := c.client
 	h.slots--
+	h.goneLocked(c)
 	h.fan.mu.Lock()
 	ending := cl.ending // another connection's Disconnected is still to be taken
 	h.fan.mu.Unlock()

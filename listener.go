@@ -11,9 +11,11 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
+	"github.com/sockhub/sockhub/internal/packet"
 	"github.com/sockhub/sockhub/internal/peercred"
 	"github.com/sockhub/sockhub/internal/pending"
 	"github.com/sockhub/sockhub/internal/proxyproto"
@@ -79,6 +81,14 @@ func (l *Listener) Close() error {
 	return err
 }
 
+// abort closes a datagram socket that is still open for the sake of connections
+// which are not waited for.
+func (l *Listener) abort() {
+	if p, ok := l.inner.(*packet.Listener); ok {
+		p.Abort()
+	}
+}
+
 // stop ends the accept loop, and reports whether this call did.
 func (l *Listener) stop() (stopped bool, err error) {
 	l.hub.mu.Lock()
@@ -95,11 +105,22 @@ func (l *Listener) stop() (stopped bool, err error) {
 // Listen opens a listener on a network address, as net.Listen does, and accepts
 // connections for the hub until it or the hub is closed.
 //
-// The networks are tcp, tcp4, tcp6, unix and unixpacket. On unix a path is a socket
-// file, made with mode ListenOptions.FileMode; a file left by a server that is
-// dead is replaced, one of a server that lives never. A name with a leading @
-// is abstract (Linux): it has no file and so no permissions. ctx bounds the
-// call alone.
+// The networks are tcp, tcp4, tcp6, unix, and those of packets: udp, udp4, udp6,
+// unixgram and unixpacket, where the system has them. On the Unix networks a path
+// is a socket file, made with mode ListenOptions.FileMode; a file left by a server
+// that is dead is replaced, one of a server that lives never. A name with a leading
+// @ is abstract (Linux): it has no file and so no permissions. ctx bounds the call
+// alone.
+//
+// On networks of packets one packet is one message, up to 65,507 bytes on udp and
+// about 200 KiB on the Unix networks. On udp and unixgram each remote address is a
+// client of its own, from its first packet until nothing came from it for
+// IdleTimeout (DefaultSessionIdle), or until there are more than MaxConns
+// (DefaultMaxSessions) and it is the one that was silent for longest: then it ends
+// with ErrTooManyConns. There are no names, since anybody can send from any
+// address, and nothing is sent before the program answers. Packets that are too
+// long, and those for which a client has no room, are dropped and counted
+// (Stats.ProtocolErrors, Stats.Dropped).
 func (h *Hub) Listen(ctx context.Context, network, address string, o *ListenOptions) (*Listener, error) {
 	var config net.ListenConfig
 	if o != nil && o.Config != nil {
@@ -110,37 +131,46 @@ func (h *Hub) Listen(ctx context.Context, network, address string, o *ListenOpti
 	}
 	var (
 		inner net.Listener
+		pc    net.PacketConn
+		mode  os.FileMode
 		err   error
 	)
-	switch network {
-	case "tcp", "tcp4", "tcp6":
-		if o != nil && o.ReusePort {
-			config.Control = sockopt.Then(config.Control, sockopt.ReusePort)
-		}
-		inner, err = config.Listen(ctx, network, address)
-	case "unix":
-		if o != nil && o.ReusePort {
+	if o != nil {
+		mode = o.FileMode
+	}
+	if o != nil && o.ReusePort {
+		if strings.HasPrefix(network, "unix") {
 			return nil, unsupported("ListenOptions.ReusePort") // there is no port
 		}
-		var mode os.FileMode
-		if o != nil {
-			mode = o.FileMode
-		}
+		config.Control = sockopt.Then(config.Control, sockopt.ReusePort)
+	}
+	switch network {
+	case "tcp", "tcp4", "tcp6":
+		inner, err = config.Listen(ctx, network, address)
+	case "udp", "udp4", "udp6":
+		pc, err = config.ListenPacket(ctx, network, address)
+	case "unix", "unixpacket":
 		inner, err = unixsock.Listen(ctx, &config, network, address, mode)
-	case "unixpacket", "unixgram", "udp", "udp4", "udp6":
-		return nil, &net.OpError{Op: "listen", Net: network, Err: errors.ErrUnsupported}
+	case "unixgram":
+		pc, err = unixsock.ListenPacket(ctx, &config, address, mode)
 	default:
 		return nil, &net.OpError{Op: "listen", Net: network, Err: net.UnknownNetworkError(network)}
 	}
 	if err != nil {
 		return nil, err
 	}
+	if pc != nil {
+		l, err := h.servePacket(pc, network, o)
+		if err != nil {
+			pc.Close()
+		}
+		return l, err
+	}
 	l, err := h.serve(inner, network, o)
 	if err != nil {
 		inner.Close()
-		return nil, err
 	}
-	return l, nil
+	return l, err
 }
 
 // keepAlive tells of a dead peer within half a minute, so that its name is
@@ -155,11 +185,62 @@ func (h *Hub) Serve(l net.Listener, o *ListenOptions) (*Listener, error) {
 	return h.serve(l, l.Addr().Network(), o)
 }
 
-func (h *Hub) serve(inner net.Listener, network string, o *ListenOptions) (*Listener, error) {
-	r, set, err := o.resolve(&h.o)
+// ServePacket is Serve of a datagram socket: see Listen on udp and unixgram. The
+// hub owns the socket, unless ServePacket fails. Any net.PacketConn will do; those
+// of package net are read and written with many datagrams at a time where the
+// system can do that.
+func (h *Hub) ServePacket(pc net.PacketConn, o *ListenOptions) (*Listener, error) {
+	network := pc.LocalAddr().Network()
+	if packetMax(network) == 0 {
+		network = "udp" // the nearest to whatever it is
+	}
+	return h.servePacket(pc, network, o)
+}
+
+func (h *Hub) servePacket(pc net.PacketConn, network string, o *ListenOptions) (*Listener, error) {
+	r, set, err := o.resolve(&h.o, network)
 	if err != nil {
 		return nil, err
 	}
+	if err := h.open(); err != nil {
+		return nil, err
+	}
+	inner := packet.Listen(pc, h.packetOptions(set, r.MaxConns))
+	l, err := h.listen(inner, network, r, set)
+	if err != nil {
+		inner.Close()
+	}
+	return l, err
+}
+
+// open returns ErrClosed once the hub takes nothing new.
+func (h *Hub) open() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stage != running {
+		return ErrClosed
+	}
+	return nil
+}
+
+func (h *Hub) packetOptions(set *settings, sessions int) packet.Options {
+	return packet.Options{
+		Max: int(set.maxMessage), Sessions: sessions, Evicted: errSessionEvicted, Stats: &h.packets,
+		Full: h.full, Evict: h.mayEvict, Unevict: h.unevict,
+	}
+}
+
+var errSessionEvicted = fmt.Errorf("%w: silent for longer than all others", ErrTooManyConns)
+
+func (h *Hub) serve(inner net.Listener, network string, o *ListenOptions) (*Listener, error) {
+	r, set, err := o.resolve(&h.o, network)
+	if err != nil {
+		return nil, err
+	}
+	return h.listen(inner, network, r, set)
+}
+
+func (h *Hub) listen(inner net.Listener, network string, r ListenOptions, set *settings) (*Listener, error) {
 	if err := h.budget.allow("ListenOptions.MaxMessage", set.maxMessage); err != nil {
 		return nil, err
 	}
@@ -338,7 +419,7 @@ func (p *preface) run() {
 		set, rule := p.l.set, p.l.o.Admit
 		if use != nil {
 			var r ListenOptions
-			if r, set, err = use.resolve(&h.o); err == nil {
+			if r, set, err = use.resolve(&h.o, p.l.network); err == nil {
 				err = h.budget.allow("ListenOptions.MaxMessage", set.maxMessage)
 			}
 			rule = r.Admit
@@ -407,11 +488,6 @@ func (p *preface) ask() (use *ListenOptions, more int, err error) {
 	return use, more, err
 }
 
-// ServePacket serves datagrams; not built yet: errors.ErrUnsupported.
-func (h *Hub) ServePacket(pc net.PacketConn, o *ListenOptions) (*Listener, error) {
-	return nil, fmt.Errorf("sockhub: ServePacket: %w", errors.ErrUnsupported)
-}
-
 // ServeConn is the accepting side of a connection that is open already: a
 // net.Conn, a pipe, anything that reads, writes and closes. The hub closes it,
 // also when ServeConn fails. It returns after the handshake, with the reason
@@ -422,7 +498,7 @@ func (h *Hub) ServePacket(pc net.PacketConn, o *ListenOptions) (*Listener, error
 // where that does not unblock a Read, the promises about closing in time do
 // not hold.
 func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOptions) (*Conn, error) {
-	r, set, err := o.resolve(&h.o)
+	r, set, err := o.resolve(&h.o, packetNetwork(rwc))
 	if err == nil {
 		err = h.budget.allow("ListenOptions.MaxMessage", set.maxMessage)
 	}
@@ -453,14 +529,12 @@ func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOp
 // ID, until Forget, an end that this side asked for (Conn.Close, Conn.Finish),
 // or the hub's end.
 func (h *Hub) Dial(ctx context.Context, network, address string, o *DialOptions) (*Conn, error) {
-	r, set, err := o.resolve(&h.o)
+	r, set, err := o.resolve(&h.o, network)
 	if err != nil {
 		return nil, err
 	}
 	switch network {
-	case "tcp", "tcp4", "tcp6", "unix":
-	case "unixpacket", "unixgram", "udp", "udp4", "udp6":
-		return nil, &net.OpError{Op: "dial", Net: network, Err: errors.ErrUnsupported}
+	case "tcp", "tcp4", "tcp6", "unix", "udp", "udp4", "udp6", "unixgram", "unixpacket":
 	default:
 		return nil, &net.OpError{Op: "dial", Net: network, Err: net.UnknownNetworkError(network)}
 	}
@@ -500,6 +574,9 @@ func (d *dialing) attempt(ctx context.Context) (*Conn, error) {
 	}
 	if dialer.KeepAliveConfig == (net.KeepAliveConfig{}) && dialer.KeepAlive == 0 {
 		dialer.KeepAliveConfig = keepAlive
+	}
+	if d.network == "unixgram" && dialer.LocalAddr == nil && dialer.ControlContext == nil {
+		dialer.Control = sockopt.Then(dialer.Control, sockopt.Autobind)
 	}
 	nc, err := dialer.DialContext(ctx, d.network, d.address)
 	if err == nil {
@@ -613,7 +690,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // ServeConn. ctx and DialOptions.Timeout bound the call. DialOptions.Reconnect
 // must be nil: there is nothing to dial.
 func (h *Hub) Attach(ctx context.Context, rwc io.ReadWriteCloser, o *DialOptions) (*Conn, error) {
-	r, set, err := o.resolve(&h.o)
+	r, set, err := o.resolve(&h.o, packetNetwork(rwc))
 	if err == nil && r.Reconnect != nil {
 		err = optionError("DialOptions.Reconnect", "set for Attach, which has nothing to dial")
 	}
@@ -681,7 +758,7 @@ func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, fir
 	c.peer = peerOf(rwc, network, set.tag)
 	c.dec = decoder{framing: set.framing, max: set.maxMessage}
 	if set.tls == nil {
-		c.t = transport.New(rwc)
+		c.t = h.transport(rwc, set)
 		c.dec.rest = first
 	} else {
 		nc, ok := rwc.(net.Conn)
@@ -707,8 +784,46 @@ func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, fir
 	}
 	c.out.framing = set.header(false)
 	c.out.limit, c.out.policy = set.connOut, set.overflow
+	if p, ok := rwc.(*packet.Conn); ok && !p.Answerable() {
+		c.out.refuse = errNoAddress
+	}
 	c.lastRead, c.quiet, c.shaking = c.born, c.born, true
 	return c, nil
+}
+
+// errNoAddress is what a Send gets to those who have sent from a unixgram socket
+// without an address; they are one client.
+var errNoAddress = fmt.Errorf("%w: the sender has no address to answer to", ErrNotConnected)
+
+// transport is what a connection without TLS is served by.
+func (h *Hub) transport(rwc io.ReadWriteCloser, set *settings) transport.Conn {
+	if set.network != "" {
+		switch x := rwc.(type) {
+		case *packet.Conn:
+		case *net.UnixConn:
+			if set.network == "unixpacket" {
+				rwc = packet.NewSeq(x, int(set.maxMessage), ErrMessageTooLarge)
+				break
+			}
+			rwc = packet.Connect(x, h.packetOptions(set, 1))
+		case net.Conn:
+			rwc = packet.Connect(x, h.packetOptions(set, 1))
+		}
+	}
+	return transport.New(rwc)
+}
+
+// packetNetwork is the network of an open connection, if it is one of packets.
+func packetNetwork(rwc io.ReadWriteCloser) string {
+	switch x := rwc.(type) {
+	case *net.UDPConn:
+		return "udp"
+	case *net.UnixConn:
+		if n := x.LocalAddr().Network(); packetMax(n) > 0 {
+			return n
+		}
+	}
+	return ""
 }
 
 // peerOf is what can be known of a peer before it says anything.
@@ -753,6 +868,7 @@ func (h *Hub) start(c *Conn, rwc io.Closer) error {
 	evicted, err := h.add(c)
 	if err != nil {
 		c.t.Close()
+		h.gone(c)
 		return err
 	}
 	if evicted != nil {

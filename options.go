@@ -2,6 +2,7 @@ package sockhub
 
 import (
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/sockhub/sockhub/internal/nofile"
 	"github.com/sockhub/sockhub/internal/outq"
+	"github.com/sockhub/sockhub/internal/packet"
 )
 
 // The documented defaults. A zero field of an options struct means the
@@ -38,6 +40,8 @@ const (
 	DefaultBackoffFactor       = 1.6
 	DefaultBackoffJitter       = 0.2
 	DefaultFileMode            = fs.FileMode(0o600) // of a Unix socket file
+	DefaultMaxSessions         = 65536              // of one UDP or unixgram listener
+	DefaultSessionIdle         = 60 * time.Second   // after which one of them ends
 
 	// MessageCharge is what each queued message counts against a limit
 	// beside its length, so that tiny and empty messages are not free.
@@ -260,6 +264,46 @@ type settings struct {
 	connIn      int64
 	connOut     int64
 	idleTimeout time.Duration // 0: none
+	network     string        // if it is of packets, else ""
+}
+
+// sessions reports whether the connections are sessions of datagrams, without a
+// beginning or end that the system knows of.
+func (s *settings) sessions() bool { return s.network != "" && s.network != "unixpacket" }
+
+// packetMax is the longest packet of a network, and 0 if it has none.
+func packetMax(network string) int {
+	switch network {
+	case "udp", "udp4", "udp6":
+		return packet.MaxUDP
+	case "unixgram", "unixpacket":
+		return packet.MaxUnix
+	}
+	return 0
+}
+
+// ofPackets makes settings for a network of packets: one packet is one message,
+// and what this side keeps between them never leaves it.
+func (s *settings) ofPackets(network string) {
+	s.network = network
+	s.framing = LengthPrefix(packet.HeaderSize, binary.LittleEndian)
+	s.maxMessage = min(s.maxMessage, uint64(packetMax(network)))
+	s.streamOver = 0
+}
+
+// checkPackets returns an error for what cannot be had with packets.
+func checkPackets(options, network string, mode Mode, tls *tls.Config, framing Framing) error {
+	switch {
+	case mode == Raw || mode == NamedRaw:
+		return optionError(options+".Mode", "raw bytes on %s, where a packet is a message", network)
+	case mode.named() && network != "unixpacket":
+		return optionError(options+".Mode", "names on %s, where anybody can send in another's name", network)
+	case tls != nil:
+		return optionError(options+".TLS", "set on %s", network)
+	case plainFraming(framing) != nil: // the default is what one has without asking
+		return optionError(options+".Framing", "set on %s, where a packet is a message", network)
+	}
+	return nil
 }
 
 // header is how the length of a message is written; nil for raw bytes.
@@ -357,7 +401,7 @@ func (o *Options) resolve() (Options, error) {
 
 // resolve copies o, fills in the defaults and makes the settings of the
 // connections that a listener with these options accepts.
-func (o *ListenOptions) resolve(hub *Options) (ListenOptions, *settings, error) {
+func (o *ListenOptions) resolve(hub *Options, network string) (ListenOptions, *settings, error) {
 	var r ListenOptions
 	if o != nil {
 		r = *o
@@ -375,9 +419,30 @@ func (o *ListenOptions) resolve(hub *Options) (ListenOptions, *settings, error) 
 	if err := checkFraming("ListenOptions.Framing", r.Framing); err != nil {
 		return r, nil, err
 	}
+	packets := packetMax(network) > 0
+	if packets {
+		r.Mode = orElse(r.Mode, Anonymous)
+		if err := checkPackets("ListenOptions", network, r.Mode, r.TLS, r.Framing); err != nil {
+			return r, nil, err
+		}
+		switch {
+		case r.Classify != nil:
+			return r, nil, optionError("ListenOptions.Classify", "set on %s", network)
+		case len(r.ProxyFrom) > 0:
+			return r, nil, optionError("ListenOptions.ProxyFrom", "set on %s", network)
+		case r.StreamOver > 0:
+			return r, nil, optionError("ListenOptions.StreamOver", "set on %s", network)
+		}
+		if network != "unixpacket" {
+			r.MaxConns = orElse(r.MaxConns, DefaultMaxSessions)
+			if hub.IdleTimeout == 0 {
+				r.IdleTimeout = orElse(r.IdleTimeout, DefaultSessionIdle)
+			}
+		}
+	}
 	r.Mode = orElse(r.Mode, Named)
 	r.MaxConns = int(or(int64(r.MaxConns), math.MaxInt))
-	return r, &settings{
+	set := &settings{
 		mode:        r.Mode,
 		framing:     plainFraming(r.Framing),
 		handler:     r.Handler,
@@ -391,12 +456,16 @@ func (o *ListenOptions) resolve(hub *Options) (ListenOptions, *settings, error) 
 		connIn:      or(r.ConnInbound, hub.ConnInbound),
 		connOut:     or(r.ConnOutbound, hub.ConnOutbound),
 		idleTimeout: orDuration(r.IdleTimeout, hub.IdleTimeout),
-	}, nil
+	}
+	if packets {
+		set.ofPackets(network)
+	}
+	return r, set, nil
 }
 
 // resolve copies o, fills in the defaults and makes the settings of the
 // connections that are dialed with these options.
-func (o *DialOptions) resolve(hub *Options) (DialOptions, *settings, error) {
+func (o *DialOptions) resolve(hub *Options, network string) (DialOptions, *settings, error) {
 	var r DialOptions
 	if o != nil {
 		r = *o
@@ -415,6 +484,13 @@ func (o *DialOptions) resolve(hub *Options) (DialOptions, *settings, error) {
 	if err := checkFraming("DialOptions.Framing", r.Framing); err != nil {
 		return r, nil, err
 	}
+	packets := packetMax(network) > 0
+	if packets {
+		r.Mode = orElse(r.Mode, Anonymous)
+		if err := checkPackets("DialOptions", network, r.Mode, r.TLS, r.Framing); err != nil {
+			return r, nil, err
+		}
+	}
 	r.Mode = orElse(r.Mode, Named)
 	r.Name = orElse(r.Name, hub.Name)
 	if r.Mode.named() {
@@ -423,7 +499,7 @@ func (o *DialOptions) resolve(hub *Options) (DialOptions, *settings, error) {
 		}
 	}
 	r.Timeout = orDuration(r.Timeout, DefaultDialTimeout)
-	return r, &settings{
+	set := &settings{
 		mode:        r.Mode,
 		framing:     plainFraming(r.Framing),
 		handler:     r.Handler,
@@ -438,7 +514,11 @@ func (o *DialOptions) resolve(hub *Options) (DialOptions, *settings, error) {
 		connIn:      hub.ConnInbound,
 		connOut:     hub.ConnOutbound,
 		idleTimeout: hub.IdleTimeout,
-	}, nil
+	}
+	if packets {
+		set.ofPackets(network)
+	}
+	return r, set, nil
 }
 
 // resolve copies o.

@@ -56,6 +56,14 @@ func serveUpper(ctx context.Context, hub *sockhub.Hub, address string) (*sockhub
 	})
 }
 
+// sensors listens for datagrams.
+func sensors(ctx context.Context, hub *sockhub.Hub, address string) (*sockhub.Listener, error) {
+	return hub.Listen(ctx, "udp", address, &sockhub.ListenOptions{
+		MaxConns:    10_000, // then the one that was silent for longest has to go
+		IdleTimeout: 30 * time.Second,
+	})
+}
+
 // serveTLS lets in who has a certificate for worker.example that one of our
 // authorities has signed.
 func serveTLS(ctx context.Context, hub *sockhub.Hub, address string, cert tls.Certificate, ours *x509.CertPool) (*sockhub.Listener, error) {
@@ -243,6 +251,32 @@ func TestReadmeLargeMessages(t *testing.T) {
 	}
 	if stored, err := os.ReadFile(names[0]); !bytes.Equal(stored, body(1, 0, size)) {
 		t.Errorf("stored are %d bytes, %v", len(stored), err)
+	}
+}
+
+func TestReadmeDatagrams(t *testing.T) {
+	hub, err := sockhub.New(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Close()
+	l, err := sensors(t.Context(), hub, "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("udp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.Write([]byte("21.5"))
+	for b := range hub.Events() {
+		for _, m := range b.Messages() {
+			if string(m) != "21.5" {
+				t.Errorf("%q", m)
+			}
+			return
+		}
 	}
 }
 

@@ -67,6 +67,10 @@ type output struct {
 	waited bool // output had to wait, so Drained is due when the queue is empty
 	notify bool // NotifyDrained asked for it
 
+	// lacked is the charge of a message that the hub's budget refused when
+	// the queue was empty; Drained is due when there is room for it. Else 0.
+	lacked int64
+
 	// greeting is the length plus 1 of the handshake's message, which is the
 	// first of all and nobody's, until it is written.
 	greeting int
@@ -219,7 +223,8 @@ func (c *Conn) queue(ctx context.Context, size int, put func(*outq.Queue, outq.F
 // burst, what comes behind the first message is queued, and after a burst the
 // first one too. So a connection that is asked and answers has one system call
 // for each answer and no goroutine, and a stream of messages leaves in large
-// writes.
+// writes. Datagrams are gathered by their socket, from all of its connections, so
+// that to write one at once is to hand it over.
 func (c *Conn) sendLocked() {
 	o := &c.out
 	turn := c.hub.turn.Load()
@@ -230,7 +235,7 @@ func (c *Conn) sendLocked() {
 		}
 		o.turn, o.sends = turn, 0
 	}
-	if o.sends++; o.sends == 1 && o.before <= 1 && !o.writing && !o.frozen && len(o.waiters) == 0 && !o.idle() {
+	if o.sends++; (o.sends == 1 && o.before <= 1 || c.set.sessions()) && !o.writing && !o.frozen && len(o.waiters) == 0 && !o.idle() {
 		o.writing = true
 		c.tryLocked()
 		return
@@ -242,8 +247,19 @@ func (c *Conn) sendLocked() {
 }
 
 func (c *Conn) checkSize(size int) error {
-	if uint64(size) > c.set.maxMessage || !expressible(c.set.framing, uint64(size)) {
+	if uint64(size) > c.set.maxMessage {
 		return fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size)
+	}
+	return c.set.check(uint64(size))
+}
+
+// check says whether a message of this size can be sent at all.
+func (s *settings) check(size uint64) error {
+	switch {
+	case !expressible(s.framing, size), s.network != "" && size > s.maxMessage:
+		return fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size)
+	case size == 0 && s.network == "unixpacket":
+		return fmt.Errorf("sockhub: an empty packet would be the end: %w", errors.ErrUnsupported)
 	}
 	return nil
 }
@@ -259,11 +275,15 @@ func (c *Conn) admitLocked(ctx context.Context, charge int64, mine bool) error {
 		case o.refuse != nil:
 			return c.leaveLocked(w, o.refuse)
 		case free && (c.hasRoomLocked(charge) || c.makeRoomLocked(charge)):
+			o.lacked = 0
 			return c.leaveLocked(w, nil)
 		case o.refuse != nil: // makeRoomLocked gave the peer up
 			return c.leaveLocked(w, ErrSlowPeer)
 		}
 		o.waited = true // or would have to, which is for Drained to tell too
+		if o.empty() && !o.writing {
+			o.lacked = charge // no writer will tell: check does
+		}
 		switch {
 		case o.policy == DropNewest && free:
 			return c.leaveLocked(w, ErrBackpressure)
@@ -333,6 +353,19 @@ func (c *Conn) hasRoomLocked(charge int64) bool {
 		b.Wait(c)
 		return false
 	}
+	return true
+}
+
+// roomAgainLocked reports whether Drained is due for a message that was refused
+// when the queue was empty. Whoever is told has to be faster than others then:
+// nothing is kept for him.
+func (c *Conn) roomAgainLocked() bool {
+	o := &c.out
+	if o.lacked == 0 || o.frozen || o.writing || !o.empty() || !c.hasRoomLocked(o.lacked) {
+		return false
+	}
+	c.hub.budget.out.Fell(&o.share, 0)
+	o.lacked, o.waited = 0, false
 	return true
 }
 
@@ -488,15 +521,21 @@ func (c *Conn) NotifyDrained() {
 	c.mu.Lock()
 	now := c.out.empty() && !c.out.writing && !c.over
 	c.out.notify = !now && !c.over
-	handled := c.out.handled
-	if now && handled {
-		c.out.drained = true
-		c.t.Kick(transport.ReadSide)
-	}
+	handled := now && c.tellDrainedLocked()
 	c.mu.Unlock()
 	if now && !handled {
 		c.hub.fan.drained(c)
 	}
+}
+
+// tellDrainedLocked makes the reader tell the Handler. Without one it returns
+// false: then it is for the hub to tell, which has to be done without mu.
+func (c *Conn) tellDrainedLocked() bool {
+	if c.out.handled {
+		c.out.drained = true
+		c.t.Kick(transport.ReadSide)
+	}
+	return c.out.handled
 }
 
 // ---- messages from a reader ----
@@ -533,8 +572,8 @@ const (
 // the first byte was written, nothing was accepted; after that the message is cut
 // and the connection closed, with the same error as its reason.
 func (c *Conn) SendFrom(ctx context.Context, size uint64, r io.Reader) error {
-	if !expressible(c.set.framing, size) {
-		return fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size)
+	if err := c.set.check(size); err != nil {
+		return err
 	}
 	first := make([]byte, min(size, pieceSize))
 	if _, err := io.ReadFull(r, first); err != nil {

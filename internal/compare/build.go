@@ -39,11 +39,11 @@ func buildAll(ctx context.Context, dir, cc string, list []contender) (*kit, erro
 		if err := run(ctx, filepath.Join(src, "c"), cc, "-O2", "-o", k.path("yardstick"), "yardstick.c"); err != nil {
 			return nil, err
 		}
-		if err := run(ctx, filepath.Join(src, "c"), cc, "-O2", "-o", k.path("load"), "load.c", "messages.c", "http.c"); err != nil {
+		if err := run(ctx, filepath.Join(src, "c"), cc, "-O2", "-o", k.path("load"), "load.c", "messages.c", "http.c", "-lm"); err != nil {
 			return nil, err
 		}
 	}
-	packages := []string{"servers/sockhub"}
+	packages := []string{"servers/plain"} // open loops ask how much it can do
 	for _, c := range list {
 		if c.program != "yardstick" {
 			packages = append(packages, "servers/"+c.program)

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -82,6 +83,9 @@ func briefly() []workload {
 		{name: "http", mode: server.HTTP, size: 100, conns: 5, depth: 3},
 		{name: "http, large", mode: server.HTTP, size: 1000000, conns: 3, depth: 1},
 		{name: "idle", mode: server.Echo, load: loadIdle, size: 64, conns: 20, depth: 1},
+		{name: "idle, and more", mode: server.Echo, load: loadIdle, size: 64, conns: 10, depth: 1, more: 10},
+		{name: "at a rate", mode: server.Echo, size: 64, conns: 5, depth: 1, share: .1, rate: 2000},
+		{name: "beside a flood", mode: server.Echo, size: 64, conns: 5, depth: 1, flood: 1000},
 	}
 }
 
@@ -235,6 +239,73 @@ func TestRatiosAreToTheRunBeside(t *testing.T) {
 	}
 }
 
+func TestLatencyAtARateCountsFromWhenItWasDue(t *testing.T) {
+	for name, k := range kits(t) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		served := make(chan struct{})
+		const pause = 50 * time.Millisecond
+		go func() { // it sends back all at once, now and then
+			defer close(served)
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			for tick, b := time.Tick(pause), make([]byte, 1<<20); ; {
+				n, err := c.Read(b)
+				if err != nil {
+					return
+				}
+				c.Write(b[:n])
+				if n > server.HeaderLen { // not the first
+					<-tick
+				}
+			}
+		}()
+		w := workload{mode: server.Echo, load: server.Echo, size: 64, conns: 1, depth: 1, share: 1, rate: 2000}
+		b := &bench{kit: k, warm: pause, time: 4 * pause}
+		var r record
+		s, _ := newSetup("B")
+		if _, err := b.drive(t.Context(), &r, os.Getpid(), l.Addr().String(), w, s); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		// Who sent only after an answer would have seen most of them at once.
+		if p := float64(pause.Microseconds()); r.P50 < p/5 || r.P99 < p/2 || r.Messages < 100 {
+			t.Errorf("%s: %v messages, p50 %v µs, p99 %v µs", name, r.Messages, r.P50, r.P99)
+		}
+		l.Close()
+		<-served
+	}
+}
+
+func TestStepsThatAreTooSteep(t *testing.T) {
+	even := []float64{1, 1, 1, 1, 1, 1, 1}
+	for _, test := range []struct {
+		name    string
+		c, base []float64
+		want    []int
+	}{
+		{"flat", even, nil, nil},
+		{"doubling all the time", []float64{1, 2, 4, 8, 16}, nil, nil},
+		{"turning from flat to doubling", []float64{1, 1, 1.3, 2.2, 4, 8}, nil, nil},
+		{"an edge", []float64{1, 1, 1, 3, 3, 3, 3}, even, []int{3}},
+		{"the machine's edge", []float64{1, 1, 1, 3, 3, 3, 3}, []float64{1, 1, 1, 2.5, 2.5, 2.5, 2.5}, nil},
+		{"an edge at the end", []float64{1, 2, 4, 8, 30}, nil, []int{4}},
+		{"what failed is compared with nothing", []float64{1, 0, 3, 3}, nil, nil},
+	} {
+		x := []float64{1, 2, 4, 8, 16, 32, 64}
+		if got := steps(x, test.c, test.base); !slices.Equal(got, test.want) {
+			t.Errorf("%s: %v, want %v", test.name, got, test.want)
+		}
+	}
+	if got := steps([]float64{1, 2, 1000}, []float64{1, 1, 9}, nil); got != nil {
+		t.Errorf("more than twice as much was taken for a step: %v", got)
+	}
+}
+
 func TestQuotedFiguresAreOfWorkloadsThatExist(t *testing.T) {
 	exists := map[string]bool{}
 	for _, w := range workloads() {
@@ -261,6 +332,10 @@ func TestResultsAreReadPrintedAndDrawn(t *testing.T) {
 		}
 	}
 	j.add(record{Setup: "A", Workload: "stream 1000000 of 9B", Group: "many", Server: "events", Error: "broken"})
+	for i, cost := range []float64{1, 1, 1, 12.3, 12.3} {
+		j.add(record{Setup: "A", Workload: fmt.Sprintf("grow to %d bytes", 1<<i), Group: groupSizes, Server: "handler", Cost: cost})
+	}
+	j.add(record{Setup: "A", Workload: "tail", Group: groupTail, Server: yardstick, Cost: 1, P99: 1, P999: 77})
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +347,7 @@ func TestResultsAreReadPrintedAndDrawn(t *testing.T) {
 	var out bytes.Buffer
 	printAll(&out, rows, yardstick)
 	printRow(&out, rows[0])
-	for _, want := range []string{"gnet*", "346", "1.00", "broken", "!"} {
+	for _, want := range []string{"gnet*", "346", "1.00", "broken", "!", "12.3<", "77.0"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
 		}
@@ -281,8 +356,10 @@ func TestResultsAreReadPrintedAndDrawn(t *testing.T) {
 	if err := drawAll(dir, rows, yardstick); err != nil {
 		t.Fatal(err)
 	}
-	svg, err := os.ReadFile(filepath.Join(dir, "a-many.svg"))
-	if err != nil || !bytes.Contains(svg, []byte("netpoll")) {
-		t.Error(len(svg), err)
+	for file, want := range map[string]string{"a-many.svg": "netpoll", "a-grow-sizes.svg": "handler"} {
+		svg, err := os.ReadFile(filepath.Join(dir, file))
+		if err != nil || !bytes.Contains(svg, []byte(want)) {
+			t.Error(file, len(svg), err)
+		}
 	}
 }

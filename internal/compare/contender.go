@@ -34,7 +34,7 @@ var contenders = []contender{
 	{"events+r", "sockhub, a loop over Events, ReuseBuffers", "sockhub", []string{"-events", "-reuse"}, allModes},
 	{"events", "sockhub, a loop over Events", "sockhub", []string{"-events"}, allModes},
 	{secondary, "package net, 4 KiB bufio", "plain", nil, allModes},
-	{"net 64K", "package net, 64 KiB bufio", "plain", []string{"-buf", "65536"}, messageModes},
+	{"net 64K", "package net, 64 KiB bufio", "plain", []string{"-buf", "65536"}, allModes},
 	{"netpoll", "cloudwego/netpoll", "netpoll", nil, allModes},
 	{"net/http", "package net/http", "nethttp", nil, onlyHTTP},
 	{"fasthttp", "valyala/fasthttp", "fasthttp", nil, onlyHTTP},

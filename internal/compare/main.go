@@ -62,7 +62,7 @@ func command(ctx context.Context) error {
 	}
 	if *list {
 		for _, w := range ws {
-			fmt.Println(w.name)
+			fmt.Printf("%-10s %s\n", w.group, w.name)
 		}
 		fmt.Println()
 		for _, c := range contenders {

@@ -20,14 +20,16 @@ type record struct {
 	Rep      int       `json:"rep"`
 	Unit     string    `json:"unit"`
 
-	Cost      float64 `json:"cost"`       // in Unit: server CPU of one message, or memory of one idle connection
-	PerSecond float64 `json:"per_second"` // messages
-	Messages  float64 `json:"messages"`   // in the measured time
-	Seconds   float64 `json:"seconds"`    // that it took
-	ServerCPU float64 `json:"server_cpu"` // seconds
-	LoadCPU   float64 `json:"load_cpu"`   // seconds
-	P50       float64 `json:"p50_us"`     // of a message; of a round where there are rounds
+	Cost      float64 `json:"cost"`              // in Unit: server CPU of one message, memory of one idle connection, or P99
+	Offered   float64 `json:"offered,omitempty"` // messages per second, at a rate
+	PerSecond float64 `json:"per_second"`        // messages
+	Messages  float64 `json:"messages"`          // in the measured time
+	Seconds   float64 `json:"seconds"`           // that it took
+	ServerCPU float64 `json:"server_cpu"`        // seconds
+	LoadCPU   float64 `json:"load_cpu"`          // seconds
+	P50       float64 `json:"p50_us"`            // of a message; of a round where there are rounds
 	P99       float64 `json:"p99_us"`
+	P999      float64 `json:"p999_us"`
 	PeakMB    float64 `json:"peak_mb"` // resident memory of the server
 	Others    float64 `json:"others"`  // CPUs that were busy with something else meanwhile
 	Error     string  `json:"error,omitempty"`
@@ -44,6 +46,7 @@ type loadResult struct {
 	LoadCPU                float64 `json:"load_cpu"`
 	P50                    float64 `json:"p50_us"`
 	P99                    float64 `json:"p99_us"`
+	P999                   float64 `json:"p999_us"`
 	Mistakes               int
 	Mistake                string
 	Lacking                int // connections that got nothing whole
@@ -90,13 +93,17 @@ func (b *bench) into(ctx context.Context, r *record, c contender, w workload, s 
 		r.Cost = r.ServerCPU / r.Messages * 1e6
 		r.PerSecond = r.Messages / r.Seconds
 	}
+	if w.slowest() {
+		r.Cost = r.P99
+	}
 	return errors.Join(err, srv.end(nil))
 }
 
 // drive is a run of our own load.
 func (b *bench) drive(ctx context.Context, r *record, pid int, addr string, w workload, s setup) (cpu float64, err error) {
 	args := append(w.args(), "-addr", addr, "-pid", strconv.Itoa(pid),
-		"-warm", fmt.Sprint(b.warm.Seconds()), "-time", fmt.Sprint(b.time.Seconds()))
+		"-warm", fmt.Sprint(b.warm.Seconds()), "-time", fmt.Sprint(b.time.Seconds()), "-rate", fmt.Sprint(w.rate))
+	r.Offered = w.rate
 	l, err := startChild(ctx, s.load, nil, b.kit.path("load"), args...)
 	if err != nil {
 		return 0, err
@@ -108,7 +115,7 @@ func (b *bench) drive(ctx context.Context, r *record, pid int, addr string, w wo
 	var res loadResult
 	err = json.Unmarshal([]byte(text), &res)
 	err = errors.Join(err, l.end(nil))
-	r.Messages, r.Seconds, r.P50, r.P99 = res.Messages, res.Seconds, res.P50, res.P99
+	r.Messages, r.Seconds, r.P50, r.P99, r.P999 = res.Messages, res.Seconds, res.P50, res.P99, res.P999
 	r.ServerCPU, r.LoadCPU = res.CPU, res.LoadCPU
 	switch {
 	case res.Mistakes > 0:
@@ -119,27 +126,46 @@ func (b *bench) drive(ctx context.Context, r *record, pid int, addr string, w wo
 	return (l.cmd.ProcessState.UserTime() + l.cmd.ProcessState.SystemTime()).Seconds(), err
 }
 
-// idle holds connections that have been used once.
-func (b *bench) idle(ctx context.Context, r *record, srv *child, addr string, w workload, s setup) error {
-	pid := srv.cmd.Process.Pid
-	w.conns = min(w.conns, maxFiles()-100)
-	if err := srv.free(); err != nil {
+// idle holds connections that have been used once: some, and then more of them
+// if what these add is to be measured.
+func (b *bench) idle(ctx context.Context, r *record, srv *child, addr string, w workload, s setup) (err error) {
+	memoryNow := func() (int64, error) {
+		if err := srv.free(); err != nil {
+			return 0, err
+		}
+		anonymous, _ := memory(srv.cmd.Process.Pid)
+		return anonymous, nil
+	}
+	steps := []int{w.conns, w.more}
+	steps[0] = min(w.conns, maxFiles()-w.more-100)
+	if w.more == 0 {
+		steps = steps[:1]
+	}
+	var before, after int64
+	if after, err = memoryNow(); err != nil {
 		return err
 	}
-	before, _ := memory(pid)
-	l, err := startChild(ctx, s.load, nil, b.kit.path("load"), append(w.args(), "-addr", addr)...)
-	if err != nil {
-		return err
+	for i, n := range steps {
+		w.conns = n
+		args := append(w.args(), "-addr", addr)
+		if i > 0 && !w.unix { // the first address's ports may be used up, with what others left in TIME_WAIT
+			args = append(args, "-from", "127.0.0.2")
+		}
+		l, e := startChild(ctx, s.load, nil, b.kit.path("load"), args...)
+		if e != nil {
+			return e
+		}
+		if _, err = l.line(); err != nil {
+			return err // it has ended
+		}
+		defer func() { err = errors.Join(err, l.end(nil)) }()
+		before = after
+		if after, err = memoryNow(); err != nil {
+			return err
+		}
 	}
-	if _, err := l.line(); err != nil {
-		return err
-	}
-	if err := srv.free(); err != nil {
-		return errors.Join(err, l.end(nil))
-	}
-	after, _ := memory(pid)
 	r.Cost = float64(after-before) / float64(w.conns)
-	return l.end(nil)
+	return nil
 }
 
 var (

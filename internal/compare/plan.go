@@ -25,7 +25,7 @@ func newPlan(b *bench, ws []workload, ss []setup, cs []contender) *plan {
 	p := &plan{b: b, ws: ws, ss: ss, cs: cs, began: time.Now(), live: isTerminal(os.Stderr)}
 	runs := 0
 	for _, w := range ws {
-		n := len(p.of(w)) * len(ss) * *reps
+		n := len(p.of(w)) * len(p.in(w)) * *reps
 		runs += n
 		p.total += time.Duration(n) * p.takes(w)
 	}
@@ -35,7 +35,14 @@ func newPlan(b *bench, ws []workload, ss []setup, cs []contender) *plan {
 
 // of returns the contenders that can do a workload.
 func (p *plan) of(w workload) []contender {
-	return slices.DeleteFunc(slices.Clone(p.cs), func(c contender) bool { return !slices.Contains(c.modes, w.mode) })
+	return slices.DeleteFunc(slices.Clone(p.cs), func(c contender) bool {
+		return !slices.Contains(c.modes, w.mode) || w.servers != nil && !slices.Contains(w.servers, c.name)
+	})
+}
+
+// in returns the setups that a workload is measured in.
+func (p *plan) in(w workload) []setup {
+	return slices.DeleteFunc(slices.Clone(p.ss), func(s setup) bool { return w.setup != "" && w.setup != s.name })
 }
 
 func (p *plan) takes(w workload) time.Duration { return p.b.warm + p.b.time + w.takes() }
@@ -65,7 +72,7 @@ func (p *plan) tell(format string, args ...any) {
 // run measures everything and prints each workload when it is done.
 func (p *plan) run(ctx context.Context, j *journal) error {
 	for _, w := range p.ws {
-		for _, s := range p.ss {
+		for _, s := range p.in(w) {
 			from := len(j.records)
 			if !p.live {
 				p.tell("setup %s  %s", s.name, w.name)
@@ -92,6 +99,12 @@ func (p *plan) run(ctx context.Context, j *journal) error {
 // once more.
 func (p *plan) side(ctx context.Context, j *journal, w workload, s setup) error {
 	for rep := range *reps {
+		if w.share > 0 {
+			var err error
+			if w.rate, err = p.pace(ctx, w, s); err != nil {
+				return err
+			}
+		}
 		for _, c := range p.of(w) {
 			if p.live {
 				p.tell("setup %s  %s: %s, run %d of %d", s.name, w.name, c.name, rep+1, *reps)
@@ -114,4 +127,17 @@ func (p *plan) side(ctx context.Context, j *journal, w workload, s setup) error 
 		}
 	}
 	return nil
+}
+
+// pace is the rate for a workload: its share of what the server on package net
+// answers when it is kept busy, in the same setup and just before. All servers get
+// the same load, then, and one that can do less than the others shows it.
+func (p *plan) pace(ctx context.Context, w workload, s setup) (float64, error) {
+	busy := w
+	busy.share = 0
+	r := p.b.measure(ctx, pick(secondary, false)[0], busy, s)
+	if r.Error != "" {
+		return 0, fmt.Errorf("%s: %s", secondary, r.Error)
+	}
+	return w.share * r.PerSecond, ctx.Err()
 }

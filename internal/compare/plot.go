@@ -34,13 +34,17 @@ func drawAll(dir string, rows []*row, reference string) error {
 		of[s] = append(of[s], r)
 	}
 	for _, s := range sheets {
-		p, err := drawing(of[s], reference)
+		draw, height := drawing, vg.Length(3+len(of[s]))
+		if s.group == groupConns || s.group == groupSizes {
+			draw, height = curves, 16
+		}
+		p, err := draw(of[s], reference)
 		if err != nil {
 			return err
 		}
 		p.Title.Text = fmt.Sprintf("%s, setup %s", s.group, s.setup)
 		file := filepath.Join(dir, strings.ToLower(s.setup)+"-"+s.group+".svg")
-		if err := p.Save(26*vg.Centimeter, vg.Length(3+len(of[s]))*vg.Centimeter, file); err != nil {
+		if err := p.Save(26*vg.Centimeter, height*vg.Centimeter, file); err != nil {
 			return err
 		}
 		fmt.Println("drawn:", file)
@@ -92,6 +96,10 @@ func reach(rows []*row) (least, most float64) {
 	return least, most
 }
 
+// room stands behind labels: viewers that lack the font take another, often a
+// wider one.
+const room = "       "
+
 func drawing(rows []*row, reference string) (*plot.Plot, error) {
 	p := plot.New()
 	least, most := reach(rows)
@@ -102,10 +110,11 @@ func drawing(rows []*row, reference string) (*plot.Plot, error) {
 	p.Y.Label.Text = " "                                     // keeps long workloads off the edge
 	p.Y.Min, p.Y.Max = -0.7, float64(len(rows))-0.3
 	p.Legend.Top = true
+	p.Legend.ThumbnailWidth = vg.Centimeter
 	p.Add(plotter.NewGrid())
 	ticks := make(plot.ConstantTicks, len(rows))
 	for i, r := range rows { // the first on top
-		ticks[i] = plot.Tick{Value: float64(len(rows) - 1 - i), Label: r.workload}
+		ticks[i] = plot.Tick{Value: float64(len(rows) - 1 - i), Label: r.workload + room}
 	}
 	p.Y.Tick.Marker = ticks
 	all := names(rows)

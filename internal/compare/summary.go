@@ -7,14 +7,16 @@ import (
 
 // cell is what all runs of a workload on a server, in one setup, come to.
 type cell struct {
-	cost                float64 // median
-	ratio, least, most  float64 // of each run to the reference's run beside it: median and spread; 0: none
-	perSecond, p50, p99 float64 // medians
-	peakMB              float64
-	runs                int
-	noisy               bool // something else was busy in most runs
-	errors              []string
-	quoted              bool // not measured here
+	cost               float64 // median
+	ratio, least, most float64 // of each run to the reference's run beside it: median and spread; 0: none
+	perSecond          float64 // medians, these and what follows
+	p50, p99, p999     float64
+	cores              float64 // CPUs that the server used
+	peakMB             float64
+	runs               int
+	noisy              bool // something else was busy in most runs
+	errors             []string
+	quoted             bool // not measured here
 }
 
 // key is a row of the summary: everything that was measured side by side.
@@ -91,6 +93,8 @@ func newCell(rs []record, beside map[int]float64) *cell {
 	c.perSecond = median(good, func(r record) float64 { return r.PerSecond })
 	c.p50 = median(good, func(r record) float64 { return r.P50 })
 	c.p99 = median(good, func(r record) float64 { return r.P99 })
+	c.p999 = median(good, func(r record) float64 { return r.P999 })
+	c.cores = median(good, func(r record) float64 { return r.ServerCPU / max(r.Seconds, 1e-9) })
 	c.peakMB = median(good, func(r record) float64 { return r.PeakMB })
 	if len(ratios) > 0 {
 		c.ratio = median(ratios, func(x float64) float64 { return x })

@@ -13,11 +13,11 @@ import (
 func printRow(w io.Writer, r *row) {
 	fmt.Fprintf(w, "setup %s  %s\n", r.setup, r.workload)
 	t := table{left: 1}
-	t.add("  ", "server", r.unit, "ratio", "spread", "msgs/s", "p50 µs", "p99 µs", "peak MB", "")
+	t.add("  ", "server", r.unit, "ratio", "spread", "msgs/s", "p50 µs", "p99 µs", "p99.9 µs", "cores", "peak MB", "")
 	for _, name := range names([]*row{r}) {
 		c := r.cells[name]
 		if c.cost == 0 {
-			t.add("  ", name, "FAILED", "", "", "", "", "", "", "")
+			t.add("  ", name, "FAILED")
 			continue
 		}
 		spread, note := "", ""
@@ -27,7 +27,7 @@ func printRow(w io.Writer, r *row) {
 		if c.noisy {
 			note = "~"
 		}
-		t.add("  ", name, number(c.cost), number(c.ratio), spread, number(c.perSecond), number(c.p50), number(c.p99), number(c.peakMB), note)
+		t.add("  ", name, number(c.cost), number(c.ratio), spread, number(c.perSecond), number(c.p50), number(c.p99), number(c.p999), number(c.cores), number(c.peakMB), note)
 	}
 	t.print(w)
 	for _, name := range names([]*row{r}) {
@@ -41,7 +41,7 @@ func printRow(w io.Writer, r *row) {
 // ratio of each server to it, ± half of its spread.
 func printAll(w io.Writer, rows []*row, reference string) {
 	all := slices.DeleteFunc(names(rows), func(n string) bool { return n == reference })
-	fmt.Fprintf(w, "Server CPU time of a message (or memory of an idle connection) on %s, and as many times that on the others;\n", reference)
+	fmt.Fprintf(w, "Server CPU time of a message (or what the unit says) on %s, and as many times that on the others;\n", reference)
 	fmt.Fprintln(w, "medians, ± half of the spread.  A: server and load pinned to a CPU each, GOMAXPROCS=1.  B: nothing pinned, GOMAXPROCS=2.")
 	fmt.Fprintln(w, "~ something else was busy in most runs   ! some runs failed   * quoted, measured elsewhere")
 	for _, c := range contenders {
@@ -50,12 +50,47 @@ func printAll(w io.Writer, rows []*row, reference string) {
 	t := table{left: 2}
 	t.add(append([]string{"", "workload", reference, ""}, all...)...)
 	for _, r := range rows {
+		if growing := r.group == groupConns || r.group == groupSizes; growing { // has a table of its own
+			continue
+		}
 		line := []string{r.setup, r.workload, "", r.unit}
 		if c := r.cells[reference]; c != nil {
 			line[2] = number(c.cost)
 		}
 		for _, name := range all {
 			line = append(line, ratio(r.cells[name]))
+		}
+		t.add(line...)
+	}
+	t.print(w)
+	printFigures(w, rows, "Latency in µs: p50 / p99 / p99.9. tail: from the moment at which a message should have been sent, the same rate for all;\nfair: of connections beside one that floods.",
+		func(c *cell) string { return fmt.Sprintf("%s / %s / %s", number(c.p50), number(c.p99), number(c.p999)) }, groupTail, groupFair)
+	printFigures(w, rows, "CPUs that the server used / its largest resident memory in MB, while it gave large answers.",
+		func(c *cell) string { return fmt.Sprintf("%s / %s", number(c.cores), number(c.peakMB)) }, groupLarge)
+	printGrowth(w, rows)
+}
+
+// printFigures prints what else is to be seen of the workloads of some groups.
+func printFigures(w io.Writer, rows []*row, title string, figures func(*cell) string, groups ...string) {
+	rows = slices.DeleteFunc(slices.Clone(rows), func(r *row) bool { return !slices.Contains(groups, r.group) })
+	if len(rows) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "\n%s\n", title)
+	all := names(rows)
+	t := table{left: 1}
+	t.add(append([]string{"", "workload"}, all...)...)
+	for _, r := range rows {
+		line := []string{r.setup, r.workload}
+		for _, name := range all {
+			switch c := r.cells[name]; {
+			case c == nil:
+				line = append(line, "")
+			case c.cost == 0:
+				line = append(line, "FAILED")
+			default:
+				line = append(line, figures(c))
+			}
 		}
 		t.add(line...)
 	}

@@ -1,7 +1,6 @@
 package memnet
 
 import (
-	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,7 +10,6 @@ import (
 // be seen from outside.
 func TestNothingIsLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		before := runtime.NumGoroutine()
 		timers := 0
 		for seed := range uint64(100) {
 			a, b := Pair(&Options{Seed: seed, Faults: Faults{Delay: 0.5, Stall: 0.5}})
@@ -39,10 +37,8 @@ func TestNothingIsLeft(t *testing.T) {
 		if timers == 0 {
 			t.Error("no fault needed time")
 		}
-		synctest.Wait()
-		if n := runtime.NumGoroutine(); n > before {
-			t.Errorf("%d goroutines, %d before", n, before)
-		}
+		// A goroutine that is left makes synctest.Test panic. To count those of
+		// the process would count the runtime's too, which come and go.
 	})
 }
 

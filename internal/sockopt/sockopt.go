@@ -40,3 +40,11 @@ func Then(first, next Control) Control {
 func ReusePort(network, address string, c syscall.RawConn) error {
 	return reusePort(c)
 }
+
+// Autobind gives a Unix datagram socket that is about to be connected an address
+// of its own, so that it can be answered: an abstract one that nobody else has
+// (unix(7), autobind). It does nothing but on Linux, and where the socket is
+// bound already.
+func Autobind(network, address string, c syscall.RawConn) error {
+	return autobind(c)
+}

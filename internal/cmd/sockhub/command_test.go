@@ -144,7 +144,7 @@ func (l *running) interrupt() int {
 
 // places are endpoints to listen on, of every kind that there is here.
 func places(t *testing.T) map[string]string {
-	dir := t.TempDir()
+	dir := socketDir(t)
 	all := map[string]string{
 		"tcp": "tcp://127.0.0.1:0", "short": "127.0.0.1:0", "unix": "unix://" + filepath.Join(dir, "s"),
 	}
@@ -152,4 +152,24 @@ func places(t *testing.T) map[string]string {
 		all["abstract"] = "unix:@" + filepath.Base(dir) + "-" + t.Name()
 	}
 	return all
+}
+
+// socketDir is a directory for sockets: the name of t.TempDir is too long for a
+// socket below it on some systems.
+func socketDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// needsSignals skips the test where a process cannot be interrupted by another.
+func needsSignals(t *testing.T) {
+	t.Helper()
+	if runtime.GOOS == "windows" {
+		t.Skip("no signals between processes")
+	}
 }

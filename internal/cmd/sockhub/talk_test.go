@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -37,13 +36,8 @@ func TestDialGetsItsLinesBack(t *testing.T) {
 	}
 }
 
-// TestDatagrams is skipped where the library has none.
 func TestDatagrams(t *testing.T) {
 	t.Parallel()
-	_, errs, _ := finished(t, "", "listen", "-once", "udp://127.0.0.1:x")
-	if strings.Contains(errs, "unsupported") {
-		t.Skip("no UDP here")
-	}
 	l := startListening(t, 1, "-print", "none", "-echo", "udp://127.0.0.1:0")
 	out, errs, code := finished(t, "one\ntwo\n", "dial", "-wait", "300ms", l.at[0])
 	if out != "one\ntwo\n" || code != 0 {
@@ -53,7 +47,7 @@ func TestDatagrams(t *testing.T) {
 
 func TestSeveralEndpointsAndManyLines(t *testing.T) {
 	t.Parallel()
-	l := startListening(t, 2, "-print", "none", "-echo", "tcp://127.0.0.1:0", "unix://"+filepath.Join(t.TempDir(), "s"))
+	l := startListening(t, 2, "-print", "none", "-echo", "tcp://127.0.0.1:0", "unix://"+filepath.Join(socketDir(t), "s"))
 	text := strings.Repeat("0123456789\n", 100_000)
 	for _, at := range l.at {
 		if out, errs, code := finished(t, text, "dial", at); out != text || code != 0 {
@@ -90,6 +84,7 @@ func TestNames(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
+	needsSignals(t)
 	// A name that is taken is refused.
 	holder := program(t, "dial", "-name", "bob", "-no-stdin", l.at[0])
 	if err := holder.Start(); err != nil {
@@ -108,6 +103,7 @@ func TestNames(t *testing.T) {
 
 func TestListenSendsItsInputToEverybody(t *testing.T) {
 	t.Parallel()
+	needsSignals(t)
 	l := startListening(t, 1, "-print", "none", "tcp://127.0.0.1:0")
 	dial := program(t, "dial", "-no-stdin", l.at[0])
 	out, err := dial.StdoutPipe()
@@ -243,10 +239,8 @@ func TestDialFailsWhenItsInputIsNotTaken(t *testing.T) {
 
 func TestInterruptRemovesTheSocketFile(t *testing.T) {
 	t.Parallel()
-	if runtime.GOOS == "windows" {
-		t.Skip("no signals between processes")
-	}
-	file := filepath.Join(t.TempDir(), "s")
+	needsSignals(t)
+	file := filepath.Join(socketDir(t), "s")
 	l := startListening(t, 1, "unix://"+file)
 	if code := l.interrupt(); code != 0 {
 		t.Errorf("exit status %d", code)

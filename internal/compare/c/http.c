@@ -95,4 +95,4 @@ static void start(void) {
 static int always(void) { return 1; }
 static void no_rounds(void) {}
 
-const struct kind http = {start, input, output, always, no_rounds};
+const struct kind http = {.start = start, .input = input, .output = output, .between = always, .round = no_rounds};

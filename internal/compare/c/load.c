@@ -1,9 +1,12 @@
 // load: drives a server and checks every byte that it answers.
 //
 //   load -mode MODE -addr HOST:PORT|unix:PATH -pid SERVER [-conns N] [-size BYTES]
-//        [-depth N] [-count N] [-warm SECONDS] [-time SECONDS]
+//        [-depth N] [-count N] [-flood N] [-rate PER_SECOND]
+//        [-warm SECONDS] [-time SECONDS] [-from ADDRESS]
 //
-// echo      keeps `depth` messages in flight on each connection
+// echo      keeps `depth` messages in flight on each connection; with -flood, N
+//           on the first, whose latencies do not count; with -rate, sends at
+//           that rate whatever comes back
 // http      the same with requests of /<size>
 // stream    asks for `count` messages on each connection, again and again
 // commands  the same, and answers each of them
@@ -34,7 +37,7 @@
 
 #define PATIENCE 30.0 // seconds beyond the measured time for what must still come
 
-struct settings set = {"echo", "", 1, 64, 1, 100000, 0.3, 1, 0};
+struct settings set = {.mode = "echo", .addr = "", .conns = 1, .size = 64, .depth = 1, .count = 100000, .warm = 0.3, .time = 1};
 struct conn *conns;
 unsigned char received[256 << 10];
 uint64_t now;
@@ -87,6 +90,7 @@ static double server_cpu(void) {
 // Latencies are counted in classes: by their highest six bits, and how many bits
 // follow.
 static uint64_t class[64][64], timed;
+static uint64_t timed_from; // what was due before this is not counted
 
 static void count_latency(uint64_t ns) {
     int e = 0;
@@ -112,7 +116,7 @@ void done(struct conn *c, uint64_t since, uint64_t n) {
     if (!*s) *s = 1, lacking--;
     if (!measuring) return;
     whole += n;
-    if (since) count_latency(now - since);
+    if (since && since >= timed_from) count_latency(now - since);
 }
 
 // ---- connections ----
@@ -133,6 +137,16 @@ void stall(struct conn *c, int stalled) {
     c->stalled = stalled;
 }
 
+// come_from gives a socket an address, and no port before it is known to whom it
+// connects: so each address has all ports.
+static void come_from(int fd, const char *addr) {
+    int on = 1;
+    struct sockaddr_in a = {.sin_family = AF_INET};
+    if (inet_pton(AF_INET, addr, &a.sin_addr) != 1) fatal("address %s", addr);
+    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+    if (bind(fd, (void *)&a, sizeof a)) fatal("%s", addr);
+}
+
 static int dial(void) {
     int fd, on = 1;
     struct timeval patience = {(int)PATIENCE, 0};
@@ -150,6 +164,7 @@ static int dial(void) {
         a.sin_port = htons(port);
         if (inet_pton(AF_INET, host, &a.sin_addr) != 1) fatal("address %s", set.addr);
         fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (fd >= 0 && set.from) come_from(fd, set.from);
         if (fd < 0 || connect(fd, (void *)&a, sizeof a)) fatal("%s", set.addr);
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
         // A reset at the end: thousands of connections in TIME_WAIT would be in
@@ -196,9 +211,13 @@ static void readable(const struct kind *k, struct conn *c) {
     if (!c->stalled) k->output(c);
 }
 
-static void wait_and_handle(const struct kind *k) {
+// nap is how long epoll_wait may take, in ms, when the next message is due in so
+// many ns. A sleep ends late, and a message must not: short ones are spun away.
+static int nap(uint64_t due) { return due < 1500000 ? 0 : due < 100000000 ? due / 1000000 - 1 : 100; }
+
+static void wait_and_handle(const struct kind *k, uint64_t due) {
     struct epoll_event ready[512];
-    int n = epoll_wait(epfd, ready, 512, 100);
+    int n = epoll_wait(epfd, ready, 512, nap(due));
     if (n < 0 && errno != EINTR) fatal("epoll_wait");
     for (int i = 0; i < n; i++) {
         struct conn *c = ready[i].data.ptr;
@@ -212,33 +231,35 @@ static void wait_and_handle(const struct kind *k) {
 static void print(double took, double cpu, double own) {
     // Where few messages are whole in the measured time, parts of them count.
     double parts = set.size >= 65536 ? (double)bytes / (set.size + 8) : 0;
-    printf("{\"messages\":%.2f,\"seconds\":%.6f,\"bytes\":%llu,\"cpu\":%.6f,\"load_cpu\":%.6f,\"p50_us\":%.2f,\"p99_us\":%.2f,"
+    printf("{\"messages\":%.2f,\"seconds\":%.6f,\"bytes\":%llu,\"cpu\":%.6f,\"load_cpu\":%.6f,\"p50_us\":%.2f,\"p99_us\":%.2f,\"p999_us\":%.2f,"
            "\"mistakes\":%llu,\"mistake\":\"%s\",\"lacking\":%zu}\n",
            parts > whole ? parts : (double)whole, took, (unsigned long long)bytes, cpu, own,
-           latency(.5), latency(.99), (unsigned long long)mistakes, mistake, lacking);
+           latency(.5), latency(.99), latency(.999), (unsigned long long)mistakes, mistake, lacking);
 }
 
 // run drives the connections. Where there are rounds, the measured time begins
 // and ends between two of them, and latencies are theirs. It begins when every
 // connection has got something, and does not end before they have got it a few
 // times: what lies in the sockets' buffers at either end, and belongs to the
-// other side of it, is then a small part.
+// other side of it, is then a small part. At a rate, all that was due in the
+// measured time is waited for: the slowest of it counts as well.
 static void run(const struct kind *k) {
     int rounds = strcmp(set.mode, "echo") && strcmp(set.mode, "http");
-    double cpu = 0, own = 0, t;
+    double cpu = 0, own = 0, t = 0;
     uint64_t began = now = clock_now(), round = 0;
     lacking = set.conns;
     k->start();
     for (;;) {
+        uint64_t due = k->pace ? k->pace(!measuring || t < set.time) : UINT64_MAX;
         int between = k->between();
         t = (now - began) / 1e9;
         if (!measuring && t >= set.warm && between && !lacking) {
             measuring = 1, lacking = set.conns, enough = 3 * set.conns;
             memset(served, 0, set.conns);
-            began = now, t = 0, round = 0;
+            began = timed_from = now, t = 0, round = 0;
             own = seconds(CLOCK_PROCESS_CPUTIME_ID), cpu = server_cpu();
         }
-        if (measuring && t >= set.time && between && !lacking && whole >= enough) break;
+        if (measuring && t >= set.time && between && (k->pace || (!lacking && whole >= enough))) break;
         if (t >= set.time + set.warm + PATIENCE) {
             if (!between || !measuring) errno = 0, fatal("after %.0f s, %zu of %zu connections still wait", t, lacking, set.conns);
             break;
@@ -248,7 +269,7 @@ static void run(const struct kind *k) {
             round = now;
             k->round();
         }
-        wait_and_handle(k);
+        wait_and_handle(k, due);
     }
     print(t, server_cpu() - cpu, seconds(CLOCK_PROCESS_CPUTIME_ID) - own);
 }
@@ -270,6 +291,9 @@ int main(int argc, char **argv) {
         else if (!strcmp(argv[i], "-size")) set.size = strtoul(v, NULL, 10);
         else if (!strcmp(argv[i], "-depth")) set.depth = strtoul(v, NULL, 10);
         else if (!strcmp(argv[i], "-count")) set.count = strtoull(v, NULL, 10);
+        else if (!strcmp(argv[i], "-flood")) set.flood = strtoul(v, NULL, 10);
+        else if (!strcmp(argv[i], "-from")) set.from = v;
+        else if (!strcmp(argv[i], "-rate")) set.rate = atof(v);
         else if (!strcmp(argv[i], "-warm")) set.warm = atof(v);
         else if (!strcmp(argv[i], "-time")) set.time = atof(v);
         else errno = 0, fatal("no such flag: %s", argv[i]);
@@ -277,6 +301,6 @@ int main(int argc, char **argv) {
     int framed = strcmp(set.mode, "http");
     connect_all(framed);
     if (!strcmp(set.mode, "idle")) hold();
-    else run(framed ? &messages : &http);
+    else run(!framed ? &http : set.rate > 0 ? &paced : &messages);
     return mistakes != 0;
 }

@@ -16,13 +16,16 @@ struct conn {
     uint64_t got;      // whole ones
     size_t got_of;     // bytes of the one after these
     size_t tape_at;    // messages: as much as was got of the tape
-    uint64_t *sent_at; // when, ring of `depth`; only where each is answered
+    uint64_t *sent_at; // when, ring of `ring`; only where each is answered, and what that takes counts
     struct head *head; // http: of the answer that is being received
 };
 
 struct settings {
     const char *mode, *addr;
+    const char *from;  // NULL: wherever the system says
     size_t conns, size, depth;
+    size_t flood;      // messages in flight on the first connection, if not `depth`
+    double rate;       // messages a second, on all connections in turn, whether or not answers come; 0: see depth
     uint64_t count;
     double warm, time; // seconds
     int pid;           // of the server
@@ -37,8 +40,9 @@ struct kind {
     void (*output)(struct conn *c);                                 // sends what is due, as far as there is room
     int (*between)(void);                                           // whether no round is under way
     void (*round)(void);                                            // begins the next one; nothing, where there are no rounds
+    uint64_t (*pace)(int more);                                     // sends what is due by now, and more if there is to be more; ns until the next
 };
-extern const struct kind messages, http;
+extern const struct kind messages, paced, http;
 
 void fatal(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
 void wrong(struct conn *c, const char *what); // counts and describes what should not have come

@@ -3,6 +3,7 @@
 // number, and a piece of a fixed filling that begins where the number says.
 #include "load.h"
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -11,10 +12,13 @@
 #define TAPE (64 << 10) // bytes of a tape, or a little less
 #define SMALL (8 << 10)
 #define SHIFTS 61
+#define LATE 4096 // paced: messages without an answer on a connection
 
 static enum { ECHO, STREAM, COMMANDS, FANOUT } mode;
 static unsigned char *filling;
-static uint64_t missing; // messages, or connections, that the round still lacks
+static uint64_t missing;    // messages, or connections, that the round still lacks
+static size_t ring;         // of sent_at
+static uint64_t unanswered; // paced: messages that were due
 
 // Small messages are made once, one behind the other on a tape that is sent and
 // expected again and again: so what comes can be compared in one piece, however
@@ -48,8 +52,9 @@ static void arrived(struct conn *c, uint64_t n) {
         return;
     }
     if (mode != ECHO && mode != COMMANDS) missing -= n;
-    if (mode == ECHO || mode == COMMANDS) c->due += n;
-    for (; mode == ECHO && n; n--) done(c, c->sent_at[c->got % set.depth], 1);
+    if ((mode == ECHO && !set.rate) || mode == COMMANDS) c->due += n;
+    unanswered -= n;
+    for (; c->sent_at && n; n--) done(c, c->sent_at[c->got % ring], 1);
     if (n) done(c, 0, n);
 }
 
@@ -116,7 +121,7 @@ static void output(struct conn *c) {
         }
         if (n < 0) fatal("sending on connection %zu", (size_t)(c - conns));
         for (c->sent_of += n; c->sent_of >= 8 + set.size; c->sent_of -= 8 + set.size) {
-            if (c->sent_at) c->sent_at[c->sent % set.depth] = now;
+            if (c->sent_at && !set.rate) c->sent_at[c->sent % ring] = now;
             c->sent++;
         }
     }
@@ -137,10 +142,12 @@ static void start(void) {
         memcpy(tape + tape_len + s.head_len, s.rest, s.len - s.head_len);
         tape_len += s.len;
     }
+    ring = set.rate ? LATE : set.depth;
     for (struct conn *c = conns; mode == ECHO && c < conns + set.conns; c++) {
-        c->sent_at = calloc(set.depth, sizeof *c->sent_at);
-        if (!c->sent_at) fatal("memory");
-        c->due = set.depth;
+        int floods = c == conns && set.flood;
+        if (!floods && !(c->sent_at = calloc(ring, sizeof *c->sent_at))) fatal("memory");
+        if (set.rate) continue;
+        c->due = floods ? set.flood : set.depth;
         output(c);
     }
 }
@@ -177,4 +184,34 @@ static void round_of(void) {
     }
 }
 
-const struct kind messages = {start, input, output, between, round_of};
+const struct kind messages = {.start = start, .input = input, .output = output, .between = between, .round = round_of};
+
+// ---- at a rate ----
+
+static int stopped;
+
+// pace makes messages due at the moments at which somebody who does not wait for
+// answers would send them: independent of each other, so that the time between
+// two is exponentially distributed. Connections take turns. A message counts from
+// the moment at which it was due, however late the server, or this program, lets
+// it leave: else a server that stands still would be asked less.
+static uint64_t pace(int more) {
+    static uint64_t next, number, random = 1;
+    if ((stopped = !more)) return UINT64_MAX;
+    if (!next) next = now;
+    while (next <= now) {
+        struct conn *c = conns + number++ % set.conns;
+        if (c->due - c->got == LATE) errno = 0, fatal("too late: %d messages of one connection have no answer at %.0f a second", LATE, set.rate);
+        c->sent_at[c->due++ % LATE] = next;
+        unanswered++;
+        if (!c->stalled) output(c);
+        random = random * 6364136223846793005 + 1442695040888963407;
+        next += -log(((random >> 11) + 1) * 0x1p-53) / set.rate * 1e9;
+    }
+    return next - now;
+}
+
+static int all_answered(void) { return !stopped || !unanswered; }
+static void no_rounds(void) {}
+
+const struct kind paced = {start, input, output, all_answered, no_rounds, pace};

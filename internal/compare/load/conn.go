@@ -20,6 +20,7 @@ const (
 	bufSize   = 64 << 10
 	shifts    = 61
 	samples   = 10000 // latencies that each connection keeps
+	late      = 4096  // paced: messages without an answer on a connection
 )
 
 // conn is one connection. All but the figures belongs to the goroutine that
@@ -30,8 +31,9 @@ type conn struct {
 	w         *bufio.Writer
 	index     int
 	sent      uint64
-	have, exp []byte      // a message that came, and what it should be
-	sentAt    []time.Time // ring
+	have, exp []byte         // a message that came, and what it should be
+	sentAt    []time.Time    // ring
+	dueAt     chan time.Time // paced: of messages without an answer. pace sends, answers receives, nobody closes
 
 	got, bytes atomic.Uint64
 	before     uint64 // got, when the measured time began
@@ -45,6 +47,7 @@ func newConn(nc net.Conn, index int) *conn {
 		nc: nc, index: index,
 		r: bufio.NewReaderSize(nc, bufSize), w: bufio.NewWriterSize(nc, bufSize),
 		sentAt: make([]time.Time, *depth),
+		dueAt:  make(chan time.Time, late),
 	}
 }
 
@@ -113,19 +116,30 @@ func (c *conn) put() error {
 }
 
 func (c *conn) took(number uint64) {
-	if !measuring.Load() {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.latencies) < samples {
-		c.latencies = append(c.latencies, time.Since(c.sentAt[number%uint64(*depth)]))
+	if measuring.Load() && !c.floods() {
+		c.lasted(time.Since(c.sentAt[number%uint64(*depth)]))
 	}
 }
 
+// lasted counts a latency.
+func (c *conn) lasted(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.latencies) < samples {
+		c.latencies = append(c.latencies, d)
+	}
+}
+
+// floods: it keeps many in flight, and its latencies do not count.
+func (c *conn) floods() bool { return *flood > 0 && c.index == 0 }
+
 // echo keeps messages in flight.
 func (c *conn) echo() error {
-	for range *depth {
+	n := *depth
+	if c.floods() {
+		n = *flood
+	}
+	for range n {
 		if err := c.put(); err != nil {
 			return err
 		}

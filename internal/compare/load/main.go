@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,9 @@ var (
 	size  = flag.Int("size", 64, "")
 	depth = flag.Int("depth", 1, "")
 	count = flag.Int("count", 100000, "")
+	flood = flag.Int("flood", 0, "")
+	rate  = flag.Float64("rate", 0, "")
+	from  = flag.String("from", "", "")
 	warm  = flag.Float64("warm", 0.3, "")
 	dur   = flag.Float64("time", 1, "")
 	pid   = flag.Int("pid", 0, "")
@@ -45,6 +49,7 @@ type Result struct {
 	LoadCPU  float64 `json:"load_cpu"`
 	P50      float64 `json:"p50_us"`
 	P99      float64 `json:"p99_us"`
+	P999     float64 `json:"p999_us"`
 	Mistakes uint64  `json:"mistakes"`
 	Mistake  string  `json:"mistake"`
 	Lacking  int     `json:"lacking"`
@@ -70,7 +75,11 @@ func main() {
 			}
 		}
 	case "echo", "http":
-		l.steady()
+		if *rate > 0 {
+			l.paced()
+		} else {
+			l.steady()
+		}
 	default:
 		l.rounds()
 	}
@@ -172,6 +181,7 @@ func (l *load) end(latencies []time.Duration) {
 	if n := len(latencies); n > 0 {
 		r.P50 = float64(latencies[n/2]) / 1e3
 		r.P99 = float64(latencies[n*99/100]) / 1e3
+		r.P999 = float64(latencies[n*999/1000]) / 1e3
 	}
 	if r.Mistakes = mistakes.Load(); r.Mistakes > 0 {
 		r.Mistake = *mistake.Load()
@@ -195,6 +205,11 @@ func (l *load) steady() {
 	time.Sleep(seconds(*dur))
 	l.await(3 * uint64(*conns)) // what lies in sockets' buffers at the ends is then a small part
 	l.end(nil)
+	l.percentiles()
+}
+
+// percentiles are those of what the connections have counted.
+func (l *load) percentiles() {
 	var all []time.Duration
 	for _, c := range l.conns {
 		c.mu.Lock()
@@ -203,7 +218,7 @@ func (l *load) steady() {
 	}
 	p := &load{}
 	p.end(all)
-	l.result.P50, l.result.P99 = p.result.P50, p.result.P99
+	l.result.P50, l.result.P99, l.result.P999 = p.result.P50, p.result.P99, p.result.P999
 }
 
 // await returns when every connection has got something and all together have
@@ -246,7 +261,14 @@ func dial(index int) (*conn, error) {
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
 		network, address = "unix", path
 	}
-	nc, err := net.Dial(network, address)
+	var d net.Dialer
+	if *from != "" {
+		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(*from)}
+		d.Control = func(_, _ string, c syscall.RawConn) error { // see come_from in c/load.c
+			return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1) })
+		}
+	}
+	nc, err := d.Dial(network, address)
 	if err != nil {
 		return nil, err
 	}

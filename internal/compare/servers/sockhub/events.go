@@ -20,18 +20,13 @@ func loop(mode string) {
 		for _, c := range b.Unknown {
 			switch mode {
 			case server.HTTP:
-				c.SetValue(&visitor{web: web{conn: c}})
+				c.SetValue(&visitor{conn: c})
 			case server.Commands:
 				c.SetValue(new(server.Answers))
 			}
 		}
 		for _, d := range b.Received {
 			handle(d)
-		}
-		for _, c := range b.Drained {
-			if v, ok := c.Value().(*visitor); ok {
-				v.drained()
-			}
 		}
 		b.Release()
 	}
@@ -54,7 +49,7 @@ func echoBack(d sockhub.Delivery) {
 		back(d.Conn, d.Messages[0])
 		return
 	}
-	_, err := hub.SendMany(context.Background(), d.Conn.ID(), slices.Values(d.Messages))
+	_, err := d.Conn.SendMany(context.Background(), slices.Values(d.Messages))
 	sent(err)
 }
 
@@ -65,7 +60,7 @@ func streamed(d sockhub.Delivery) {
 			continue
 		}
 		count, m := server.Request(msg)
-		sendMany(d.Conn.ID(), count, bytes.Clone(m)) // it outlives Release
+		sendMany(d.Conn, count, bytes.Clone(m)) // it outlives Release
 	}
 }
 
@@ -93,23 +88,5 @@ func commanded(d sockhub.Delivery) {
 			a.Expect(count)
 		}
 		streamed(sockhub.Delivery{Conn: d.Conn, Messages: d.Messages[i : i+1]})
-	}
-}
-
-// visitor is one raw connection of the loop. What is left of a piece of input
-// waits here for the rest; a handler gives it back with Unread.
-type visitor struct {
-	web
-	rest []byte
-}
-
-func asked(d sockhub.Delivery) {
-	v := d.Conn.Value().(*visitor)
-	for _, p := range d.Messages {
-		if len(v.rest) > 0 {
-			v.rest = append(v.rest, p...)
-			p = v.rest
-		}
-		v.rest = append(v.rest[:0], v.answer(p)...)
 	}
 }

@@ -31,7 +31,7 @@ func (stream) Message(r *sockhub.Reply, msg []byte) {
 		return
 	}
 	count, m := server.Request(msg)
-	sendMany(r.Conn().ID(), count, bytes.Clone(m)) // it outlives this call
+	sendMany(r.Conn(), count, bytes.Clone(m)) // it outlives this call
 }
 
 type fanout struct{ sockhub.BaseHandler }
@@ -62,22 +62,4 @@ func (h *commands) Message(r *sockhub.Reply, msg []byte) {
 		h.answers.Expect(count)
 	}
 	h.stream.Message(r, msg)
-}
-
-// webHandler answers requests, several at a time and in pieces too.
-type webHandler struct {
-	sockhub.BaseHandler
-	web web
-}
-
-func (h *webHandler) Message(r *sockhub.Reply, p []byte) {
-	h.web.reply = r
-	if rest := h.web.answer(p); len(rest) > 0 {
-		r.Unread(rest)
-	}
-}
-
-func (h *webHandler) Drained(r *sockhub.Reply) {
-	h.web.reply = r
-	h.web.drained()
 }

@@ -40,10 +40,17 @@ func main() {
 // ---- what both ways share ----
 
 // sent complains of an answer that was not sent, unless its peer has left: who
-// measures does so in the middle of everything.
+// measures does so in the middle of everything. It is inlined, since it is called
+// for every message.
 func sent(err error) {
+	if err != nil {
+		complain(err)
+	}
+}
+
+func complain(err error) {
 	gone := errors.Is(err, sockhub.ErrNotConnected) || errors.Is(err, sockhub.ErrUnknownID)
-	if err != nil && (!gone || errors.Is(err, sockhub.ErrBackpressure)) { // a Broadcast's is several
+	if !gone || errors.Is(err, sockhub.ErrBackpressure) { // a Broadcast's is several
 		server.Complain(err)
 	}
 }
@@ -62,9 +69,9 @@ func repeated(count int, msg []byte) iter.Seq[[]byte] {
 // sendMany sends a message again and again from a goroutine of its own, since it
 // waits for room: a loop over Events would have to wait with it, and a handler
 // could not read the answers.
-func sendMany(to sockhub.ID, count int, msg []byte) {
+func sendMany(to *sockhub.Conn, count int, msg []byte) {
 	go func() {
-		_, err := hub.SendMany(context.Background(), to, repeated(count, msg))
+		_, err := to.SendMany(context.Background(), repeated(count, msg))
 		sent(err)
 	}()
 }
@@ -73,51 +80,4 @@ func sendMany(to sockhub.ID, count int, msg []byte) {
 func broadcast(msg []byte) {
 	_, err := hub.Broadcast(hub.Conns(), msg)
 	sent(err)
-}
-
-// web answers the requests of one raw connection. Answers for which its queue
-// has no room are sent when it is empty.
-type web struct {
-	reply *sockhub.Reply // of the handler's call, or
-	conn  *sockhub.Conn  // that the loop over Events answers on
-	late  []int          // sizes of these answers, in order
-}
-
-// full is a context that has ended: a send that would wait for room is refused.
-var full = func() context.Context {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	return ctx
-}()
-
-// put sends an answer, or nothing. The head is not used again, since it is the
-// hub's from now on.
-func (w *web) put(size int) error {
-	head := server.AppendHead(make([]byte, 0, server.MaxHead), size)
-	if w.reply != nil {
-		return w.reply.SendParts(head, server.Text(size))
-	}
-	return w.conn.SendParts(full, head, server.Text(size))
-}
-
-// answer answers the requests in p and returns what is left, the beginning of
-// another one.
-func (w *web) answer(p []byte) (rest []byte) {
-	for {
-		n, size := server.NextRequest(p)
-		if n == 0 {
-			return p
-		}
-		p = p[n:]
-		if len(w.late) > 0 || w.put(size) != nil {
-			w.late = append(w.late, size)
-		}
-	}
-}
-
-// drained sends what was late, as far as there is room now.
-func (w *web) drained() {
-	for len(w.late) > 0 && w.put(w.late[0]) == nil {
-		w.late = w.late[1:]
-	}
 }

@@ -1,0 +1,140 @@
+// Package packet makes connections of datagrams: each remote address of a
+// datagram socket is a session, which package sockhub serves as it serves a
+// stream. So the same reader, writer and queues work for both.
+//
+// The way of a datagram in: the receiver, a goroutine of the socket, takes as
+// many as there are in one system call (batcher), copies each into its session
+// and wakes that session's reader. It lets these run, and then sends what they
+// have answered, all of it together.
+//
+// The way out: what a connection writes is copied to the outbox of the socket
+// (sender), and counts as written. Whoever sends it, sends all that is there: the
+// receiver after its turn, the writing goroutine itself when it is the only one
+// or has gathered many, else a goroutine that exists while there is output.
+// The outbox is small, so that the queue proper, with its limits and reports,
+// stays the connection's.
+//
+// Between a session and its connection a datagram is a frame, with a header of
+// HeaderSize bytes that never leaves the process.
+package packet
+
+import (
+	"encoding/binary"
+	"net"
+	"sync/atomic"
+)
+
+const (
+	// HeaderSize is the size of the length before each datagram, which is
+	// little-endian.
+	HeaderSize = 4
+
+	// MaxUDP is the longest body of a UDP datagram: 65,535 less the headers
+	// of UDP and IPv4.
+	MaxUDP = 65_507
+
+	// MaxUnix is the longest datagram that is taken from a Unix socket. What
+	// can be sent depends on the socket's buffer (about 200 KiB on Linux).
+	MaxUnix = 256 << 10
+)
+
+// Options are the limits of a socket, and what it asks of its owner. The
+// functions are called by the receiver, and must not wait nor call back.
+type Options struct {
+	Max      int    // longest datagram; longer ones are dropped and counted
+	Sessions int    // how many there may be
+	Evicted  error  // the end of the one that is idle for longest, when there are too many
+	Stats    *Stats // counts; several sockets may share it
+
+	Full    func() bool // there is no room for another session, though there are not too many here; nil: never
+	Evict   func() bool // one may be evicted, and is if so; nil: always
+	Unevict func()      // one is gone that Accept has not returned; for the others there is WasEvicted. May be nil if Evict is
+}
+
+// Stats counts datagrams that were lost here.
+type Stats struct {
+	Truncated atomic.Uint64 // longer than Options.Max
+	Dropped   atomic.Uint64 // their session did not keep up, there were too many, or they could not be sent
+}
+
+// Listener accepts the sessions of a socket. It is a net.Listener; its
+// connections bring their transport (transport.New).
+type Listener struct{ s *socket }
+
+// Listen makes a Listener of a socket, which it owns from now on.
+func Listen(pc net.PacketConn, o Options) *Listener {
+	s := newSocket(pc, o)
+	s.listening = true
+	s.start()
+	return &Listener{s}
+}
+
+// Connect makes the one session of a connected socket, which it owns from now
+// on.
+func Connect(c net.Conn, o Options) *Conn {
+	pc, ok := c.(net.PacketConn)
+	if !ok {
+		pc = connected{c}
+	}
+	s := newSocket(pc, o)
+	s.only = s.newSession(source{addr: c.RemoteAddr()})
+	s.live = 1
+	s.start()
+	return &Conn{s.only}
+}
+
+// connected is a connection whose packets come and go with Read and Write.
+type connected struct{ net.Conn }
+
+// ReadFrom implements net.PacketConn.
+func (c connected) ReadFrom(p []byte) (int, net.Addr, error) {
+	n, err := c.Read(p)
+	return n, c.RemoteAddr(), err
+}
+
+// WriteTo implements net.PacketConn.
+func (c connected) WriteTo(p []byte, _ net.Addr) (int, error) { return c.Write(p) }
+
+// Addr is the socket's address.
+func (l *Listener) Addr() net.Addr { return l.s.pc.LocalAddr() }
+
+// Accept returns the next session.
+func (l *Listener) Accept() (net.Conn, error) {
+	if x := l.s.accept(); x != nil {
+		return &Conn{x}, nil
+	}
+	return nil, &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: net.ErrClosed}
+}
+
+// Close lets no new sessions in. The socket is closed when the last one is.
+func (l *Listener) Close() error {
+	unaccepted, was := l.s.stop()
+	if !was {
+		return net.ErrClosed
+	}
+	for _, x := range unaccepted {
+		x.Close()
+		if l.s.o.Unevict != nil && WasEvicted(x) {
+			l.s.o.Unevict()
+		}
+	}
+	return l.s.closeIfUnused()
+}
+
+// Abort closes the socket although there are sessions, which fail. It is called
+// after Close.
+func (l *Listener) Abort() { l.s.abort() }
+
+// WasEvicted reports whether c, whose transport is a session or another one, is
+// a session that had to make place.
+func WasEvicted(c any) bool {
+	x, ok := c.(*session)
+	if !ok {
+		return false
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.evicted
+}
+
+func frameSize(header []byte) int { return int(binary.LittleEndian.Uint32(header)) }

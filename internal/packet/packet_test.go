@@ -1,0 +1,173 @@
+package packet
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/sockhub/sockhub/internal/leakcheck"
+	"github.com/sockhub/sockhub/internal/transport"
+)
+
+func TestMain(m *testing.M) { leakcheck.Main(m) }
+
+// frames is what a connection writes for some datagrams.
+func frames(bodies [][]byte) (w []byte) {
+	for _, b := range bodies {
+		w = binary.LittleEndian.AppendUint32(w, uint32(len(b)))
+		w = append(w, b...)
+	}
+	return w
+}
+
+// cuts is w in slices of random lengths, some of them empty.
+func cuts(r *rand.Rand, w []byte) (v [][]byte) {
+	for len(w) > 0 {
+		n := min(len(w), r.IntN(1+r.IntN(3000)))
+		v, w = append(v, w[:n]), w[n:]
+	}
+	return v
+}
+
+// The writer may hand over frames cut anywhere, in one slice or many, and be
+// told in the middle that there is no more room.
+func TestDatagramsAreCutOutOfWhatIsWritten(t *testing.T) {
+	for seed := range uint64(30) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		var bodies [][]byte
+		for range 1 + r.IntN(3000) {
+			b := make([]byte, r.IntN(1+r.IntN(2000)))
+			for i := range b {
+				b[i] = byte(r.Uint32())
+			}
+			bodies = append(bodies, b)
+		}
+		s := newSocket(nowhere{}, Options{Max: MaxUDP, Stats: new(Stats)})
+		s.out.turn = taken // and does not send
+		x := s.newSession(source{key: []byte("x")})
+		var got [][]byte
+		take := func() {
+			for _, it := range s.out.box.items {
+				got = append(got, slices.Clone(s.out.box.bytes[it.from:it.end]))
+			}
+			s.out.box.reset()
+			s.out.waiting = nil
+		}
+		for w := frames(bodies); len(w) > 0; {
+			v := cuts(r, w[:min(len(w), 1+r.IntN(100_000))])
+			before := slices.Concat(v...)
+			n, err := x.TryWritev(v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(slices.Concat(v...), before) {
+				t.Fatal("the caller's slices have changed")
+			}
+			if n < len(before) && len(s.out.waiting) == 0 {
+				t.Fatalf("seed %d: %d of %d bytes, and nobody will call again", seed, n, len(before))
+			}
+			if w = w[n:]; len(s.out.waiting) > 0 || r.IntN(3) == 0 {
+				take()
+			}
+		}
+		take()
+		if len(x.part) > 0 || !slices.EqualFunc(got, bodies, bytes.Equal) {
+			t.Fatalf("seed %d: %d datagrams of %d, and %d bytes", seed, len(got), len(bodies), len(x.part))
+		}
+	}
+}
+
+// nowhere is a socket that is not used.
+type nowhere struct{ net.PacketConn }
+
+func (nowhere) LocalAddr() net.Addr         { return &net.UDPAddr{} }
+func (nowhere) SetDeadline(time.Time) error { return nil }
+
+func TestWhatIsReadAreTheDatagramsThatCame(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 1))
+	s := newSocket(nowhere{}, Options{Max: MaxUDP, Stats: new(Stats)})
+	x := s.newSession(source{key: []byte("x")})
+	var put, got []byte
+	for range 5000 {
+		b := make([]byte, r.IntN(1+r.IntN(3000)))
+		for i := range b {
+			b[i] = byte(r.Uint32())
+		}
+		if x.put(b) {
+			put = append(put, frames([][]byte{b})...)
+		} else if len(put)-len(got) < inBytes-4000 {
+			t.Fatalf("refused with %d bytes waiting", len(put)-len(got))
+		}
+		for r.IntN(4) > 0 {
+			p := make([]byte, 1+r.IntN(8000))
+			n, drained, err := x.TryRead(p)
+			got = append(got, p[:n]...)
+			if err != nil || drained != (len(got) == len(put)) {
+				t.Fatalf("%d of %d bytes: %v, %v", len(got), len(put), drained, err)
+			}
+		}
+	}
+	if !bytes.HasPrefix(put, got) {
+		t.Error("not what came")
+	}
+}
+
+// The portable way behaves as the fast one does.
+func TestPlainSocketDoesAllThatTheFastOneDoes(t *testing.T) {
+	for _, fast := range []bool{true, false} {
+		pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !fast {
+			pc = struct{ net.PacketConn }{pc}
+		}
+		stats := new(Stats)
+		l := Listen(pc, Options{Max: 1000, Sessions: 10, Stats: stats})
+		p, err := net.Dial("udp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.SetDeadline(time.Now().Add(10 * time.Second))
+		p.Write(make([]byte, 1001))
+		p.Write([]byte("hello"))
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		x := c.(*Conn).Transport()
+		buf := make([]byte, 2000)
+		n := 0
+		x.Read(func() bool {
+			m, _, _ := x.TryRead(buf[n:])
+			n += m
+			return n < HeaderSize+5
+		})
+		if string(buf[:n]) != "\x05\x00\x00\x00hello" {
+			t.Errorf("read %q", buf[:n])
+		}
+		if n, ok, err := x.WriteNow([][]byte{buf[:n]}); n != HeaderSize+5 || !ok || err != nil {
+			t.Errorf("WriteNow: %d, %v, %v", n, ok, err)
+		}
+		if n, err := p.Read(buf); err != nil || string(buf[:n]) != "hello" {
+			t.Errorf("%q, %v", buf[:n], err)
+		}
+		if n := stats.Truncated.Load(); n != 1 {
+			t.Errorf("%d were too long", n)
+		}
+		x.Kick(transport.ReadSide)
+		if err := x.Read(func() bool { return true }); err != transport.ErrKicked {
+			t.Errorf("kicked: %v", err)
+		}
+		l.Close()
+		x.Close()
+		p.Close()
+		if _, err := l.Accept(); err == nil {
+			t.Error("Accept after Close")
+		}
+	}
+}

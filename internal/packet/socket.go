@@ -1,0 +1,284 @@
+package packet
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+)
+
+// socket is a datagram socket and its sessions.
+type socket struct {
+	// Immutable after construction.
+	pc   net.PacketConn
+	io   batcher
+	o    Options
+	only *session      // of a connected socket
+	done chan struct{} // closed by the receiver at its end
+
+	out  sender
+	over atomic.Bool // the receiver is to end
+
+	// mu guards what follows. A session's mu, and locks of the owner's in
+	// Full and Evict, may be taken inside it.
+	mu        sync.Mutex
+	sessions  map[string]*session // by the key of their source
+	idle      list                // of these, who was heard of last first
+	live      int                 // sessions that are not closed
+	listening bool
+	closed    bool       // the socket is, or is about to be
+	accepts   []*session // wait for Accept; no more than there may be sessions
+	accepting sync.Cond  // mu; there are some, or not listening
+}
+
+// source is where datagrams come from and are answered to. Its slices are good
+// during a call only.
+type source struct {
+	key     []byte // identifies it; the address as the batcher has it
+	control []byte // what came beside the datagram
+
+	// Filled in by the batcher's resolve, when it is a new one.
+	addr  net.Addr
+	ap    netip.AddrPort // of an IP source, else not valid
+	local netip.Addr     // our address that it has sent to, where the socket has many; else not valid
+}
+
+func newSocket(pc net.PacketConn, o Options) *socket {
+	s := &socket{pc: pc, o: o, done: make(chan struct{}), sessions: map[string]*session{}}
+	s.idle.init()
+	s.accepting.L = &s.mu
+	if c, ok := pc.(interface{ SetWriteBuffer(int) error }); ok && pc.LocalAddr().Network() == "unixgram" {
+		c.SetWriteBuffer(MaxUnix) // or as much of it as the system allows
+	}
+	s.io = newBatcher(pc, o.Max)
+	s.out.init(s.io, s.unsent)
+	return s
+}
+
+// start starts the receiver, which closeSocket joins.
+func (s *socket) start() { go s.receive() }
+
+// accept waits for the next session; nil: there will be none.
+func (s *socket) accept() *session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.listening && len(s.accepts) == 0 {
+		s.accepting.Wait()
+	}
+	if !s.listening {
+		return nil
+	}
+	x := s.accepts[0]
+	s.accepts[0] = nil
+	if s.accepts = s.accepts[1:]; len(s.accepts) == 0 {
+		s.accepts = nil
+	}
+	return x
+}
+
+// stop ends the accepting of new sessions, and returns those that nobody will
+// accept.
+func (s *socket) stop() (unaccepted []*session, was bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	unaccepted, was = s.accepts, s.listening
+	s.accepts, s.listening = nil, false
+	s.accepting.Broadcast()
+	return unaccepted, was
+}
+
+// closeIfUnused closes the socket when nobody needs it any more, after what is
+// queued was sent.
+func (s *socket) closeIfUnused() error {
+	s.mu.Lock()
+	last := !s.listening && s.live == 0 && !s.closed
+	s.closed = s.closed || last
+	s.mu.Unlock()
+	if !last {
+		return nil
+	}
+	return s.closeSocket()
+}
+
+func (s *socket) closeSocket() error {
+	s.pc.SetWriteDeadline(soon()) // of who waits for the socket to take something
+	s.out.join()
+	s.endReceiver()
+	<-s.done
+	return s.pc.Close()
+}
+
+// abort is closeIfUnused for who does not wait for the sessions.
+func (s *socket) abort() {
+	s.mu.Lock()
+	first := !s.closed
+	s.closed = true
+	s.mu.Unlock()
+	if first {
+		s.closeSocket()
+	}
+}
+
+// endReceiver makes the receiver leave, now or at the end of its turn.
+func (s *socket) endReceiver() {
+	s.over.Store(true)
+	s.io.interrupt()
+}
+
+// receive is the receiver goroutine. What it fails with has been met by a
+// datagram that was sent, or is a lack of memory, or the end of the socket.
+func (s *socket) receive() {
+	defer close(s.done)
+	for {
+		err := s.io.receive(s)
+		switch {
+		case s.over.Load():
+			return
+		case errors.Is(err, net.ErrClosed): // by somebody else
+			s.fail(net.ErrClosed)
+			return
+		case err == nil:
+			continue
+		case s.only != nil:
+			s.only.fail(err) // nobody is at the other end
+		}
+		s.io.pause()
+	}
+}
+
+// fail ends everything, when the socket was closed by somebody else.
+func (s *socket) fail(err error) {
+	s.stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range s.sessions {
+		x.fail(err)
+	}
+	if s.only != nil {
+		s.only.fail(err)
+	}
+}
+
+// A round is what the receiver does with the datagrams of one system call,
+// between begin and end.
+type round struct {
+	s       *socket
+	last    *session // that of the datagram before, which is often the next one's too
+	woken   bool
+	sending bool // the sender's token is ours
+}
+
+// begin also keeps the sessions' readers from sending one by one.
+func (s *socket) begin() round {
+	r := round{s: s, sending: s.out.acquire()}
+	s.mu.Lock()
+	return r
+}
+
+// end lets the readers run, and sends what they have to say. fd is the socket's
+// descriptor, or -1.
+func (r *round) end(fd int) {
+	r.s.mu.Unlock()
+	if r.woken {
+		runtime.Gosched()
+	}
+	if r.sending {
+		r.s.out.flush(fd)
+	}
+}
+
+// datagram is told one of them.
+func (r *round) datagram(from *source, body []byte, whole bool) {
+	s := r.s
+	if !whole || len(body) > s.o.Max {
+		s.o.Stats.Truncated.Add(1)
+		return
+	}
+	x := s.only
+	if x == nil {
+		if x = r.last; x == nil || x.key != string(from.key) {
+			x = s.sessions[string(from.key)]
+		}
+	}
+	if x != nil && s.only == nil && x.hungUp() {
+		s.forgetLocked(x) // it is about to be closed; who goes on sending is another
+		x = nil
+	}
+	if x == nil {
+		if x = s.admitLocked(from); x == nil {
+			s.o.Stats.Dropped.Add(1)
+			r.last = nil
+			return
+		}
+	} else if s.only == nil {
+		s.idle.toFront(x)
+	}
+	r.last, r.woken = x, true
+	if !x.put(body) {
+		s.o.Stats.Dropped.Add(1)
+	}
+}
+
+// admitLocked makes a session for a new source, or nil if there is no place for
+// it.
+func (s *socket) admitLocked(from *source) *session {
+	if !s.listening {
+		return nil
+	}
+	if s.io.resolve(from); !s.answerable(from) {
+		return nil
+	}
+	if len(s.sessions) >= s.o.Sessions || s.o.Full != nil && s.o.Full() {
+		old := s.idle.last()
+		if old == nil || s.o.Evict != nil && !s.o.Evict() {
+			return nil
+		}
+		s.forgetLocked(old)
+		old.evict(s.o.Evicted)
+	}
+	x := s.newSession(*from)
+	s.sessions[x.key] = x
+	s.idle.add(x)
+	s.live++
+	s.accepts = append(s.accepts, x)
+	s.accepting.Signal()
+	return x
+}
+
+// answerable reports whether a source is one that a peer can have: port 0 is
+// nobody's, and our own address is that of who wants us to answer ourselves.
+func (s *socket) answerable(from *source) bool {
+	if !from.ap.IsValid() {
+		return true // not IP
+	}
+	if from.ap.Port() == 0 {
+		return false
+	}
+	own, ok := s.pc.LocalAddr().(*net.UDPAddr)
+	if !ok || int(from.ap.Port()) != own.Port {
+		return true
+	}
+	local := from.local
+	if !local.IsValid() {
+		local, _ = netip.AddrFromSlice(own.IP)
+	}
+	return local.Unmap() != from.ap.Addr().Unmap().WithZone("")
+}
+
+func (s *socket) forgetLocked(x *session) {
+	if s.sessions[x.key] == x {
+		delete(s.sessions, x.key)
+		s.idle.remove(x)
+	}
+}
+
+// closed takes a session out that is closed.
+func (s *socket) closedSession(x *session) error {
+	s.mu.Lock()
+	s.forgetLocked(x)
+	s.live--
+	s.mu.Unlock()
+	return s.closeIfUnused()
+}

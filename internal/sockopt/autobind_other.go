@@ -1,0 +1,7 @@
+//go:build !linux
+
+package sockopt
+
+import "syscall"
+
+func autobind(syscall.RawConn) error { return nil }

@@ -1,0 +1,461 @@
+package sockhub_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sockhub/sockhub"
+)
+
+// packetHub is a hub that echoes packets, by a Handler or by Events.
+func packetHub(t *testing.T, network, address string, handled bool, o *sockhub.Options, lo sockhub.ListenOptions) (*sockhub.Hub, *sockhub.Listener) {
+	t.Helper()
+	hub, err := sockhub.New(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { hub.Close() })
+	if handled {
+		lo.Handler = func(*sockhub.Conn) sockhub.Handler {
+			return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }}
+		}
+	} else {
+		go func() {
+			for b := range hub.Events() {
+				for c, m := range b.Messages() {
+					c.TrySend(m)
+				}
+			}
+		}()
+	}
+	l, err := hub.Listen(t.Context(), network, address, &lo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hub, l
+}
+
+// exchange sends packets and expects them back.
+func exchange(t *testing.T, c net.Conn, bodies ...[]byte) {
+	t.Helper()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	buf := make([]byte, 1<<20)
+	for _, b := range bodies {
+		if _, err := c.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		n, err := c.Read(buf)
+		if err != nil {
+			t.Fatalf("instead of %d bytes: %v", len(b), err)
+		}
+		if !bytes.Equal(buf[:n], b) {
+			t.Fatalf("%d bytes came back, want %d", n, len(b))
+		}
+	}
+}
+
+func TestEachSourceOfDatagramsIsAClient(t *testing.T) {
+	for _, network := range []string{"udp4", "udp6", "udp"} {
+		for _, handled := range []bool{false, true} {
+			t.Run(fmt.Sprint(network, handled), func(t *testing.T) {
+				address := "127.0.0.1:0"
+				if network == "udp6" {
+					address = "[::1]:0"
+				}
+				hub, l := packetHub(t, network, address, handled, nil, sockhub.ListenOptions{})
+				peers := make([]net.Conn, 50)
+				for i := range peers {
+					c, err := net.Dial("udp", l.Addr().String())
+					if err != nil {
+						t.Skip(err)
+					}
+					defer c.Close()
+					peers[i] = c
+				}
+				for i, c := range peers {
+					exchange(t, c, fmt.Append(nil, i), nil, []byte("x"), pattern(1400), pattern(9000), pattern(65507))
+				}
+				eventually(t, "all messages are counted", func() bool {
+					s := hub.Stats()
+					return s.Conns == len(peers) && s.MessagesIn == uint64(6*len(peers))
+				})
+				var conns []*sockhub.Conn
+				for c := range hub.Conns() {
+					conns = append(conns, c)
+					if p := c.Peer(); !p.AddrPort.IsValid() || p.Network != network || p.Dialed || p.Local == nil {
+						t.Errorf("%+v", p)
+					}
+				}
+				if len(conns) != len(peers) {
+					t.Errorf("%d connections", len(conns))
+				}
+			})
+		}
+	}
+}
+
+func TestBurstsOfDatagramsArriveWhole(t *testing.T) {
+	server, l := packetHub(t, "udp", "127.0.0.1:0", true, nil, sockhub.ListenOptions{})
+	client, err := sockhub.New(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	c, err := client.Dial(t.Context(), "udp", l.Addr().String(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for round := range 30 {
+		var sent [][]byte
+		for i := range 40 { // one size, and then all kinds
+			size := 100
+			if round%2 == 1 {
+				size = i * i % 1500
+			}
+			m := pattern(size + 4)
+			binary.LittleEndian.PutUint32(m, uint32(i))
+			sent = append(sent, m)
+		}
+		if n, err := c.SendMany(t.Context(), slices.Values(sent)); err != nil || n != len(sent) {
+			t.Fatal(n, err)
+		}
+		timeout := time.After(10 * time.Second)
+		for got := 0; got < len(sent); {
+			select {
+			case b := <-client.Events():
+				for _, m := range b.Messages() {
+					if i := binary.LittleEndian.Uint32(m); !bytes.Equal(m, sent[i]) {
+						t.Fatalf("message %d: %d bytes, want %d", i, len(m), len(sent[i]))
+					}
+					got++
+				}
+			case <-timeout:
+				t.Fatalf("%d of %d: %+v, %+v", got, len(sent), server.Stats(), client.Stats())
+			}
+		}
+	}
+	if s := server.Stats(); s.Conns != 1 || s.Dropped+s.ProtocolErrors > 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestDatagramThatIsTooLongIsDroppedAndCounted(t *testing.T) {
+	hub, l := packetHub(t, "udp", "127.0.0.1:0", true, nil, sockhub.ListenOptions{MaxMessage: 1000})
+	c, err := net.Dial("udp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.Write(pattern(1001))
+	exchange(t, c, pattern(1000))
+	if s := hub.Stats(); s.ProtocolErrors != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestSilentSessionEnds(t *testing.T) {
+	hub, err := sockhub.New(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Close()
+	l, err := hub.Listen(t.Context(), "udp", "127.0.0.1:0", &sockhub.ListenOptions{IdleTimeout: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("udp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var ids []sockhub.ID
+	for range 2 { // and who comes back is another client
+		c.Write([]byte("x"))
+		for ended := false; !ended; {
+			b := <-hub.Events()
+			for _, u := range b.Unknown {
+				ids = append(ids, u.ID())
+			}
+			for _, d := range b.Disconnected {
+				if ended = true; !errors.Is(d.Err, sockhub.ErrIdleTimeout) {
+					t.Errorf("ended with %v", d.Err)
+				}
+			}
+		}
+	}
+	if ids[0] == ids[1] {
+		t.Errorf("the same client twice: %v", ids)
+	}
+}
+
+// newcomer is a datagram peer on an address of 127.0.0.0/8.
+func newcomer(t *testing.T, l *sockhub.Listener, i int) *net.UDPConn {
+	t.Helper()
+	c, err := net.DialUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 1, byte(i>>8), byte(i))}, l.Addr().(*net.UDPAddr))
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestSessionsAreCappedAndTheLongestSilentGoes(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("other systems have 127.0.0.1 alone")
+	}
+	hub, l := packetHub(t, "udp", "127.0.0.1:0", true, nil, sockhub.ListenOptions{MaxConns: 10})
+	for i := range 10 {
+		exchange(t, newcomer(t, l, i), []byte("x"))
+	}
+	for i := range 5 {
+		exchange(t, newcomer(t, l, 100+i), []byte("y"))
+	}
+	eventually(t, "five are gone", func() bool {
+		s := hub.Stats()
+		return s.Conns == 10 && s.Disconnected == 5 && s.Dropped == 0
+	})
+	for c := range hub.Conns() {
+		if ip := c.Peer().AddrPort.Addr().As4(); ip[3] < 5 {
+			t.Errorf("%v is still there", c)
+		}
+	}
+}
+
+func TestDatagramsThatNobodyTakesEndADialedClient(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("what an unreachable port does to a socket differs")
+	}
+	nobody, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody.Close()
+	hub, err := sockhub.New(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Close()
+	c, err := hub.Dial(t.Context(), "udp", nobody.LocalAddr().String(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Send(t.Context(), []byte("hello?")); err != nil {
+		t.Fatal(err)
+	}
+	for b := range hub.Events() {
+		if len(b.Disconnected) == 0 {
+			continue
+		}
+		if err := b.Disconnected[0].Err; !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("ended with %v", err)
+		}
+		return
+	}
+}
+
+// An unreachable port is the sender's trouble, and not that of the socket's other
+// clients.
+func TestListenerSurvivesPeersThatAreGone(t *testing.T) {
+	_, l := packetHub(t, "udp", "127.0.0.1:0", true, nil, sockhub.ListenOptions{})
+	stays, err := net.Dial("udp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stays.Close()
+	for range 20 {
+		c, err := net.Dial("udp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Write([]byte("and away"))
+		c.Close()
+		exchange(t, stays, []byte("still there"))
+	}
+}
+
+func TestPacketOptionsThatContradict(t *testing.T) {
+	hub, err := sockhub.New(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Close()
+	for name, o := range map[string]sockhub.ListenOptions{
+		"named":   {Mode: sockhub.Named},
+		"raw":     {Mode: sockhub.Raw},
+		"framing": {Framing: sockhub.Uvarint()},
+		"stream":  {StreamOver: 1000},
+		"proxy":   {ProxyFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
+	} {
+		if l, err := hub.Listen(t.Context(), "udp", "127.0.0.1:0", &o); err == nil {
+			t.Errorf("%s: no error", name)
+			l.Close()
+		}
+	}
+	if _, err := hub.Dial(t.Context(), "udp", "127.0.0.1:9", &sockhub.DialOptions{Mode: sockhub.Named, Name: "x"}); err == nil {
+		t.Error("dialed with a name")
+	}
+}
+
+func TestUnixDatagrams(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("no such sockets")
+	}
+	path := filepath.Join(t.TempDir(), "s")
+	hub, l := packetHub(t, "unixgram", path, true, nil, sockhub.ListenOptions{FileMode: 0o660})
+	if i, err := os.Stat(path); err != nil || i.Mode().Perm() != 0o660 {
+		t.Errorf("%v, %v", i, err)
+	}
+	client, err := sockhub.New(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	o := &sockhub.DialOptions{}
+	if runtime.GOOS != "linux" {
+		o.Dialer = &net.Dialer{LocalAddr: &net.UnixAddr{Net: "unixgram", Name: path + "c"}}
+	}
+	c, err := client.Dial(t.Context(), "unixgram", path, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	askEcho(t, client, c, []byte("a"), nil, pattern(100_000), []byte("z"))
+	if err := c.TrySend(pattern(1 << 20)); !errors.Is(err, sockhub.ErrMessageTooLarge) {
+		t.Errorf("1 MiB: %v", err)
+	}
+	l.Close()
+	askEcho(t, client, c, []byte("the connections of a closed listener live on"))
+	hub.Close()
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket's file is still there: %v", err)
+	}
+}
+
+func TestUnixPacketsNamedAndNot(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("few systems have such sockets")
+	}
+	for _, mode := range []sockhub.Mode{sockhub.Named, sockhub.Anonymous} {
+		path := filepath.Join(t.TempDir(), "s")
+		_, l := packetHub(t, "unixpacket", path, true, nil, sockhub.ListenOptions{Mode: mode, MaxMessage: 150_000})
+		client, err := sockhub.New(t.Context(), &sockhub.Options{Name: "worker"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		c, err := client.Dial(t.Context(), "unixpacket", path, &sockhub.DialOptions{Mode: mode})
+		if err != nil {
+			t.Fatal(err)
+		}
+		askEcho(t, client, c, []byte("a"), pattern(2000), pattern(100_000), []byte("z"))
+		if err := c.TrySend(nil); !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("an empty packet: %v", err)
+		}
+		if err := c.TrySend(pattern(150_001)); err != nil { // the other side's limit
+			t.Fatal(err)
+		}
+		for b := range client.Events() {
+			if len(b.Disconnected) > 0 {
+				break // which is how the other side reacts
+			}
+		}
+		l.Close()
+	}
+
+	// What is on the wire: the name is a packet, and OK is one.
+	path := filepath.Join(t.TempDir(), "w")
+	packetHub(t, "unixpacket", path, true, nil, sockhub.ListenOptions{Mode: sockhub.Named})
+	p, err := net.Dial("unixpacket", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	p.SetDeadline(time.Now().Add(10 * time.Second))
+	p.Write([]byte("name"))
+	buf := make([]byte, 100)
+	if n, err := p.Read(buf); err != nil || string(buf[:n]) != "OK" {
+		t.Fatalf("%q, %v", buf[:n], err)
+	}
+	exchange(t, p, []byte("and then messages"))
+}
+
+// wrapped is a PacketConn that nothing more is known of.
+type wrapped struct{ net.PacketConn }
+
+func TestServePacketOnAnyPacketConn(t *testing.T) {
+	inner, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hub, err := sockhub.New(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Close()
+	l, err := hub.ServePacket(wrapped{inner}, &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
+		return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		c, err := net.Dial("udp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		exchange(t, c, []byte("one"), nil, pattern(60_000))
+	}
+	if _, err := hub.ServePacket(wrapped{inner}, &sockhub.ListenOptions{Mode: sockhub.Named}); err == nil {
+		t.Error("named")
+	}
+}
+
+func TestShutdownSendsWhatDatagramsAreQueued(t *testing.T) {
+	got := make(chan struct{}, 100)
+	server, err := sockhub.New(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	l, err := server.Listen(t.Context(), "udp", "127.0.0.1:0", &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
+		return &handlerFuncs{message: func(*sockhub.Reply, []byte) { got <- struct{}{} }}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := sockhub.New(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := client.Dial(t.Context(), "udp", l.Addr().String(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		if err := c.Send(t.Context(), pattern(500)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := client.Shutdown(soon(t)); err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; n < 100; n++ {
+		select {
+		case <-got:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%d of 100 came: %+v", n, server.Stats())
+		}
+	}
+}
