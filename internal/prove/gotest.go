@@ -119,6 +119,21 @@ func passText(ok bool) string {
 	return "FAILED"
 }
 
+// golden is row 2.
+func golden(p *proof) {
+	var passed, failed int
+	p.goTest(".", 10*time.Minute, func(line string) {
+		switch {
+		case strings.HasPrefix(line, "    --- PASS"):
+			passed++
+		case strings.HasPrefix(line, "    --- FAIL"):
+			failed++
+		}
+	}, "-v", "-run", "^TestTranscriptsAreSpokenOnEverySocket$", "-transcripts", ".")
+	p.measured("%d of %d replays of %d transcripts passed", passed, passed+failed, (passed+failed)/10)
+	p.check(passed >= 2000, "fewer than 200 on 5 kinds of sockets in 2 ways")
+}
+
 // ---- row 6, its part in memory; row 10; row 12; row 14 ----
 
 // faults is row 6.
