@@ -6,6 +6,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -68,6 +70,52 @@ func TestThousandHalfReceivedMessagesDoNotFillTheInboundLimit(t *testing.T) {
 		}
 		if peak > limit {
 			t.Errorf("%d bytes held", peak)
+		}
+	})
+}
+
+// A message that the hub's limit refuses on an empty queue has no writer behind
+// it that could tell when there is room again.
+func TestDrainedComesWhenTheHubHasRoomAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, err := sockhub.New(context.Background(), &sockhub.Options{OutboundLimit: 1 << 20, MaxConns: 64, WriteTimeout: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hub.Close()
+		ours, peers := attachMany(t, hub, 3)
+		for ours[0].TrySend(make([]byte, 10_000)) == nil {
+		}
+		if err := ours[2].TrySend(make([]byte, 400_000)); err != nil { // the exempt one
+			t.Fatal(err)
+		}
+		big := make([]byte, 100_000)
+		if err := ours[1].TrySend(big); !errors.Is(err, sockhub.ErrBackpressure) {
+			t.Fatal(err)
+		}
+		drained := make(chan struct{})
+		go func() {
+			for b := range hub.Events() {
+				if slices.Contains(b.Drained, ours[1]) {
+					close(drained)
+					return
+				}
+			}
+		}()
+		<-time.After(time.Second)
+		select {
+		case <-drained:
+			t.Fatal("Drained, and there is no room")
+		default:
+		}
+		go io.Copy(io.Discard, peers[0])
+		select {
+		case <-drained:
+		case <-time.After(time.Minute):
+			t.Fatal("no Drained")
+		}
+		if err := ours[1].TrySend(big); err != nil {
+			t.Error(err)
 		}
 	})
 }

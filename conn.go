@@ -940,6 +940,7 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 	}
 	kick = c.restLocked(due) || kick
 	c.roomLocked() // there may be, in the budget
+	drained := c.roomAgainLocked() && !c.tellDrainedLocked()
 	stuck := c.out.since != 0 && c.hub.o.WriteTimeout > 0 && c.stuckLocked(now, due)
 	c.mu.Unlock()
 
@@ -949,6 +950,9 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 		return 0
 	case stuck:
 		c.t.Kick(transport.WriteSide)
+	}
+	if drained {
+		c.hub.fan.drained(c)
 	}
 	if kick || poll && c.t.Pending() {
 		c.kickReader()

@@ -690,7 +690,7 @@ func (h *Hub) letGoLocked(cl *client) {
 	h.fan.mu.Unlock()
 	if cl.owner == nil {
 		if h.names[cl.name] == cl {
-			delete(h.names, cl.name)
+			remove(&h.names, cl.name)
 		}
 		if !ending { // else at that moment
 			h.table.Remove(uint64(cl.id))
@@ -806,7 +806,7 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	stats.QueuedOut = 0
 	var claims []*Conn
 	h.mu.Lock()
-	delete(h.live, c)
+	remove(&h.live, c)
 	if n := h.names[c.peer.Name]; n != nil && c.client == nil {
 		n.claims = slices.DeleteFunc(n.claims, func(x *Conn) bool { return x == c }) // it may have waited
 	}
@@ -853,13 +853,22 @@ func (h *Hub) disownLocked(cl *client, c *Conn) (claims []*Conn) {
 	}
 	cl.owner = nil
 	if cl.expected == nil && h.names[cl.name] == cl {
-		delete(h.names, cl.name)
+		remove(&h.names, cl.name)
 		if c.client != cl { // which was registered for another, and forgotten before c's end
 			h.table.Remove(uint64(cl.id))
 		}
 	}
 	claims, cl.claims = cl.claims, nil
 	return claims
+}
+
+// remove deletes a key. A map keeps the table that it has once needed, so one
+// that has become empty is replaced: a crowd that has left costs no memory.
+func remove[K comparable, V any](m *map[K]V, key K) {
+	delete(*m, key)
+	if len(*m) == 0 {
+		*m = make(map[K]V)
+	}
 }
 
 // full reports whether there is no slot for another connection.

@@ -403,7 +403,7 @@ func (p *preface) run() {
 		use, err = p.choose()
 	}
 	h.mu.Lock()
-	delete(h.prefaces, p)
+	remove(&h.prefaces, p)
 	h.pending.Remove(p.entry)
 	if err != nil {
 		switch {

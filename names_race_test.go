@@ -19,16 +19,27 @@ import (
 	"github.com/sockhub/sockhub/internal/memnet"
 )
 
-var namesSeed = flag.Uint64("names.seed", 0, "run the random tests of names with this seed alone")
+var (
+	namesSeed  = flag.Uint64("names.seed", 0, "run the random tests of names and reports with this seed alone")
+	seeds      = flag.Int("seeds", 0, "the number of seeds of each of these tests, instead of its own")
+	seedOfThem = flag.Uint64("seeds.from", 0, "draw these from this seed, instead of from chance")
+)
 
-// eachSeed runs a random test with n seeds, or the one that was asked for.
+// eachSeed runs a random test with n seeds, or with what was asked for.
 func eachSeed(t *testing.T, n int, run func(t *testing.T, seed uint64)) {
+	draw := rand.Uint64
+	if *seedOfThem != 0 {
+		draw = rand.New(rand.NewPCG(*seedOfThem, 0)).Uint64
+	}
+	if *seeds > 0 {
+		n = *seeds
+	}
 	if *namesSeed != 0 {
 		run(t, *namesSeed)
 		return
 	}
 	for range n {
-		seed := rand.Uint64()
+		seed := draw()
 		run(t, seed)
 		if t.Failed() {
 			t.Fatalf("again with: -run '^%s$' -names.seed=%d", t.Name(), seed)

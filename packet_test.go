@@ -146,7 +146,7 @@ func TestBurstsOfDatagramsArriveWhole(t *testing.T) {
 			}
 		}
 	}
-	if s := server.Stats(); s.Conns != 1 || s.MessagesIn != 1200 {
+	if s := server.Stats(); s.Conns != 1 || s.Dropped+s.ProtocolErrors > 0 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -160,7 +160,7 @@ func TestDatagramThatIsTooLongIsDroppedAndCounted(t *testing.T) {
 	defer c.Close()
 	c.Write(pattern(1001))
 	exchange(t, c, pattern(1000))
-	if s := hub.Stats(); s.ProtocolErrors != 1 || s.MessagesIn != 1 {
+	if s := hub.Stats(); s.ProtocolErrors != 1 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -255,12 +255,13 @@ func TestDatagramsThatNobodyTakesEndADialedClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	for b := range hub.Events() {
-		for _, d := range b.Disconnected {
-			if !errors.Is(d.Err, syscall.ECONNREFUSED) {
-				t.Errorf("ended with %v", d.Err)
-			}
-			return
+		if len(b.Disconnected) == 0 {
+			continue
 		}
+		if err := b.Disconnected[0].Err; !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("ended with %v", err)
+		}
+		return
 	}
 }
 
@@ -422,7 +423,18 @@ func TestServePacketOnAnyPacketConn(t *testing.T) {
 }
 
 func TestShutdownSendsWhatDatagramsAreQueued(t *testing.T) {
-	server, l := packetHub(t, "udp", "127.0.0.1:0", true, nil, sockhub.ListenOptions{})
+	got := make(chan struct{}, 100)
+	server, err := sockhub.New(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	l, err := server.Listen(t.Context(), "udp", "127.0.0.1:0", &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
+		return &handlerFuncs{message: func(*sockhub.Reply, []byte) { got <- struct{}{} }}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	client, err := sockhub.New(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -439,5 +451,11 @@ func TestShutdownSendsWhatDatagramsAreQueued(t *testing.T) {
 	if err := client.Shutdown(soon(t)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "all have come", func() bool { return server.Stats().MessagesIn == 100 })
+	for n := 0; n < 100; n++ {
+		select {
+		case <-got:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%d of 100 came: %+v", n, server.Stats())
+		}
+	}
 }

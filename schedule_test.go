@@ -17,6 +17,7 @@ import (
 var (
 	schedules = flag.Uint64("schedules", 150, "random schedules of TestRandomSchedules")
 	seed      = flag.Int64("seed", -1, "the only schedule to run")
+	firstSeed = flag.Uint64("schedules.from", 0, "the first schedule")
 )
 
 // TestRandomSchedules lets peers come, send, finish, close and reset, and a
@@ -30,7 +31,8 @@ var (
 //   - one batch at most waits, and after Close what is left comes in one more
 //   - the report's books balance, and what the peer got is what was accepted
 func TestRandomSchedules(t *testing.T) {
-	for s := range *schedules {
+	for i := range *schedules {
+		s := *firstSeed + i
 		if *seed >= 0 {
 			s = uint64(*seed)
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -300,6 +301,54 @@ type closer struct {
 }
 
 func (c *closer) Close() error { c.n.Add(1); return nil }
+
+// A connection ends while the reader of a message that is written is being
+// closed: when nothing else is under way, and when another message is.
+func TestEndWaitsForTheCloseOfReaders(t *testing.T) {
+	for _, what := range []string{"nothing", "Reply.SendFrom", "Conn.SendFrom"} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var closed atomic.Int32
+				closing := make(chan struct{})
+				ends := make(chan sockhub.Disconnection, 1)
+				h := &handlerFuncs{
+					message: func(r *sockhub.Reply, m []byte) {
+						r.SendFrom(5, &slowCloser{strings.NewReader("first"), closing})
+						if what == "Reply.SendFrom" {
+							r.SendFrom(10<<20, &closer{bytes.NewReader(pattern(10 << 20)), &closed})
+						}
+					},
+					disconnected: func(d sockhub.Disconnection) { ends <- d },
+				}
+				_, c, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+				peer.Write(frame("go"))
+				expect(t, peer, frame("first"))
+				if what == "Conn.SendFrom" {
+					go c.SendFrom(t.Context(), 10<<20, bytes.NewReader(pattern(10<<20)))
+				}
+				synctest.Wait()
+				c.Close()
+				synctest.Wait()
+				if len(ends) > 0 {
+					t.Error("the end did not wait")
+				}
+				close(closing)
+				synctest.Wait()
+				if len(ends) != 1 || what == "Reply.SendFrom" && closed.Load() != 1 {
+					t.Errorf("%d ends, %d closed", len(ends), closed.Load())
+				}
+			})
+		})
+	}
+}
+
+// slowCloser takes its time to close.
+type slowCloser struct {
+	io.Reader
+	closing chan struct{} // closed when it may
+}
+
+func (c *slowCloser) Close() error { <-c.closing; return nil }
 
 func TestReportCountsMessagesFromReaders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -2,7 +2,9 @@ package sockhub_test
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -20,6 +22,7 @@ import (
 // transcript is a file of testdata/wire: what goes over the wire between a hub
 // that echoes and a peer. testdata/README.md tells the format.
 type transcript struct {
+	title        string
 	dials, named bool
 	name         string // that the hub gives
 	steps        []step
@@ -38,25 +41,36 @@ type step struct {
 
 var endings = map[string]error{"EOF": io.EOF, "unexpected EOF": io.ErrUnexpectedEOF, "too large": sockhub.ErrMessageTooLarge}
 
-func readTranscript(t *testing.T, file string) (tr transcript) {
+func readTranscripts(t *testing.T, file string) (all []*transcript) {
 	t.Helper()
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
+	tr := &transcript{title: strings.TrimSuffix(filepath.Base(file), ".txt")}
 	for i, line := range strings.Split(string(text), "\n") {
 		line = strings.TrimSpace(line)
 		if line == "" || line[0] == '#' {
+			continue
+		}
+		if title, ok := strings.CutPrefix(line, "case "); ok {
+			if tr.steps != nil {
+				all = append(all, tr)
+			}
+			tr = &transcript{title: title}
 			continue
 		}
 		if err := tr.parse(line); err != nil {
 			t.Fatalf("%s:%d: %v", file, i+1, err)
 		}
 	}
-	if tr.refused == (tr.ended != nil) {
-		t.Fatalf("%s: there must be either refused or ended", file)
+	all = append(all, tr)
+	for _, tr := range all {
+		if tr.refused == (tr.ended != nil) {
+			t.Fatalf("%s: %s: there must be either refused or ended", file, tr.title)
+		}
 	}
-	return tr
+	return all
 }
 
 func (tr *transcript) parse(line string) error {
@@ -114,6 +128,15 @@ func (tr *transcript) parse(line string) error {
 func tokens(s string) (all [][]byte, err error) {
 	for s = strings.TrimSpace(s); s != ""; s = strings.TrimSpace(s) {
 		var piece []byte
+		if s[0] == '@' {
+			var k, n int
+			if _, err := fmt.Sscanf(s, "@%d:%d", &k, &n); err != nil {
+				return nil, err
+			}
+			_, s, _ = strings.Cut(s, " ")
+			all = append(all, body(0, k, n))
+			continue
+		}
 		if quoted, err := strconv.QuotedPrefix(s); err == nil {
 			text, err := strconv.Unquote(quoted)
 			if err != nil {
@@ -145,30 +168,50 @@ func tokens(s string) (all [][]byte, err error) {
 	return all, nil
 }
 
+var everyTranscript = flag.Bool("transcripts", false, "replay the generated transcripts too on every kind of socket, in both ways, not on one for each way")
+
 func TestTranscriptsAreSpokenOnEverySocket(t *testing.T) {
 	files, err := filepath.Glob("testdata/wire/*.txt")
 	if err != nil || len(files) == 0 {
 		t.Fatal("no transcripts", err)
 	}
+	kinds := append(kinds(), "tls")
+	ca := newAuthority(t)
+	cert := ca.certify(t, "127.0.0.1")
+	server, client := &tls.Config{Certificates: []tls.Certificate{cert}}, &tls.Config{RootCAs: ca.pool, ServerName: "127.0.0.1"}
+	replay := func(t *testing.T, tr *transcript, kind string, piece int) {
+		how := "whole"
+		if piece == 1 {
+			how = "byte by byte"
+		}
+		t.Run(fmt.Sprint(tr.title, "/", kind, "/", how), func(t *testing.T) {
+			t.Parallel()
+			if kind == "tls" {
+				tr.play(t, "tcp4", piece, server, client)
+			} else {
+				tr.play(t, kind, piece, nil, nil)
+			}
+		})
+	}
 	for _, file := range files {
-		tr := readTranscript(t, file)
-		for _, kind := range kinds() {
-			for _, piece := range []int{1 << 30, 1} {
-				name := fmt.Sprintf("%s/%s/whole", strings.TrimSuffix(filepath.Base(file), ".txt"), kind)
-				if piece == 1 {
-					name = strings.TrimSuffix(name, "whole") + "byte by byte"
-				}
-				t.Run(name, func(t *testing.T) {
-					t.Parallel()
-					tr.play(t, kind, piece)
-				})
+		all := readTranscripts(t, file)
+		for i, tr := range all {
+			if len(all) > 1 && !*everyTranscript {
+				replay(t, tr, kinds[i%len(kinds)], 1<<30)
+				replay(t, tr, kinds[(i/len(kinds)+2*i)%len(kinds)], 1)
+				continue
+			}
+			for _, kind := range kinds {
+				replay(t, tr, kind, 1<<30)
+				replay(t, tr, kind, 1)
 			}
 		}
 	}
 }
 
-// play is the peer's side of the transcript.
-func (tr *transcript) play(t *testing.T, kind string, piece int) {
+// play is the peer's side of the transcript. Of the TLS settings, if there are
+// any, the hub has those of the role that it has.
+func (tr *transcript) play(t *testing.T, kind string, piece int, server, client *tls.Config) {
 	s := newStand(t, &sockhub.Options{MaxMessage: 1 << 20}, echo)
 	mode := sockhub.Anonymous
 	if tr.named {
@@ -184,7 +227,7 @@ func (tr *transcript) play(t *testing.T, kind string, piece int) {
 		}
 		defer l.Close()
 		go func() {
-			_, err := s.Dial(soon(t), network, l.Addr().String(), &sockhub.DialOptions{Mode: mode, Name: tr.name})
+			_, err := s.Dial(soon(t), network, l.Addr().String(), &sockhub.DialOptions{Mode: mode, Name: tr.name, TLS: client})
 			dialed <- err
 		}()
 		l.(interface{ SetDeadline(time.Time) error }).SetDeadline(time.Now().Add(patience))
@@ -192,9 +235,25 @@ func (tr *transcript) play(t *testing.T, kind string, piece int) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if server != nil {
+			nc = tls.Server(nc, server)
+		}
 		p = greet(t, nc, "")
 	} else {
-		p = dialHub(t, s.listen(kind, &sockhub.ListenOptions{Mode: mode}), "")
+		l := s.listen(kind, &sockhub.ListenOptions{Mode: mode, TLS: server})
+		nc, err := net.Dial(l.Addr().Network(), l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if client != nil {
+			nc = tls.Client(nc, client)
+		}
+		p = greet(t, nc, "")
+	}
+	if p, ok := p.Conn.(*tls.Conn); ok {
+		if err := p.Handshake(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for i, step := range tr.steps {
 		switch {

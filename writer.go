@@ -43,12 +43,13 @@ type output struct {
 	writing bool          // the token
 	gone    chan struct{} // made by who waits for the token's release, closed by it
 
-	waiters []*waiter // Sends that wait, in the order in which they came
-	run     bool      // a SendMany is between its first message and its last, or there is a feed
-	feed    *feed     // the message of a SendFrom that is not wholly written; comes after q
-	feeding bool      // w holds pieces of it
-	behind  []segment // of a Handler's, accepted during a run, and queued at its end
-	feeders int       // goroutines of Reply.SendFrom
+	waiters []*waiter     // Sends that wait, in the order in which they came
+	run     bool          // a SendMany is between its first message and its last, or there is a feed
+	feed    *feed         // the message of a SendFrom that is not wholly written; comes after q
+	feeding bool          // w holds pieces of it
+	behind  []segment     // of a Handler's, accepted during a run, and queued at its end
+	feeders int           // goroutines of Reply.SendFrom
+	alone   chan struct{} // made by who waits until there are none, closed by the last
 
 	refuse  error // what a Send gets now; nil: it is accepted
 	fin     bool  // after the queue, our end of the stream
@@ -65,6 +66,10 @@ type output struct {
 
 	waited bool // output had to wait, so Drained is due when the queue is empty
 	notify bool // NotifyDrained asked for it
+
+	// lacked is the charge of a message that the hub's budget refused when
+	// the queue was empty; Drained is due when there is room for it. Else 0.
+	lacked int64
 
 	// greeting is the length plus 1 of the handshake's message, which is the
 	// first of all and nobody's, until it is written.
@@ -270,11 +275,15 @@ func (c *Conn) admitLocked(ctx context.Context, charge int64, mine bool) error {
 		case o.refuse != nil:
 			return c.leaveLocked(w, o.refuse)
 		case free && (c.hasRoomLocked(charge) || c.makeRoomLocked(charge)):
+			o.lacked = 0
 			return c.leaveLocked(w, nil)
 		case o.refuse != nil: // makeRoomLocked gave the peer up
 			return c.leaveLocked(w, ErrSlowPeer)
 		}
 		o.waited = true // or would have to, which is for Drained to tell too
+		if o.empty() && !o.writing {
+			o.lacked = charge // no writer will tell: check does
+		}
 		switch {
 		case o.policy == DropNewest && free:
 			return c.leaveLocked(w, ErrBackpressure)
@@ -344,6 +353,19 @@ func (c *Conn) hasRoomLocked(charge int64) bool {
 		b.Wait(c)
 		return false
 	}
+	return true
+}
+
+// roomAgainLocked reports whether Drained is due for a message that was refused
+// when the queue was empty. Whoever is told has to be faster than others then:
+// nothing is kept for him.
+func (c *Conn) roomAgainLocked() bool {
+	o := &c.out
+	if o.lacked == 0 || o.frozen || o.writing || !o.empty() || !c.hasRoomLocked(o.lacked) {
+		return false
+	}
+	c.hub.budget.out.Fell(&o.share, 0)
+	o.lacked, o.waited = 0, false
 	return true
 }
 
@@ -499,15 +521,21 @@ func (c *Conn) NotifyDrained() {
 	c.mu.Lock()
 	now := c.out.empty() && !c.out.writing && !c.over
 	c.out.notify = !now && !c.over
-	handled := c.out.handled
-	if now && handled {
-		c.out.drained = true
-		c.t.Kick(transport.ReadSide)
-	}
+	handled := now && c.tellDrainedLocked()
 	c.mu.Unlock()
 	if now && !handled {
 		c.hub.fan.drained(c)
 	}
+}
+
+// tellDrainedLocked makes the reader tell the Handler. Without one it returns
+// false: then it is for the hub to tell, which has to be done without mu.
+func (c *Conn) tellDrainedLocked() bool {
+	if c.out.handled {
+		c.out.drained = true
+		c.t.Kick(transport.ReadSide)
+	}
+	return c.out.handled
 }
 
 // ---- messages from a reader ----
@@ -746,15 +774,15 @@ func (c *Conn) startFeederLocked(f *feed) {
 		}
 		f.close()
 		c.mu.Lock()
-		c.out.feeders--
+		if c.out.feeders--; c.out.feeders == 0 && c.out.alone != nil {
+			close(c.out.alone)
+		}
 		c.mu.Unlock()
-		f.signal()
 	}()
 }
 
 // joinFeedersLocked ends what Reply.SendFrom has begun. The output is frozen.
 func (c *Conn) joinFeedersLocked() {
-	f := c.out.feed
 	for _, s := range c.out.behind {
 		if s.from != nil {
 			c.mu.Unlock()
@@ -762,15 +790,21 @@ func (c *Conn) joinFeedersLocked() {
 			c.mu.Lock()
 		}
 	}
-	for closed := false; c.out.feeders > 0; closed = true {
-		c.mu.Unlock()
-		if !closed {
-			c.inCall.Store(true) // the reader's Close may take any time
-			f.close()
-		}
-		<-f.moved
-		c.mu.Lock()
+	if c.out.feeders == 0 {
+		return
 	}
+	c.inCall.Store(true) // the reader's Close may take any time
+	alone := make(chan struct{})
+	c.out.alone = alone
+	// One at most still reads. Others were written, and are being closed; then
+	// feed is nil, or it may be a Conn.SendFrom's.
+	f := c.out.feed
+	c.mu.Unlock()
+	if f != nil && f.from != nil {
+		f.close()
+	}
+	<-alone
+	c.mu.Lock()
 	c.inCall.Store(false)
 }
 

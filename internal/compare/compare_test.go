@@ -296,9 +296,13 @@ func TestStepsThatAreTooSteep(t *testing.T) {
 		{"an edge at the end", []float64{1, 2, 4, 8, 30}, nil, []int{4}},
 		{"what failed is compared with nothing", []float64{1, 0, 3, 3}, nil, nil},
 	} {
-		if got := steps(test.c, test.base); !slices.Equal(got, test.want) {
+		x := []float64{1, 2, 4, 8, 16, 32, 64}
+		if got := steps(x, test.c, test.base); !slices.Equal(got, test.want) {
 			t.Errorf("%s: %v, want %v", test.name, got, test.want)
 		}
+	}
+	if got := steps([]float64{1, 2, 1000}, []float64{1, 1, 9}, nil); got != nil {
+		t.Errorf("more than twice as much was taken for a step: %v", got)
 	}
 }
 

@@ -17,15 +17,16 @@ import (
 // class, a limit) has.
 const tooSteep = 1.5
 
-// steps returns of the costs c[0], c[1], ... which are of twice as much each,
+// steps returns of the costs c[0], c[1], ... of x[0], x[1], ..., twice as much each,
 // those i for which the step from c[i-1] to c[i] is steeper than the steps
 // before and behind it, which are what it can be compared with. A step whose
-// neighbour is not known is compared with the other one, or not at all. Where
+// neighbour is not known is compared with the other one, or not at all; one of
+// more than twice is none. Where
 // the cost of a server that does next to nothing falls off the same edge, the
 // edge is the machine's: base, its costs, or nil.
-func steps(c, base []float64) (steep []int) {
+func steps(x, c, base []float64) (steep []int) {
 	step := func(c []float64, i int) float64 {
-		if i < 1 || i >= len(c) || c[i] <= 0 || c[i-1] <= 0 {
+		if i < 1 || i >= len(c) || c[i] <= 0 || c[i-1] <= 0 || x[i] > 2*x[i-1] {
 			return 0
 		}
 		return c[i] / c[i-1]
@@ -79,8 +80,9 @@ func printGrowth(w io.Writer, all []*row) {
 			}
 			t := table{}
 			t.add(append([]string{what}, names...)...)
-			lines := make([][]string, len(rows))
+			lines, x := make([][]string, len(rows)), make([]float64, len(rows))
 			for i, r := range rows {
+				x[i] = r.at()
 				lines[i] = []string{fmt.Sprintf("%.0f", r.at())}
 			}
 			for _, name := range names {
@@ -89,7 +91,7 @@ func printGrowth(w io.Writer, all []*row) {
 				if name == yardstick {
 					b = nil
 				}
-				steep := steps(c, b)
+				steep := steps(x, c, b)
 				for i := range rows {
 					mark := " "
 					if slices.Contains(steep, i) {

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -19,8 +20,7 @@ import (
 	"time"
 )
 
-// rounds is how often starters race for one path.
-const rounds = 1000
+var rounds = flag.Int("rounds", 1000, "races for one path in each test of starters")
 
 // remains puts at the path what one of the ways in which a server can end
 // leaves there.
@@ -39,7 +39,7 @@ func remains(t *testing.T, path string, round int) {
 func TestOneOfManyStartersWins(t *testing.T) {
 	path := tempPath(t)
 	const starters = 4
-	for round := range rounds {
+	for round := range *rounds {
 		remains(t, path, round)
 		var wg sync.WaitGroup
 		ready := make(chan struct{})
@@ -76,7 +76,7 @@ func TestStartersRaceWithClose(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 3 {
 		wg.Go(func() {
-			for starts.Load() < rounds && !t.Failed() {
+			for int(starts.Load()) < *rounds && !t.Failed() {
 				l, err := Listen(t.Context(), nil, "unix", path, 0)
 				if err != nil {
 					if !errors.Is(err, syscall.EADDRINUSE) {
@@ -149,7 +149,7 @@ func startStarter(t *testing.T, path string) *starter {
 		t.Skip(err)
 	}
 	// The limit is for what hangs.
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	cmd := exec.CommandContext(ctx, exe, "-test.run=^TestStarter$")
 	cmd.Env = append(os.Environ(), starterEnv+"="+path)
 	cmd.Stderr = os.Stderr
@@ -194,7 +194,11 @@ func TestOneOfManyStartingProcessesWins(t *testing.T) {
 	for range 3 {
 		all = append(all, startStarter(t, path))
 	}
-	for round := range rounds {
+	for round := range *rounds {
+		if round%10 == 9 {
+			raceForWhatIsNotOurs(t, path, round, all)
+			continue
+		}
 		remains(t, path, round)
 		for _, s := range all {
 			s.tell()
@@ -225,6 +229,41 @@ func TestOneOfManyStartingProcessesWins(t *testing.T) {
 		}
 		nothing(t, path)
 	}
+}
+
+// raceForWhatIsNotOurs puts something at the path that is no dead socket, and
+// checks that none of the starters has it, or has removed it.
+func raceForWhatIsNotOurs(t *testing.T, path string, round int, all []*starter) {
+	t.Helper()
+	target := path + ".target"
+	var err error
+	if round%20 == 9 {
+		err = os.WriteFile(path, []byte("a file"), 0o600)
+	} else {
+		dead(t, "unix", target) // a link to it is not it
+		err = os.Symlink(target, path)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range all {
+		s.tell()
+	}
+	for _, s := range all {
+		if answer := s.says(); answer == "won" || answer == "closed" {
+			t.Fatalf("round %d: %s, at what is no socket", round, answer)
+		}
+	}
+	if after, err := os.Lstat(path); err != nil || !os.SameFile(before, after) {
+		t.Fatalf("round %d: it is no longer there: %v", round, err)
+	}
+	os.Remove(path)
+	os.Remove(target)
+	os.Remove(path + ".lock") // that of who has looked
 }
 
 func TestKilledServerIsReplaced(t *testing.T) {

@@ -1,0 +1,32 @@
+package main
+
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// likeEthernet makes a TCP socket that is about to connect use segments as
+// Ethernet carries them. Over loopback they have 64 KiB, and a receiver says
+// nothing of room for less than one.
+func likeEthernet(_, _ string, c syscall.RawConn) error {
+	var err error
+	if cerr := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 1448)
+	}); cerr != nil {
+		return cerr
+	}
+	return err
+}
+
+// smallBuffer gives a socket a receive buffer of 64 KiB, as the system counts
+// them. Accepted connections have it from their listener.
+func smallBuffer(_, _ string, c syscall.RawConn) error {
+	var err error
+	if cerr := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 32<<10)
+	}); cerr != nil {
+		return cerr
+	}
+	return err
+}
