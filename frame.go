@@ -258,8 +258,12 @@ func (d *decoder) grow(received []byte) {
 		if cap(buf) > d.size {
 			buf = buf[:0:d.size]
 		}
+	case d.room(len(received)) < d.size: // memory of its own comes when it has earned all of it
+		n := d.room(len(received))
+		d.bigIn = chunk.Get(n)
+		buf = d.bigIn.Mem()[:0:n]
 	default:
-		buf = make([]byte, 0, d.room(len(received)))
+		buf, d.bigIn = make([]byte, 0, d.size), nil
 	}
 	d.big = append(buf, received...)
 	if old != nil {

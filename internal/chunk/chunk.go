@@ -29,8 +29,8 @@ type Chunk struct {
 	refs atomic.Int32
 }
 
-// pools holds the chunks that nobody uses, by the logarithm of their size.
-var pools [maxBits + 1]sync.Pool
+// pool holds the chunks of the least size that nobody uses.
+var pool sync.Pool
 
 // Poison is called, if set, with memory that nobody may use any more. Tests set
 // it to overwrite the memory, before anything else uses this package.
@@ -57,7 +57,12 @@ func Idle(n int) *Chunk {
 	if b > maxBits {
 		return nil
 	}
-	c, _ := pools[b].Get().(*Chunk)
+	var c *Chunk
+	if b == minBits {
+		c, _ = pool.Get().(*Chunk)
+	} else {
+		c = shelves[b].take()
+	}
 	if c != nil {
 		c.refs.Store(1)
 	}
@@ -86,8 +91,12 @@ func (c *Chunk) Release() {
 	if Poison != nil {
 		Poison(c.mem)
 	}
-	if b := class(len(c.mem)); b <= maxBits && len(c.mem) == 1<<b {
-		pools[b].Put(c)
+	switch b := class(len(c.mem)); {
+	case b > maxBits || len(c.mem) != 1<<b:
+	case b == minBits:
+		pool.Put(c)
+	default:
+		shelves[b].put(c)
 	}
 }
 

@@ -2,7 +2,9 @@ package chunk
 
 import (
 	"runtime"
+	"slices"
 	"testing"
+	"time"
 )
 
 func TestChunkIsFoundByAnyPartOfIt(t *testing.T) {
@@ -69,6 +71,58 @@ func TestTableKeepsNothingAlive(t *testing.T) {
 		runtime.GC()
 	}
 	t.Errorf("%d entries", len(*table.Load()))
+}
+
+func TestLargeMemoryLiesReadyForAsLongAsItIsUsed(t *testing.T) {
+	const size = 3 << 19
+	var cs []*Chunk
+	for range 10 {
+		cs = append(cs, Get(size))
+	}
+	for _, c := range cs {
+		c.Release()
+	}
+	for range 5 {
+		runtime.GC()
+	}
+	for range cs {
+		if c := Idle(size); c == nil || !slices.Contains(cs, c) {
+			t.Fatal("it is gone after a collection")
+		}
+	}
+	if Idle(size) != nil {
+		t.Error("one more than there are")
+	}
+	for _, c := range cs {
+		c.Release()
+	}
+
+	s := &shelves[class(size)]
+	s.sweep() // all ten were taken since the last time
+	if len(s.free) != len(cs) {
+		t.Error("swept what was used:", len(s.free))
+	}
+	Idle(size).Release()
+	s.sweep()
+	if len(s.free) != 1 {
+		t.Errorf("%d are left, of which one was used", len(s.free))
+	}
+}
+
+func TestMemoryThatNobodyUsesIsGivenBack(t *testing.T) {
+	const size = 3 << 20
+	Get(size).Release()
+	s := &shelves[class(size)]
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); runtime.Gosched() {
+		runtime.GC()
+		s.mu.Lock()
+		n := len(s.free)
+		s.mu.Unlock()
+		if n == 0 {
+			return
+		}
+	}
+	t.Error("it is still there")
 }
 
 func BenchmarkOf(b *testing.B) {
