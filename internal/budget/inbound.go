@@ -165,9 +165,9 @@ func (b *Inbound[C]) grant() {
 	used, line := b.used.Load(), b.line.Load()
 	for len(b.queue) > 0 && used < line && !b.over(used) {
 		c := b.queue[0]
+		used += max(oneRead, b.lacks[c])
 		b.removeLocked(c)
 		resumed = append(resumed, c)
-		used += oneRead
 	}
 	if len(resumed) == 0 && len(b.queue) > 0 && !b.granted {
 		if c, ok := b.leastLocked(used); ok {
