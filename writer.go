@@ -59,6 +59,7 @@ type output struct {
 	finish  error // not nil: the connection ends after the queue, for this reason
 
 	handled  bool // the connection has a Handler
+	deaf     bool // its Drained does nothing
 	inline   bool // its reader has the token, in writeNow
 	flushed  bool // something was written since the queue was empty last
 	drained  bool // Handler.Drained is due
@@ -531,7 +532,7 @@ func (c *Conn) NotifyDrained() {
 // tellDrainedLocked makes the reader tell the Handler. Without one it returns
 // false: then it is for the hub to tell, which has to be done without mu.
 func (c *Conn) tellDrainedLocked() bool {
-	if c.out.handled {
+	if c.out.handled && !c.out.deaf {
 		c.out.drained = true
 		c.t.Kick(transport.ReadSide)
 	}
@@ -1042,7 +1043,15 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int) {
 
 // drainedDue reports whether Drained is, when everything is written.
 func (o *output) drainedDue() bool {
-	return o.empty() && (o.waited || o.notify || o.handled && o.flushed)
+	return o.empty() && !o.deaf && (o.waited || o.notify || o.handled && o.flushed)
+}
+
+// hearLocked is for a Handler, or the hub, that comes after one that did not
+// want to hear of Drained: what that missed is not due any more.
+func (o *output) hearLocked() {
+	if o.deaf = false; o.empty() {
+		o.flushed, o.waited, o.notify = false, false, false
+	}
 }
 
 // finDue reports whether the end of the stream is.
