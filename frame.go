@@ -1,10 +1,12 @@
 package sockhub
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/sockhub/sockhub/internal/chunk"
 )
@@ -175,6 +177,8 @@ type decoder struct {
 	own    *chunk.Chunk
 	bigIn  *chunk.Chunk // that big lies in
 	wasBig bool         // the last message had a buffer of its own
+	last   int          // bytes of the last message, its header included
+	sized  bool         // the chunk is for a message like the last one
 
 	// A message that does not fit, and is more than half a chunk, has a buffer of its own.
 	big  []byte // received of it so far; nil: none
@@ -189,8 +193,19 @@ type decoder struct {
 // buffered reports that something was received and not yet cut.
 func (d *decoder) buffered() bool { return d.w > d.r }
 
-// need is the least size of the chunk for the next move.
-func (d *decoder) need() int { return max(minChunk, d.want, len(d.rest)+1, d.w-d.r+1) }
+// need is the least size of the chunk for the next move. Where the last message
+// was larger than chunks are mostly, it is room for another like that, which so
+// comes in one read and is not copied.
+func (d *decoder) need() int {
+	n := max(minChunk, d.want, len(d.rest)+1, d.w-d.r+1)
+	if !d.borrow && readChunk < d.last && d.last <= maxSized {
+		n = max(n, d.last)
+	}
+	return n
+}
+
+// maxSized is the size of the largest chunk that is made for one message.
+const maxSized = 64 << 10
 
 // minChunk is the least size of a chunk: a header, and room beyond it.
 const minChunk = 1024
@@ -205,6 +220,7 @@ func (d *decoder) move(chunk []byte) (used int) {
 	}
 	used = d.r
 	d.chunk, d.rest = chunk, nil
+	d.sized = !d.borrow && len(chunk) > readChunk
 	d.r, d.w = 0, copy(chunk, left)
 	return used
 }
@@ -212,9 +228,11 @@ func (d *decoder) move(chunk []byte) (used int) {
 // atEnd reports that everything received was cut, and not at the chunk's front.
 func (d *decoder) atEnd() bool { return d.big == nil && d.r == d.w && d.r > 0 && d.stream == 0 }
 
-// afterBig reports that the last message had a buffer of its own, and nothing of
-// the next has come.
-func (d *decoder) afterBig() bool { return d.wasBig && d.big == nil && d.r == d.w }
+// afterBig reports that the last message had a buffer of its own, the next will
+// have one too if it is as large, and nothing of it has come.
+func (d *decoder) afterBig() bool {
+	return d.wasBig && d.big == nil && d.r == d.w && (d.borrow || d.last > maxSized)
+}
 
 // park takes unfinished input out of the chunk, which is then its owner's
 // again, and returns the same as move.
@@ -297,7 +315,7 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 		}
 		msg, d.big = d.big, nil
 		d.own, d.bigIn = d.bigIn, nil
-		d.want, d.wasBig = 1, true
+		d.want, d.wasBig, d.last = 1, true, d.head+d.size
 		return msg[:len(msg):len(msg)], true, nil
 	}
 	p := d.chunk[d.r:d.w]
@@ -335,7 +353,10 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 	end := h + int(n)
 	if end <= len(p) {
 		d.r += end
-		d.wasBig = false
+		d.wasBig, d.last = false, end
+		if d.sized && end <= readChunk/2 {
+			return slices.Clip(bytes.Clone(p[h:end])), true, nil // who keeps it does not keep all of the chunk
+		}
 		return p[h:end:end], true, nil
 	}
 	d.want, d.lacks = end, end-len(p)
@@ -350,7 +371,7 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 // setRaw switches between frames and raw bytes where the input stands. A large
 // message that has begun is completed first.
 func (d *decoder) setRaw(raw bool) {
-	d.raw, d.kept, d.want = raw, 0, 1
+	d.raw, d.kept, d.want, d.last = raw, 0, 1, 0
 }
 
 // unread takes back the end of the raw piece that next returned last.

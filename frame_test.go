@@ -161,13 +161,14 @@ func checkCuts(t testing.TB, f Framing, limit, over uint64, input []byte, seed u
 		{"whole", always(1 << 30), always(readChunk), never},
 		{"whole in small chunks", always(1 << 30), always(minChunk), never},
 		{"random cuts", random, always(readChunk), func() bool { return rnd.IntN(2) == 0 }},
+		{"whole in large chunks", always(1 << 30), always(maxSized), never},
 		{"random cuts and chunks", random, func() int { return rnd.IntN(2 * readChunk) }, func() bool { return rnd.IntN(4) == 0 }},
 	}
 	if len(input) < 2000 {
 		ways = append(ways, ways[0], ways[0])
-		ways[4].name, ways[4].sizes, ways[4].chunks = "byte by byte", always(1), always(minChunk)
-		ways[4].park = func() bool { return true }
-		ways[5].name, ways[5].sizes = "byte by byte without parking", always(1)
+		ways[5].name, ways[5].sizes, ways[5].chunks = "byte by byte", always(1), always(minChunk)
+		ways[5].park = func() bool { return true }
+		ways[6].name, ways[6].sizes = "byte by byte without parking", always(1)
 	}
 	for _, way := range ways {
 		got := decode(t, f, limit, over, input, way.sizes, way.chunks, way.park)
