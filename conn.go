@@ -96,7 +96,7 @@ type Conn struct {
 
 	// mu guards what follows. It may be taken with hub.mu held, and nothing is
 	// locked inside it.
-	mu       sync.Mutex
+	mu       gatheringLock
 	input    inputState // written by the reader alone, which so may read it without mu
 	endErr   error      // what ended the input
 	inMsgs   uint64
@@ -318,6 +318,7 @@ const (
 // so that a connection that waits holds nothing.
 type turn struct {
 	vec       vec            // to write what a handler answers
+	gathering *gathering     // of what a handler answers; nil until it is used first
 	chunk     *chunk.Chunk   // that free lies in, with ReuseBuffers
 	own       []*chunk.Chunk // of large messages in msgs, likewise
 	free      []byte         // never delivered to anybody
@@ -340,6 +341,11 @@ func (c *Conn) getTurn() *turn {
 }
 
 func (c *Conn) putTurn(t *turn) {
+	if c.reply.gathering != nil {
+		c.mu.Lock()
+		c.reply.gatherNoMoreLocked()
+		c.mu.Unlock()
+	}
 	c.work = nil
 	if c.set.reuse {
 		borrowing.Put(t)
@@ -1344,7 +1350,10 @@ func (c *Conn) handle(msg []byte) {
 	c.handler.Message(r, msg)
 	r.active = false
 	if !c.dec.buffered() {
-		return // flush, which follows at once, accepts what was gathered
+		if r.gathering != nil {
+			r.gathering.slab.Publish()
+		}
+		return // flush, which follows at once, accepts the rest of what was gathered
 	}
 	if r.accept(); r.full {
 		c.inCall.Store(false)
@@ -1457,12 +1466,15 @@ type Reply struct {
 	framing outq.Framing
 	side    outq.Queue // gathered
 	sent    int        // messages gathered in this call, Flush or not
+	charge  int64      // of these, since the room was looked up
 	room    int64      // charge that may be gathered, if sent > 0
 	full    bool       // the queue is over its limit
 	drained bool       // Drained is due
+
+	gathering *gathering // where small messages gather instead, before those in side; or nil
 }
 
-func (r *Reply) begin() { r.active, r.sent, r.full = true, 0, false }
+func (r *Reply) begin() { r.active, r.sent, r.charge, r.full = true, 0, 0, false }
 
 func (r *Reply) end() {
 	r.accept()
@@ -1479,12 +1491,94 @@ func (r *Reply) conn() *Conn {
 
 // accept queues what was gathered.
 func (r *Reply) accept() {
-	if r.side.Empty() {
+	if g := r.gathering; g != nil {
+		if g.slab.Publish(); r.side.Empty() && g.slab.Charge() < g.room {
+			return
+		}
+	} else if r.side.Empty() {
 		return
 	}
 	r.c.mu.Lock()
 	r.acceptLocked()
+	r.gatherLocked()
 	r.c.mu.Unlock()
+}
+
+// gatherLocked makes the next calls' answers gather in the turn's slab: when one
+// call has answered, and more messages have come, more answers are likely.
+func (r *Reply) gatherLocked() {
+	t := r.c.work
+	if t == nil || r.full {
+		return
+	}
+	if t.gathering == nil {
+		t.gathering = new(gathering)
+	}
+	g := t.gathering
+	g.slab.Reset()
+	g.room = r.c.out.limit - r.c.out.charge()
+	if r.gathering == nil {
+		g.c, r.gathering = r.c, g
+		r.c.mu.gathering.Store(g)
+	}
+}
+
+// gatherNoMoreLocked ends that.
+func (r *Reply) gatherNoMoreLocked() {
+	r.c.mu.gathering.Store(nil)
+	r.gathering.slab.Reset()
+	r.gathering.c, r.gathering = nil, nil
+}
+
+// gathering is where a Handler's answers gather, while it is called again and
+// again for messages that came together. What is published there was accepted:
+// whoever locks Conn.mu finds it in the queue, because the lock puts it there.
+type gathering struct {
+	c    *Conn
+	slab outq.Slab
+	room int64 // charge up to which the queue is not full
+}
+
+// gatheringLock is a mutex that takes in what was gathered.
+type gatheringLock struct {
+	sync.Mutex
+	gathering atomic.Pointer[gathering] // set and removed by the reader, with the lock held
+}
+
+func (l *gatheringLock) Lock() {
+	l.Mutex.Lock()
+	if g := l.gathering.Load(); g != nil && g.slab.Waiting() {
+		g.c.takeInLocked(&g.slab)
+	}
+}
+
+// takeInLocked queues what a Handler's calls that have returned have answered.
+func (c *Conn) takeInLocked(s *outq.Slab) {
+	o := &c.out
+	if o.refuse != nil {
+		s.Drop()
+		return
+	}
+	alone, q := o.empty(), &o.q
+	if o.run {
+		if last := len(o.behind) - 1; last < 0 || o.behind[last].from != nil {
+			o.behind = append(o.behind, segment{})
+		}
+		q = &o.behind[len(o.behind)-1].q
+	}
+	o.accepted.add(q.Take(s))
+	o.answered = !c.chargeAnswersLocked(o.charge(), alone) || o.answered
+}
+
+// chargeAnswersLocked charges what a Handler has answered, which is never refused,
+// and reports whether there is room for more.
+func (c *Conn) chargeAnswersLocked(charge int64, alone bool) (room bool) {
+	o := &c.out
+	if !c.hub.budget.out.Take(c, &o.share, charge, alone) {
+		c.hub.budget.out.Force(&o.share, charge)
+		return false
+	}
+	return charge < o.limit
 }
 
 func (r *Reply) acceptLocked() {
@@ -1493,12 +1587,12 @@ func (r *Reply) acceptLocked() {
 		r.side = outq.Queue{}
 		return
 	}
-	o.accepted.add(r.side.Len(), r.side.Bytes())
-	charge := o.charge() + r.side.Charge()
-	if r.full = charge >= o.limit; !r.c.hub.budget.out.Take(r.c, &o.share, charge, o.empty()) {
-		r.c.hub.budget.out.Force(&o.share, charge)
-		r.full = true
+	r.full, o.answered = o.answered, false
+	if r.side.Empty() {
+		return
 	}
+	o.accepted.add(r.side.Len(), r.side.Bytes())
+	r.full = !r.c.chargeAnswersLocked(o.charge()+r.side.Charge(), o.empty()) || r.full
 	if !o.run {
 		o.q.Absorb(&r.side)
 	} else if last := len(o.behind) - 1; last >= 0 && o.behind[last].from == nil {
@@ -1521,9 +1615,10 @@ func (r *Reply) admit(size int) error {
 		r.room = c.out.limit - c.out.charge()
 		c.mu.Unlock()
 	}
-	if r.sent > 0 && r.side.Charge() >= r.room {
+	if r.sent > 0 && r.charge >= r.room {
 		return ErrBackpressure
 	}
+	r.charge += int64(size) + MessageCharge
 	r.sent++
 	return nil
 }
@@ -1540,9 +1635,11 @@ func (r *Reply) Send(msg []byte) error {
 	if err := r.admit(len(msg)); err != nil {
 		return err
 	}
-	if r.c.set.reuse {
+	switch {
+	case r.gathering != nil && r.side.Empty() && r.gathering.slab.Add(r.framing, msg):
+	case r.c.set.reuse:
 		r.side.AppendBorrowed(r.framing, msg)
-	} else {
+	default:
 		r.side.Append(r.framing, msg)
 	}
 	return nil
@@ -1621,7 +1718,7 @@ func (r *Reply) Flush() {
 	r.accept()
 	r.write()
 	if r.sent > 0 {
-		r.sent = 1 // room is looked up again
+		r.sent, r.charge = 1, 0 // room is looked up again
 	}
 }
 

@@ -64,6 +64,7 @@ type output struct {
 	flushed  bool // something was written since the queue was empty last
 	drained  bool // Handler.Drained is due
 	wantRoom bool // the reader waits until charge is below limit
+	answered bool // what its Handler has answered and was taken in left no room for more
 
 	waited bool // output had to wait, so Drained is due when the queue is empty
 	notify bool // NotifyDrained asked for it
@@ -928,8 +929,13 @@ func (c *Conn) writeTurn(v *vec) (park bool) {
 func (c *Conn) writeNow() (drained bool) {
 	o := &c.out
 	c.mu.Lock()
-	if !c.reply.side.Empty() && !c.reply.active {
-		c.reply.acceptLocked()
+	if r := &c.reply; !r.active {
+		if !r.side.Empty() || o.answered {
+			r.acceptLocked()
+		}
+		if r.gathering != nil {
+			r.gatherNoMoreLocked()
+		}
 	}
 	if !o.writing && !o.frozen && !o.idle() {
 		o.writing, o.inline = true, true

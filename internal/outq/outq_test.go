@@ -5,7 +5,10 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
+	"strconv"
+	"sync"
 	"testing"
 )
 
@@ -178,5 +181,81 @@ func BenchmarkAppendAndWrite(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// Two goroutines, the writer of a Slab and the owner of the queue, agree on what
+// was added and in which order.
+func TestSlabIsTakenWhileItIsWritten(t *testing.T) {
+	const n = 20000
+	var (
+		mu   sync.Mutex
+		q    Queue
+		s    Slab
+		got  []string
+		done = make(chan struct{})
+	)
+	drain := func() {
+		if s.Waiting() {
+			q.Take(&s)
+		}
+		for b := range q.Bodies() {
+			got = append(got, string(b))
+		}
+		for !q.Empty() {
+			q.DropFirst()
+		}
+	}
+	go func() {
+		defer close(done)
+		for more := true; more; runtime.Gosched() {
+			mu.Lock()
+			drain()
+			more = len(got) < n
+			mu.Unlock()
+		}
+	}()
+	for i := range n {
+		body := []byte(strconv.Itoa(i))
+		for !s.Add(header8, body) {
+			mu.Lock()
+			drain()
+			s.Reset()
+			mu.Unlock()
+		}
+		s.Publish()
+	}
+	<-done
+	for i, m := range got {
+		if m != strconv.Itoa(i) {
+			t.Fatalf("%d is %s", i, m)
+		}
+	}
+}
+
+func TestSlabHoldsOnlyWhatIsWorthIt(t *testing.T) {
+	var s Slab
+	if s.Add(header8, make([]byte, inline)) {
+		t.Error("a large message")
+	}
+	n := 0
+	for s.Add(header8, make([]byte, 100)) {
+		n++
+	}
+	if s.Waiting() || n != slabBytes/108 && n != slabBytes/108-1 {
+		t.Error(n, s.Waiting())
+	}
+	s.Publish()
+	s.Drop()
+	s.Reset()
+	for n = 0; s.Add(nil, nil); n++ {
+	}
+	if n != slabMsgs {
+		t.Error(n)
+	}
+	var q Queue
+	s.Publish()
+	if msgs, bytes := q.Take(&s); msgs != n || bytes != 0 || q.Len() != n || s.Waiting() {
+		t.Error(msgs, bytes)
 	}
 }
