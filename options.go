@@ -291,6 +291,18 @@ func (s *settings) ofPackets(network string) {
 	s.streamOver = 0
 }
 
+// fullRecords is a copy of a TLS configuration whose records are as large as they
+// may be from the first on. Small ones are for browsers, which begin to show a
+// page before all of it is there; a message is of use as a whole, and each record
+// costs the peer a system call or more.
+func fullRecords(c *tls.Config) *tls.Config {
+	if c != nil {
+		c = c.Clone()
+		c.DynamicRecordSizingDisabled = true
+	}
+	return c
+}
+
 // checkPackets returns an error for what cannot be had with packets.
 func checkPackets(options, network string, mode Mode, tls *tls.Config, framing Framing) error {
 	switch {
@@ -446,7 +458,7 @@ func (o *ListenOptions) resolve(hub *Options, network string) (ListenOptions, *s
 		mode:        r.Mode,
 		framing:     plainFraming(r.Framing),
 		handler:     r.Handler,
-		tls:         r.TLS,
+		tls:         fullRecords(r.TLS),
 		reuse:       r.ReuseBuffers || hub.ReuseBuffers,
 		tag:         r.Tag,
 		halfOpen:    r.HalfOpen,
@@ -503,7 +515,7 @@ func (o *DialOptions) resolve(hub *Options, network string) (DialOptions, *setti
 		mode:        r.Mode,
 		framing:     plainFraming(r.Framing),
 		handler:     r.Handler,
-		tls:         r.TLS,
+		tls:         fullRecords(r.TLS),
 		reuse:       r.ReuseBuffers || hub.ReuseBuffers,
 		dials:       true,
 		tag:         r.Tag,

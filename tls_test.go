@@ -10,11 +10,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/binary"
 	"errors"
 	"io"
 	"math/big"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -365,4 +367,89 @@ func TestSendFromIsWithdrawnBehindAStuckTLSWrite(t *testing.T) {
 			t.Errorf("SendFrom: %v; the connection: %v", err, context.Cause(c.Context()))
 		}
 	})
+}
+
+// recordReader counts the records of application data that are read from it. It
+// understands them only if a Read begins where a record does, or within one.
+type recordReader struct {
+	net.Conn
+	left    int // bytes of the record that has begun
+	records int
+}
+
+func (r *recordReader) Read(p []byte) (int, error) {
+	n, err := r.Conn.Read(p)
+	for in := p[:n]; len(in) > 0; {
+		if r.left == 0 {
+			if len(in) < 5 {
+				return n, errors.New("the header of a record is cut")
+			}
+			if in[0] == 23 {
+				r.records++
+			}
+			r.left = 5 + int(binary.BigEndian.Uint16(in[3:]))
+		}
+		m := min(r.left, len(in))
+		r.left, in = r.left-m, in[m:]
+	}
+	return n, err
+}
+
+func TestSmallMessagesShareTLSRecords(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newAuthority(t)
+		r := newRoom(t, nil, nil)
+		ours, theirs := memnet.Pair(nil)
+		wire := &recordReader{Conn: theirs}
+		peer := tls.Client(wire, &tls.Config{RootCAs: ca.pool, ServerName: "hub.example"})
+		defer theirs.Close()
+		shaken := make(chan error, 1)
+		go func() { shaken <- peer.Handshake() }()
+		c, err := r.ServeConn(t.Context(), ours, &sockhub.ListenOptions{
+			Mode: sockhub.Anonymous,
+			TLS:  &tls.Config{Certificates: []tls.Certificate{ca.certify(t, "hub.example")}, SessionTicketsDisabled: true},
+		})
+		if err := errors.Join(err, <-shaken); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		wire.records = 0
+		const n = 1000
+		if got, err := c.SendMany(t.Context(), slices.Values(slices.Repeat([][]byte{[]byte("123456789")}, n))); got != n || err != nil {
+			t.Fatal(got, err)
+		}
+		expect(t, peer, []byte(strings.Repeat(string(frame("123456789")), n)))
+		if wire.records > 2 {
+			t.Errorf("%d messages of 9 bytes came in %d records, want 2", n, wire.records)
+		}
+	})
+}
+
+func TestTLSSessionIsResumed(t *testing.T) {
+	ca := newAuthority(t)
+	asked := 0
+	server := &tls.Config{Certificates: []tls.Certificate{ca.certify(t, "hub.example")}}
+	_, l := echoHub(t, &sockhub.ListenOptions{Mode: sockhub.Anonymous, TLS: &tls.Config{
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { asked++; return server, nil },
+	}})
+	client := &tls.Config{RootCAs: ca.pool, ServerName: "hub.example", ClientSessionCache: tls.NewLRUClientSessionCache(1)}
+	for i := range 2 {
+		peer, err := tls.Dial("tcp", l.Addr().String(), client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		peer.Write(frame("x"))
+		expect(t, peer, frame("x")) // and the ticket came before
+		if resumed := peer.ConnectionState().DidResume; resumed != (i == 1) {
+			t.Errorf("connection %d: resumed %v", i, resumed)
+		}
+		peer.CloseWrite()
+		if n, err := peer.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("%d bytes, %v; want the end that close_notify tells", n, err)
+		}
+		peer.Close()
+	}
+	if asked != 2 {
+		t.Errorf("GetConfigForClient was called %d times", asked)
+	}
 }
