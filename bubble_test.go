@@ -67,7 +67,7 @@ func (r *room) endOf(c *sockhub.Conn) sockhub.Disconnection {
 		b := r.take()
 		for _, d := range b.Disconnected {
 			if d.Conn == c {
-				checkReport(r.t, c, d)
+				checkReport(r.t, c, d, false)
 				return d
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -139,7 +140,7 @@ func (o *output) len() int {
 // written now.
 func (o *output) empty() bool { return o.idle() && o.feed == nil && len(o.behind) == 0 }
 func (o *output) idle() bool {
-	return o.q.Empty() && o.w.Empty() && (o.feed == nil || o.feed.pieces.Empty())
+	return o.q.Empty() && o.w.Empty() && (o.feed == nil || o.feed.pieces.Empty() && o.feed.file == nil)
 }
 
 // ---- accepting messages ----
@@ -552,6 +553,9 @@ type feed struct {
 	pieces   outq.Queue    // not taken by the writer
 	queued   int           // pieces that were queued
 	fed      int           // and of these written
+	file     *os.File      // the rest comes from its descriptor, behind the pieces; nil: not, or not any more
+	left     uint64        // bytes of that
+	fileErr  error         // why it did not come to its end
 	wire     uint64        // bytes written, the header's included
 	header   int
 	complete bool          // the last piece was queued
@@ -566,7 +570,9 @@ const (
 )
 
 // SendFrom sends one message of size bytes that it reads from r, of any size:
-// MaxMessage does not count, and no more than 256 KiB of it are in memory. It
+// MaxMessage does not count, and no more than 256 KiB of it are in memory; where
+// r is an *os.File of ordinary data, the system sends it without its coming
+// through memory of the program's (Linux, TCP and Unix sockets, no TLS). It
 // waits for room as Send does, and returns when r has been read. Meanwhile, and
 // until the message is written, other Sends to this connection wait.
 //
@@ -627,8 +633,15 @@ func (c *Conn) beginFeedLocked(f *feed, first []byte) {
 func (c *Conn) feedRest(ctx context.Context, f *feed, r io.Reader, first []byte) error {
 	var buffers [window][]byte
 	buffers[0] = first
-	for left := f.size - uint64(len(first)); left > 0; {
-		if err := c.awaitFeed(ctx, f); err != nil {
+	left := f.size - uint64(len(first))
+	if file := c.fileToSend(r); file != nil {
+		var err error
+		if left, err = c.feedFile(ctx, f, file, left); err != nil {
+			return err
+		}
+	}
+	for left > 0 {
+		if err := c.awaitFeed(ctx, f, func() bool { return f.queued-f.fed < window }); err != nil {
 			return err
 		}
 		i := f.queued % window // only this goroutine writes it
@@ -654,11 +667,52 @@ func (c *Conn) feedRest(ctx context.Context, f *feed, r io.Reader, first []byte)
 	return nil
 }
 
-// awaitFeed waits until the window is open.
-func (c *Conn) awaitFeed(ctx context.Context, f *feed) error {
+// fileToSend is the file that r reads, if the system can send it without its
+// coming through here.
+func (c *Conn) fileToSend(r io.Reader) *os.File {
+	file, ok := r.(*os.File)
+	if _, can := c.t.(transport.FileSender); !ok || !can {
+		return nil
+	}
+	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil
+	}
+	return file
+}
+
+// feedFile makes the writer send the next n bytes of a file, and waits for that.
+// What it returns is left for others to send, because the system could not.
+func (c *Conn) feedFile(ctx context.Context, f *feed, file *os.File, n uint64) (left uint64, err error) {
+	c.mu.Lock()
+	if c.out.frozen || f.gone {
+		c.mu.Unlock()
+		return 0, c.endFeed()
+	}
+	f.file, f.left = file, n
+	c.startWriterLocked()
+	c.mu.Unlock()
+	err = c.awaitFeed(ctx, f, func() bool { return f.file == nil })
+	c.mu.Lock()
+	f.file = nil
+	left, failed := f.left, f.fileErr
+	c.mu.Unlock()
+	switch {
+	case left == 0:
+		return 0, nil // whatever happened to the connection then
+	case err != nil:
+		return 0, err
+	case failed == transport.ErrNoFile:
+		return left, nil
+	default:
+		return 0, c.cutFeed(f, fromError(failed))
+	}
+}
+
+// awaitFeed waits until ready, which is called with mu held.
+func (c *Conn) awaitFeed(ctx context.Context, f *feed, ready func() bool) error {
 	for {
 		c.mu.Lock()
-		frozen, open := c.out.frozen, f.queued-f.fed < window
+		frozen, open := c.out.frozen, ready()
 		c.mu.Unlock()
 		switch {
 		case frozen:
@@ -739,15 +793,31 @@ func (f *feed) signal() {
 // fedLocked accounts for n written bytes of the feed, which completed so many
 // pieces.
 func (c *Conn) fedLocked(pieces, n int) {
-	o, f := &c.out, c.out.feed
+	f := c.out.feed
 	f.fed += pieces
 	f.wire += uint64(n)
 	f.signal()
 	if f.complete && f.fed == f.queued {
-		o.written.addBig(f.size)
-		o.feed, o.feeding = nil, false
-		c.endRunLocked()
+		c.feedWrittenLocked()
 	}
+}
+
+// sentFileLocked accounts for n bytes that were sent of the feed's file.
+func (c *Conn) sentFileLocked(n int) {
+	f := c.out.feed
+	f.wire += uint64(n)
+	if f.left -= uint64(n); f.left == 0 {
+		f.file = nil
+		f.signal()
+		c.feedWrittenLocked()
+	}
+}
+
+func (c *Conn) feedWrittenLocked() {
+	o := &c.out
+	o.written.addBig(o.feed.size)
+	o.feed, o.feeding = nil, false
+	c.endRunLocked()
 }
 
 func (n *counter) addBig(size uint64) {
@@ -906,12 +976,21 @@ func (c *Conn) write() {
 // full.
 func (c *Conn) writeTurn(v *vec) (park bool) {
 	for {
-		slices, size := c.nextWrite(v)
-		if slices == nil {
-			return false
-		}
+		slices, size, file := c.nextWrite(v)
 		n, err := 0, error(nil)
-		if size > 0 {
+		switch {
+		case file != nil:
+			n, err = c.t.(transport.FileSender).TrySendFile(file, size)
+			if err == io.EOF || err == transport.ErrNoFile {
+				c.endOfFile(n, err)
+				continue
+			}
+			if err != nil {
+				err = c.opError("sendfile", err)
+			}
+		case slices == nil:
+			return false
+		case size > 0:
 			if n, err = c.t.TryWritev(slices); err != nil {
 				err = c.opError("write", err)
 			}
@@ -998,9 +1077,22 @@ func (c *Conn) tryLocked() {
 	}
 }
 
+// endOfFile tells the feed why its file could not be sent to the end, but for n
+// more bytes.
+func (c *Conn) endOfFile(n int, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f := c.out.feed; f != nil && f.file != nil {
+		f.left -= uint64(n)
+		f.wire += uint64(n)
+		f.file, f.fileErr = nil, err
+		f.signal()
+	}
+}
+
 // nextWrite returns what to write next, and its size; or nil when everything is
 // written, and what follows from that was done, or the output is frozen.
-func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int) {
+func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int, file *os.File) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	o := &c.out
@@ -1023,7 +1115,9 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int) {
 			for _, s := range slices {
 				size += len(s)
 			}
-			return slices, size
+			return slices, size, nil
+		case o.feeding && o.feed.file != nil:
+			return nil, int(min(o.feed.left, writeBytes)), o.feed.file
 		case o.drainedDue() && o.handled:
 			o.flushed, o.waited, o.notify, o.drained = false, false, false, true
 		case o.drainedDue():
@@ -1041,10 +1135,10 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int) {
 				c.freezeLocked(ErrNotConnected)
 			}
 		default:
-			return nil, 0
+			return nil, 0, nil
 		}
 	}
-	return nil, 0
+	return nil, 0, nil
 }
 
 // drainedDue reports whether Drained is, when everything is written.
@@ -1109,8 +1203,11 @@ func (c *Conn) wrote(n, size int, err error) {
 func (c *Conn) wroteLocked(n, size int, err error, now time.Duration) {
 	o := &c.out
 	if n > 0 || size == 0 && err == nil { // empty raw messages are written by being passed over
-		msgs, bytes := o.w.Wrote(n)
-		if o.feeding {
+		var msgs int
+		var bytes int64
+		if o.feeding && o.w.Empty() {
+			c.sentFileLocked(n)
+		} else if msgs, bytes = o.w.Wrote(n); o.feeding {
 			c.fedLocked(msgs, n)
 			msgs, bytes = 0, 0
 		}

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"io"
+	"os"
 	"runtime"
 	"sync"
 	"unsafe"
@@ -292,4 +293,36 @@ func (c *fdConn) unackedLocked(fd int) (n int, ok bool) {
 		n--
 	}
 	return n, true
+}
+
+// TrySendFile implements FileSender.
+func (c *fdConn) TrySendFile(file *os.File, n int) (sent int, err error) {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return 0, ErrNoFile
+	}
+	if e := raw.Control(func(fd uintptr) { sent, err = sendfile(int(c.wfd.Load()), int(fd), n) }); e != nil {
+		return 0, ErrNoFile // it was closed: who reads it will say so
+	}
+	return sent, err
+}
+
+func sendfile(to, from, n int) (sent int, err error) {
+	for sent < n {
+		m, err := unix.Sendfile(to, from, nil, n-sent)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			return sent, nil
+		case err == unix.EINVAL, err == unix.ENOSYS, err == unix.EOPNOTSUPP, err == unix.EIO, err == unix.EOVERFLOW:
+			return sent, ErrNoFile
+		case err != nil:
+			return sent, err
+		case m == 0:
+			return sent, io.EOF
+		}
+		sent += m
+	}
+	return sent, nil
 }

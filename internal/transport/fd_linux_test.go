@@ -1,6 +1,11 @@
 package transport
 
 import (
+	"bytes"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
 	"testing"
 	"unsafe"
 
@@ -63,5 +68,69 @@ func TestNothingLeftNeedsWholeMessageOfZero(t *testing.T) {
 				t.Errorf("nothingLeft = %v, want %v", got, test.want)
 			}
 		})
+	}
+}
+
+func TestFileIsSentByTheSystem(t *testing.T) {
+	name, want := filepath.Join(t.TempDir(), "file"), bytes.Repeat([]byte("0123456789"), 200_000)
+	if err := os.WriteFile(name, want, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	nc, err := net.Dial("tcp4", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	c := New(nc)
+	defer c.Close()
+	got := make(chan []byte)
+	go func() {
+		all, _ := io.ReadAll(peer)
+		got <- all
+	}()
+	send := func(file *os.File, n int) (sent int, err error) {
+		c.Write(func() (park bool) {
+			var m int
+			m, err = c.(FileSender).TrySendFile(file, n-sent)
+			sent += m
+			return err == nil && sent < n
+		})
+		return sent, err
+	}
+	if n, err := send(file, len(want)/2); n != len(want)/2 || err != nil {
+		t.Error(n, err)
+	}
+	if n, err := send(file, len(want)); n != len(want)/2 || err != io.EOF {
+		t.Errorf("%d, %v; want the rest, and its end", n, err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	if n, err := send(r, 1); n != 0 || err != ErrNoFile {
+		t.Errorf("a pipe: %d, %v", n, err)
+	}
+	file.Close()
+	if n, err := send(file, 1); n != 0 || err != ErrNoFile {
+		t.Errorf("a closed file: %d, %v", n, err)
+	}
+	c.CloseWrite()
+	if all := <-got; !bytes.Equal(all, want) {
+		t.Errorf("%d bytes came, want %d", len(all), len(want))
 	}
 }

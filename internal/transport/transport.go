@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 )
 
 // ErrKicked is what Conn.Read and Conn.Write return after a Kick or a Hangup.
@@ -124,6 +125,18 @@ type Conn interface {
 	LocalAddr() net.Addr
 	RemoteAddr() net.Addr
 }
+
+// FileSender is what a Conn may implement too: it sends from a file without
+// reading it.
+type FileSender interface {
+	// TrySendFile is TryWritev of the next n bytes of a regular file, which
+	// are read past. Its error is io.EOF where the file has ended before,
+	// ErrNoFile if this file, or any, cannot be sent in this way.
+	TrySendFile(file *os.File, n int) (sent int, err error)
+}
+
+// ErrNoFile is an error of FileSender.
+var ErrNoFile = errors.New("transport: this file has to be read")
 
 // New chooses the transport for rwc: the one that rwc carries, if it has a
 // method Transport that returns a Conn; its descriptor, if it is a TCP or Unix
