@@ -46,4 +46,7 @@ var rows = []*row{
 	{n: 17, what: "seeded bugs",
 		want:  "the suite catches at least 20 of 20",
 		takes: 20 * time.Minute, run: mutants},
+	{n: 19, what: "one message of 16 GiB each way",
+		want:  "16 GiB through one connection, both ways at once: every byte right, at most 64 MiB of memory in each process",
+		takes: 40 * time.Second, fixed: 2 * time.Second, run: giant},
 }
