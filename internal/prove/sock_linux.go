@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/netip"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -29,4 +30,17 @@ func smallBuffer(_, _ string, c syscall.RawConn) error {
 		return cerr
 	}
 	return err
+}
+
+// sendFrom sends one datagram from an address.
+func sendFrom(ip [4]byte, to netip.AddrPort, b []byte) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: ip}); err != nil {
+		return err
+	}
+	return unix.Sendto(fd, b, 0, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
 }

@@ -2,7 +2,13 @@
 
 package main
 
-import "syscall"
+import (
+	"errors"
+	"net/netip"
+	"syscall"
+)
 
 func likeEthernet(string, string, syscall.RawConn) error { return nil }
 func smallBuffer(string, string, syscall.RawConn) error  { return nil }
+
+func sendFrom([4]byte, netip.AddrPort, []byte) error { return errors.ErrUnsupported }
