@@ -65,19 +65,21 @@ func soak(p *proof) {
 	}
 	c := p.start(nil, "soak", append(addrs, p.seed)...)
 
-	// A straight line through what is in RAM after each collection, without
-	// the first third, in which pools and tables come to their sizes.
+	// A straight line through what is in RAM after a collection while the
+	// peers rest, without the first third, in which pools and tables come to
+	// their sizes.
 	var at, rss []float64
 	begun := time.Now()
-	for shown := begun; time.Since(begun) < length; time.Sleep(2 * time.Second) {
+	for round := 0; time.Since(begun) < length; round++ {
+		time.Sleep(max(0, untilRest(time.Now())) + soakRest - 200*time.Millisecond)
 		settle()
 		if t := time.Since(begun); t > length/3 {
 			at, rss = append(at, t.Hours()), append(rss, float64(p.rss()))
 		}
-		if time.Since(shown) > 30*time.Second {
-			shown = time.Now()
+		if round%3 == 0 {
 			p.say("%d connections, %d messages, %s", conns.Load(), msgs.Load(), mib(p.rss()))
 		}
+		time.Sleep(soakRest)
 	}
 	slope, sigma := line(at, rss)
 	p.must(c.end())
@@ -94,6 +96,19 @@ func soak(p *proof) {
 	if n, ok := leaked(); ok {
 		p.check(n == 0, "%d goroutines can never go on", n)
 	}
+}
+
+// In each round of the clock the peers rest at the end, so that only what stays is
+// in memory.
+const (
+	soakRound = 10 * time.Second
+	soakRest  = 3 * time.Second
+)
+
+// untilRest is the time until the peers rest next, which is their last visit's
+// time to end in.
+func untilRest(now time.Time) time.Duration {
+	return now.Truncate(soakRound).Add(soakRound - soakRest).Sub(now)
 }
 
 // line fits a straight line, and returns its slope and the standard error of that.
@@ -141,6 +156,9 @@ func soakPeers(args []string, quit <-chan struct{}) error {
 				case <-quit:
 					return
 				case <-time.After(time.Duration(rng.IntN(50)) * time.Millisecond):
+				}
+				if untilRest(time.Now()) <= 0 {
+					continue
 				}
 				// From many addresses, so that ports do not run out.
 				from := net.IPv4(127, byte(1+i), byte(rng.IntN(250)), byte(1+rng.IntN(250)))
