@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -33,6 +34,12 @@ type demo struct {
 	hub  *sockhub.Hub
 	legs map[[2]string]*leg // by kind and name; immutable once the hub listens
 	peer *process
+	tls  *tls.Config // of the hub
+	ca   string      // by which the peer knows it, in PEM
+	udp  string      // the address for datagrams
+
+	doors []route // the listeners for named peers
+	more  uint64  // connections that came beside one for each leg
 
 	written uint64 // messages, by the reports of all connections that have ended
 }
@@ -76,6 +83,9 @@ func (d *demo) run(ctx context.Context) (err error) {
 			os.RemoveAll(d.dir)
 		}
 	}()
+	if d.tls, d.ca, err = certificate(filepath.Join(d.dir, "ca")); err != nil {
+		return err
+	}
 	if d.hub, err = sockhub.New(ctx, nil); err != nil {
 		return err
 	}
@@ -97,7 +107,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		return err
 	}
 	for _, part := range []func(context.Context){
-		d.transfers, d.refusals, d.peerThatNeverReads, d.peerThatIsKilled, d.peerThatComesBack, d.shutdown, d.stats,
+		d.transfers, d.datagrams, d.anyDoor, d.refusals, d.peerThatNeverReads, d.peerThatIsKilled, d.peerThatComesBack, d.shutdown, d.stats,
 	} {
 		if ctx.Err() == nil {
 			part(ctx)
@@ -112,7 +122,7 @@ func kinds() []struct{ name, skip string } {
 	if runtime.GOOS != "linux" && runtime.GOOS != "android" {
 		abstract = "only Linux and Android have abstract Unix sockets"
 	}
-	return []struct{ name, skip string }{{"tcp", ""}, {"unix", ""}, {"abstract", abstract}, {"pipe", ""}}
+	return []struct{ name, skip string }{{"tcp", ""}, {"tls", ""}, {"unix", ""}, {"abstract", abstract}, {"pipe", ""}}
 }
 
 // listen opens a listener for named and one for anonymous peers on every kind
@@ -132,6 +142,8 @@ func (d *demo) listen(ctx context.Context) (routes []route, err error) {
 			switch kind.name {
 			case "tcp":
 				r.Address = "127.0.0.1:0"
+			case "tls":
+				r.Network, r.Address, r.CA = "tcp", "127.0.0.1:0", d.ca
 			case "unix":
 				r.Address = filepath.Join(d.dir, file)
 			case "abstract":
@@ -143,33 +155,50 @@ func (d *demo) listen(ctx context.Context) (routes []route, err error) {
 				}
 			}
 			if r.Network != "pipe" {
-				l, err := d.hub.Listen(ctx, r.Network, r.Address, listenOptions(kind.name, name))
+				l, err := d.hub.Listen(ctx, r.Network, r.Address, d.listenOptions(kind.name, name))
 				if err != nil {
 					return nil, err
 				}
-				r.Address = l.Addr().String()
+				if r.Address = l.Addr().String(); name != "" {
+					d.doors = append(d.doors, r)
+				}
 			}
 			d.legs[[2]string{kind.name, name}] = newLeg(kind.name, name, d.progress)
 			routes = append(routes, r)
 		}
 	}
-	d.legs[[2]string{"tcp", victimName}] = newLeg("tcp", victimName, d.progress)
+	l, err := d.hub.Listen(ctx, "udp4", "127.0.0.1:0", &sockhub.ListenOptions{Tag: "udp"})
+	if err != nil {
+		return nil, err
+	}
+	d.udp = l.Addr().String()
+	for _, l := range []*leg{newLeg("tcp", victimName, d.progress), newLeg("udp", "", d.progress), newLeg("", travellerName, d.progress)} {
+		d.legs[[2]string{l.kind, l.name}] = l
+	}
 	return routes, nil
 }
 
-func listenOptions(kind, name string) *sockhub.ListenOptions {
+func (d *demo) listenOptions(kind, name string) *sockhub.ListenOptions {
 	o := &sockhub.ListenOptions{Tag: kind, Mode: sockhub.Named}
 	if name == "" {
 		o.Mode = sockhub.Anonymous
 	}
+	if kind == "tls" {
+		o.TLS = d.tls
+	}
 	return o
 }
 
-// serve is the event loop. It sends nothing, so it needs no care about a queue
-// that is full.
+// serve is the event loop. It sends nothing but datagrams back, which are dropped
+// where there is no room, so it needs no care about a queue that is full.
 func (d *demo) serve() {
+	traveller := d.legs[[2]string{"", travellerName}]
 	for b := range d.hub.Events() {
-		for _, c := range b.Unknown { // all of them: no name was registered
+		for _, c := range b.Connected { // the name that is registered
+			c.SetValue(traveller)
+			traveller.arrived <- c
+		}
+		for _, c := range b.Unknown { // all others
 			l := d.legs[[2]string{c.Peer().Tag, c.Name()}]
 			if l == nil || c.Value() != nil {
 				c.Close() // nobody of ours
@@ -179,7 +208,12 @@ func (d *demo) serve() {
 			l.arrived <- c
 		}
 		for _, r := range b.Received {
-			if l, ok := r.Conn.Value().(*leg); ok {
+			switch l, ok := r.Conn.Value().(*leg); {
+			case ok && l.kind == "udp":
+				for _, m := range r.Messages {
+					r.Conn.TrySend(m)
+				}
+			case ok:
 				l.take(r.Messages)
 			}
 		}
@@ -211,7 +245,7 @@ func (d *demo) connect(ctx context.Context) error {
 	var group errgroup.Group
 	for i, l := range d.mine("pipe") {
 		group.Go(func() error {
-			_, err := d.hub.ServeConn(ctx, d.peer.pipes[i], listenOptions(l.kind, l.name))
+			_, err := d.hub.ServeConn(ctx, d.peer.pipes[i], d.listenOptions(l.kind, l.name))
 			return err
 		})
 	}
@@ -322,7 +356,7 @@ func (d *demo) shutdown(ctx context.Context) {
 func (d *demo) stats(context.Context) {
 	s, row := d.hub.Stats(), check{what: "the hub's own figures"}
 	row.counted = fmt.Sprintf("%s messages out, %s in", grouped(s.MessagesOut), grouped(s.MessagesIn))
-	switch legs := uint64(len(d.legs)); {
+	switch legs := uint64(len(d.legs)) + d.more; {
 	case s.Accepted != legs || s.Disconnected != legs:
 		row.err = fmt.Errorf("accepted %d and disconnected %d, of %d connections", s.Accepted, s.Disconnected, legs)
 	case s.MessagesOut != d.written:

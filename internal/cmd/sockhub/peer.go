@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +25,7 @@ type route struct {
 	Network, Address string // of Dial; Network "pipe": of Attach, to the descriptors In and Out
 	In, Out          int
 	Name             string // "": anonymous
+	CA               string // certificates to trust, in PEM; "": no TLS
 	Listen           bool   // it is the hub that dials; anonymous
 }
 
@@ -100,6 +103,10 @@ func (r route) connect(ctx context.Context, hub *sockhub.Hub) error {
 	o := &sockhub.DialOptions{Name: r.Name, Mode: sockhub.Named}
 	if r.Name == "" {
 		o.Mode = sockhub.Anonymous
+	}
+	if r.CA != "" {
+		o.TLS = &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "localhost"}
+		o.TLS.RootCAs.AppendCertsFromPEM([]byte(r.CA))
 	}
 	var err error
 	switch {
