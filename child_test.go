@@ -55,6 +55,13 @@ type child struct {
 // by wrap, if any. It ends at the latest with the test.
 func startChild(t *testing.T, role string, wrap ...string) *child {
 	t.Helper()
+	return startChildWith(t, role, nil, wrap...)
+}
+
+// startChildWith is startChild of a child that inherits files, as descriptors
+// from 3 on.
+func startChildWith(t *testing.T, role string, files []*os.File, wrap ...string) *child {
+	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Skip(err)
@@ -64,7 +71,7 @@ func startChild(t *testing.T, role string, wrap ...string) *child {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	// The race detector sleeps at the end of a process, unless told not to.
 	cmd.Env = append(os.Environ(), childEnv+"="+role, "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
-	cmd.Stderr = os.Stderr
+	cmd.Stderr, cmd.ExtraFiles = os.Stderr, files
 	c := &child{t: t, cmd: cmd, done: make(chan struct{})}
 	if c.stdin, err = cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
