@@ -96,12 +96,12 @@ func (b *Inbound[C]) Reserve(n int64) bool {
 // messages are charged beyond their bytes.
 func (b *Inbound[C]) Force(n int64) { b.used.Add(n) }
 
-// Give gives n bytes back.
+// Give gives n bytes back, and resumes who may read then. That may be somebody
+// though n is 0: who was resumed before may have read less than was expected.
 func (b *Inbound[C]) Give(n int64) {
-	if n == 0 {
-		return
+	if n != 0 {
+		b.used.Add(-n)
 	}
-	b.used.Add(-n)
 	b.Poke()
 }
 
@@ -154,7 +154,8 @@ func (b *Inbound[C]) removeLocked(c C) {
 	b.waiting.Store(int64(len(b.queue)))
 }
 
-// oneRead is what one that is resumed is expected to take.
+// oneRead is what one that is resumed is expected to take, or else the rest of the
+// message that it has begun.
 const oneRead = 16 << 10
 
 // grant resumes whom the rule lets read.
