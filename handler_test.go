@@ -391,3 +391,35 @@ func TestReplyThatGivesTheConnectionToEvents(t *testing.T) {
 		}
 	})
 }
+
+// What a call has answered is accepted when it returns: what another goroutine
+// sends during the next call comes behind it, and before the next call's answer.
+func TestAnswersAreAcceptedCallByCall(t *testing.T) {
+	const n = 1000 // more than gather at once
+	synctest.Test(t, func(t *testing.T) {
+		ask, done := make(chan int), make(chan error)
+		k := 0
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			r.Send(m)
+			ask <- k
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			k++
+		}}
+		_, c, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+		go func() {
+			for k := range ask {
+				done <- c.Send(context.Background(), fmt.Appendf(nil, "other %d", k))
+			}
+		}()
+		defer close(ask)
+		var in, out []byte
+		for i := range n {
+			in = append(in, frame(fmt.Sprint("answer ", i))...)
+			out = append(out, frames(fmt.Sprint("other ", i), fmt.Sprint("answer ", i))...)
+		}
+		go peer.Write(in)
+		expect(t, peer, out)
+	})
+}
