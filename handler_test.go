@@ -395,7 +395,7 @@ func TestReplyThatGivesTheConnectionToEvents(t *testing.T) {
 // What a call has answered is accepted when it returns: what another goroutine
 // sends during the next call comes behind it, and before the next call's answer.
 func TestAnswersAreAcceptedCallByCall(t *testing.T) {
-	const n = 1000 // more than gather at once
+	const n = 300 // more than gather at once
 	synctest.Test(t, func(t *testing.T) {
 		ask, done := make(chan int), make(chan error)
 		k := 0
