@@ -78,14 +78,14 @@ type Conn struct {
 	called              bool       // cut has called the handler
 	begun               bool       // the reader is not the connection's first
 	moves               bool       // to a new stack
+	starved             bool       // the budget does not let it read
+	token               bool       // the budget lets it read to the end of the message that has begun
+	badInput            bool       // what came is no message
 	stream              *Stream    // input waits for it to be read; nil: none
 	diverted            *diversion // input waits for what Events has not given away yet; nil mostly
 	turnMsgs, turnBytes int        // received in this turn
 	held                int64      // of the budget: for what was read and not delivered, and for the next read
-	starved             bool       // the budget does not let it read
-	token               bool       // the budget lets it read to the end of the message that has begun
 	reported            int64      // of the memory budget: what the report holds
-	badInput            bool       // what came is no message
 
 	streaming atomic.Pointer[Stream] // as stream, if it is of Events
 	closing   atomic.Bool            // closeErr is set
@@ -115,13 +115,13 @@ type Conn struct {
 	lacks    int           // bytes left of the message that the token is for
 	tokenBy  time.Duration // until when its owner has to have read them; 0: nobody
 	endRead  bool          // told to end the input, by Shutdown
-	change   *change       // told to do by SetHandler and SetRaw; nil: nothing
 	raw      bool          // what Raw answers
 	shaking  bool          // the handshake is under way
-	deadline time.Duration // of the handshake, later of the drain; 0: none
 	overdue  bool          // the drain's deadline has passed
-	closeErr error         // why the connection is to end now; set once
 	over     bool          // the reader has left
+	change   *change       // told to do by SetHandler and SetRaw; nil: nothing
+	deadline time.Duration // of the handshake, later of the drain; 0: none
+	closeErr error         // why the connection is to end now; set once
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
 	out      output
@@ -1462,12 +1462,12 @@ func (r *Reply) write() {
 // Flush.
 type Reply struct {
 	c       *Conn
-	active  bool
 	framing outq.Framing
 	side    outq.Queue // gathered
 	sent    int        // messages gathered in this call, Flush or not
 	charge  int64      // of these, since the room was looked up
 	room    int64      // charge that may be gathered, if sent > 0
+	active  bool       // during a call
 	full    bool       // the queue is over its limit
 	drained bool       // Drained is due
 

@@ -174,11 +174,11 @@ type decoder struct {
 	// that of the message that next returned last, which is its owner's to
 	// release, and its to set to nil.
 	borrow bool
+	wasBig bool // the last message had a buffer of its own
+	sized  bool // the chunk is for a message like the last one
 	own    *chunk.Chunk
 	bigIn  *chunk.Chunk // that big lies in
-	wasBig bool         // the last message had a buffer of its own
 	last   int          // bytes of the last message, its header included
-	sized  bool         // the chunk is for a message like the last one
 
 	// A message that does not fit, and is more than half a chunk, has a buffer of its own.
 	big  []byte // received of it so far; nil: none

@@ -3,6 +3,7 @@ package sockhub
 import (
 	"os"
 	"testing"
+	"unsafe"
 
 	"github.com/sockhub/sockhub/internal/chunk"
 	"github.com/sockhub/sockhub/internal/leakcheck"
@@ -20,4 +21,15 @@ func TestMain(m *testing.M) {
 		}
 	}
 	leakcheck.Main(m)
+}
+
+// An idle connection costs its memory, and the allocator rounds that up to 1,280
+// bytes, or to 1,408.
+func TestConnIsSmall(t *testing.T) {
+	if unsafe.Sizeof(uintptr(0)) != 8 {
+		t.Skip("counted for 64 bits")
+	}
+	if size := unsafe.Sizeof(Conn{}); size > 1280 {
+		t.Errorf("%d bytes", size)
+	}
 }

@@ -38,26 +38,26 @@ type output struct {
 	limit   int64
 	policy  OverflowPolicy
 
-	share   budget.Share  // of the hub's budget
-	q       outq.Queue    // accepted, and nobody writes it yet
-	w       outq.Writing  // taken out of q by the holder of the token
-	writing bool          // the token
+	share   budget.Share // of the hub's budget
+	q       outq.Queue   // accepted, and nobody writes it yet
+	w       outq.Writing // taken out of q by the holder of the token
+	writing bool         // the token
+	run     bool         // a SendMany is between its first message and its last, or there is a feed
+	feeding bool         // w holds pieces of the feed
+	frozen  bool         // nothing more is written
+	fin     bool         // after the queue, our end of the stream
+	finSent bool
 	gone    chan struct{} // made by who waits for the token's release, closed by it
 
 	waiters []*waiter     // Sends that wait, in the order in which they came
-	run     bool          // a SendMany is between its first message and its last, or there is a feed
 	feed    *feed         // the message of a SendFrom that is not wholly written; comes after q
-	feeding bool          // w holds pieces of it
 	behind  []segment     // of a Handler's, accepted during a run, and queued at its end
 	feeders int           // goroutines of Reply.SendFrom
 	alone   chan struct{} // made by who waits until there are none, closed by the last
 
-	refuse  error // what a Send gets now; nil: it is accepted
-	fin     bool  // after the queue, our end of the stream
-	finSent bool
-	frozen  bool  // nothing more is written
-	err     error // of the write that failed
-	finish  error // not nil: the connection ends after the queue, for this reason
+	refuse error // what a Send gets now; nil: it is accepted
+	err    error // of the write that failed
+	finish error // not nil: the connection ends after the queue, for this reason
 
 	handled  bool // the connection has a Handler
 	deaf     bool // its Drained does nothing
