@@ -264,24 +264,22 @@ func (d *decoder) room(received int) int { return min(d.size, 2*received+growSte
 
 // grow gives big a buffer with room for more than received, which it copies.
 func (d *decoder) grow(received []byte) {
-	old := d.bigIn
+	old, n := d.bigIn, d.room(len(received))
+	d.bigIn = nil
+	if d.borrow {
+		d.bigIn = chunk.Idle(d.size) // memory that lies about need not be earned by bytes
+	}
 	var buf []byte
 	switch {
-	case d.borrow:
-		// Memory that lies about need not be earned by bytes.
-		if d.bigIn = chunk.Idle(d.size); d.bigIn == nil {
-			d.bigIn = chunk.Get(d.room(len(received)))
-		}
-		buf = d.bigIn.Mem()[:0]
-		if cap(buf) > d.size {
-			buf = buf[:0:d.size]
-		}
-	case d.room(len(received)) < d.size: // memory of its own comes when it has earned all of it
-		n := d.room(len(received))
+	case d.bigIn != nil:
+		buf = d.bigIn.Mem()[:0:d.size]
+	case n < d.size && n < chunk.Size:
+		buf = make([]byte, 0, n) // a chunk would be more than was earned
+	case n < d.size || d.borrow:
 		d.bigIn = chunk.Get(n)
 		buf = d.bigIn.Mem()[:0:n]
 	default:
-		buf, d.bigIn = make([]byte, 0, d.size), nil
+		buf = make([]byte, 0, n) // the whole message, and the user's for good
 	}
 	d.big = append(buf, received...)
 	if old != nil {

@@ -126,11 +126,19 @@ func (n *network) transfer(what string, messages int) {
 	defer peer.end()
 	got := peer.line("END ", 3*time.Minute)
 	report := hub.line("GONE ", time.Minute)
-	n.p.measured("%s: %d messages of 1,000 bytes in %v, all in order; %s", what, messages, time.Since(begun).Round(100*time.Millisecond), strings.TrimSpace(report))
-	n.p.check(strings.HasPrefix(got, fmt.Sprint(messages, " messages, ")), "%s: the peer got %s", what, got)
-	// What is unacked then is still on its way: Finish does not wait for that
-	// longer than Linger, and the system goes on to deliver it.
-	n.p.check(strings.Contains(report, fmt.Sprintf("written %d ", messages)), "%s: the hub reports %s", what, report)
+	n.p.measured("%s: %d messages of 1,000 bytes in %v, %s; %s", what, messages, time.Since(begun).Round(100*time.Millisecond), strings.TrimSpace(got), strings.TrimSpace(report))
+	var count, written int
+	fmt.Sscan(got, &count)
+	fmt.Sscanf(strings.TrimSpace(report), "written %d", &written)
+	if strings.Contains(report, sockhub.ErrSlowPeer.Error()) {
+		// With so much lost nothing may get through for WriteTimeout. Then the
+		// report is what the promise is about.
+		n.p.check(count <= written, "%s: the peer got %s, and the hub reports %s", what, got, report)
+		return
+	}
+	// What is unacked at the end is still on its way: Finish does not wait for
+	// that longer than Linger, and the system goes on to deliver it.
+	n.p.check(count == messages && written == messages, "%s: the peer got %s, and the hub reports %s", what, got, report)
 }
 
 // partition cuts the line for a minute, while the hub sends so many messages.
@@ -236,8 +244,9 @@ func networkPeer(args []string, quit <-chan struct{}) error {
 				err = fmt.Errorf("message %d is another", k)
 			}
 			if err != nil {
-				if err == io.EOF {
-					fmt.Printf("END %d messages, in order\n", k)
+				if err == io.EOF || err == io.ErrUnexpectedEOF {
+					fmt.Printf("END %d received in order\n", k)
+					err = io.EOF
 				}
 				ended <- err
 				return
