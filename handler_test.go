@@ -385,6 +385,7 @@ func TestReplyThatGivesTheConnectionToEvents(t *testing.T) {
 		hub, _, peer := serveHandler(t, sockhub.Anonymous, h, nil)
 		peer.Write(frames("a", "b"))
 		expect(t, peer, frame("bye"))
+		synctest.Wait() // then both are in one batch
 		b := <-hub.Events()
 		if len(b.Unknown) != 1 || len(b.Received) != 1 || string(b.Received[0].Messages[0]) != "b" {
 			t.Errorf("%+v", b)

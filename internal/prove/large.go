@@ -21,7 +21,7 @@ import (
 func init() { roles["giant"] = giantPeer }
 
 func giant(p *proof) {
-	size := uint64(p.n(16 << 30))
+	size := uint64(p.n(16<<10)) << 20
 	hub, err := sockhub.New(context.Background(), &sockhub.Options{StreamOver: 1 << 20})
 	p.must(err)
 	defer hub.Close()
