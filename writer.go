@@ -1238,8 +1238,10 @@ func (c *Conn) wroteLocked(n, size int, err error, now time.Duration) {
 	}
 }
 
-// looks is how often a lack of progress is looked at within WriteTimeout.
-const looks = 10
+// looks is how often a lack of progress is looked at within WriteTimeout. What a
+// look sees may be as old as the one before, so a connection that takes nothing
+// ends up to WriteTimeout/looks late.
+const looks = 16
 
 // stuckLocked looks for progress that no write shows: the kernel asks for more
 // output only when a good part of its buffer is free, which a slow peer may take

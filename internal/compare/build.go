@@ -39,18 +39,15 @@ func buildAll(ctx context.Context, dir, cc string, list []contender) (*kit, erro
 		if err := run(ctx, filepath.Join(src, "c"), cc, "-O2", "-o", k.path("yardstick"), "yardstick.c"); err != nil {
 			return nil, err
 		}
-		if err := run(ctx, filepath.Join(src, "c"), cc, "-O2", "-o", k.path("load"), "load.c", "messages.c", "http.c", "-lm"); err != nil {
+		if err := run(ctx, filepath.Join(src, "c"), cc, "-O2", "-o", k.path(loadInC), "load.c", "messages.c", "http.c", "-lm"); err != nil {
 			return nil, err
 		}
 	}
-	packages := []string{"servers/plain"} // open loops ask how much it can do
+	packages := []string{"load", "servers/plain"} // open loops ask how much this can do
 	for _, c := range list {
 		if c.program != "yardstick" {
 			packages = append(packages, "servers/"+c.program)
 		}
-	}
-	if !k.withC {
-		packages = append(packages, "load")
 	}
 	slices.Sort(packages)
 	for _, p := range slices.Compact(packages) {
@@ -59,6 +56,20 @@ func buildAll(ctx context.Context, dir, cc string, list []contender) (*kit, erro
 		}
 	}
 	return k, nil
+}
+
+// The programs that drive servers.
+const (
+	loadInC  = "load-c"
+	loadInGo = "load"
+)
+
+// load is the program that does a workload.
+func (k *kit) load(w workload) string {
+	if !k.withC {
+		return k.path(loadInGo)
+	}
+	return k.path(w.program())
 }
 
 func (k *kit) path(program string) string { return filepath.Join(k.dir, program) }

@@ -85,6 +85,9 @@ func briefly() []workload {
 		{name: "idle", mode: server.Echo, load: loadIdle, size: 64, conns: 20, depth: 1},
 		{name: "idle, and more", mode: server.Echo, load: loadIdle, size: 64, conns: 10, depth: 1, more: 10},
 		{name: "at a rate", mode: server.Echo, size: 64, conns: 5, depth: 1, share: .1, rate: 2000},
+		{name: "echo over TLS", mode: server.Echo, size: 300, conns: 5, depth: 2, tls: true, servers: encrypted},
+		{name: "several on one port", mode: server.Echo, size: 64, conns: 20, depth: 1, procs: 3, onePort: true, servers: shared},
+		{name: "several on a port each", mode: server.Echo, size: 64, conns: 20, depth: 1, procs: 3, servers: shared},
 		{name: "beside a flood", mode: server.Echo, size: 64, conns: 5, depth: 1, flood: 1000},
 	}
 }
@@ -142,7 +145,7 @@ func TestHTTPRequestsSplitAndPipelined(t *testing.T) {
 	w := workload{mode: server.HTTP}
 	for _, k := range kits(t) {
 		for _, c := range (&plan{cs: pick("", k.withC)}).of(w) {
-			srv, addr, err := k.serve(t.Context(), c, w, s)
+			srvs, addr, err := k.serve(t.Context(), c, w, s)
 			if err != nil {
 				t.Fatal(c.name, err)
 			}
@@ -151,7 +154,7 @@ func TestHTTPRequestsSplitAndPipelined(t *testing.T) {
 					t.Errorf("%s, in %d pieces: %v", c.name, pieces, err)
 				}
 			}
-			if err := srv.end(nil); err != nil {
+			if err := endAll(srvs); err != nil {
 				t.Error(c.name, err)
 			}
 		}
@@ -218,7 +221,7 @@ func TestMistakesAreFound(t *testing.T) {
 		b := &bench{kit: k, time: 300 * time.Millisecond}
 		var r record
 		s, _ := newSetup("B")
-		if _, err := b.drive(t.Context(), &r, os.Getpid(), l.Addr().String(), w, s); err == nil || !strings.Contains(err.Error(), "1 mistakes") {
+		if _, err := b.drive(t.Context(), &r, []int{os.Getpid()}, l.Addr().String(), w, s); err == nil || !strings.Contains(err.Error(), "1 mistakes") {
 			t.Errorf("%s: %v, after %v messages", name, err, r.Messages)
 		}
 		l.Close()
@@ -269,7 +272,7 @@ func TestLatencyAtARateCountsFromWhenItWasDue(t *testing.T) {
 		b := &bench{kit: k, warm: pause, time: 4 * pause}
 		var r record
 		s, _ := newSetup("B")
-		if _, err := b.drive(t.Context(), &r, os.Getpid(), l.Addr().String(), w, s); err != nil {
+		if _, err := b.drive(t.Context(), &r, []int{os.Getpid()}, l.Addr().String(), w, s); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		// Who sent only after an answer would have seen most of them at once.

@@ -56,14 +56,16 @@ func startOn(cpu int, cmd *exec.Cmd) error {
 	return err
 }
 
-// processCPU is utime + stime of a process, in seconds, from the kernel's clock
-// for it: /proc counts in hundredths of a second.
-func processCPU(pid int) float64 {
-	var t unix.Timespec
-	if unix.ClockGettime(^int32(pid)<<3|2, &t) != nil { // as clock_getcpuclockid(3) makes it
-		return 0
+// processCPU is utime + stime of processes, in seconds, from the kernel's clock
+// for each: /proc counts in hundredths of a second.
+func processCPU(pids ...int) (sum float64) {
+	for _, pid := range pids {
+		var t unix.Timespec
+		if unix.ClockGettime(^int32(pid)<<3|2, &t) == nil { // as clock_getcpuclockid(3) makes it
+			sum += float64(t.Nano()) / 1e9
+		}
 	}
-	return float64(t.Nano()) / 1e9
+	return sum
 }
 
 // machineCPU is the CPU time that all processes of the machine have used, and

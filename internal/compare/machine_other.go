@@ -17,7 +17,7 @@ func supported() error {
 
 func twoCPUs() (srv, load int, err error) { return 0, 0, supported() }
 func startOn(int, *exec.Cmd) error        { return supported() }
-func processCPU(int) float64              { return 0 }
+func processCPU(...int) float64           { return 0 }
 func machineCPU() float64                 { return 0 }
 func memory(int) (anonymous, peak int64)  { return 0, 0 }
 func maxFiles() int                       { return 1024 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -71,24 +72,29 @@ func (b *bench) measure(ctx context.Context, c contender, w workload, s setup) r
 }
 
 func (b *bench) into(ctx context.Context, r *record, c contender, w workload, s setup) (err error) {
-	srv, addr, err := b.kit.serve(ctx, c, w, s)
+	srvs, addr, err := b.kit.serve(ctx, c, w, s)
 	if err != nil {
 		return err
 	}
-	pid := srv.cmd.Process.Pid
-	start, machine, server := time.Now(), machineCPU(), processCPU(pid)
+	var pids []int
+	for _, srv := range srvs {
+		pids = append(pids, srv.cmd.Process.Pid)
+	}
+	start, machine, server := time.Now(), machineCPU(), processCPU(pids...)
 	var load float64
 	switch w.load {
 	case loadIdle:
-		err = b.idle(ctx, r, srv, addr, w, s)
+		err = b.idle(ctx, r, srvs[0], addr, w, s)
 	case loadWrk:
-		load, err = b.wrk(ctx, r, pid, addr, w, s)
+		load, err = b.wrk(ctx, r, pids[0], addr, w, s)
 	default:
-		load, err = b.drive(ctx, r, pid, addr, w, s)
+		load, err = b.drive(ctx, r, pids, addr, w, s)
 	}
-	r.Others = max(0, (machineCPU()-machine-(processCPU(pid)-server)-load)/time.Since(start).Seconds())
-	_, peak := memory(pid)
-	r.PeakMB = float64(peak) / (1 << 20)
+	r.Others = max(0, (machineCPU()-machine-(processCPU(pids...)-server)-load)/time.Since(start).Seconds())
+	for _, pid := range pids {
+		_, peak := memory(pid)
+		r.PeakMB += float64(peak) / (1 << 20)
+	}
 	if r.Messages > 0 {
 		r.Cost = r.ServerCPU / r.Messages * 1e6
 		r.PerSecond = r.Messages / r.Seconds
@@ -96,15 +102,15 @@ func (b *bench) into(ctx context.Context, r *record, c contender, w workload, s 
 	if w.slowest() {
 		r.Cost = r.P99
 	}
-	return errors.Join(err, srv.end(nil))
+	return errors.Join(err, endAll(srvs))
 }
 
 // drive is a run of our own load.
-func (b *bench) drive(ctx context.Context, r *record, pid int, addr string, w workload, s setup) (cpu float64, err error) {
-	args := append(w.args(), "-addr", addr, "-pid", strconv.Itoa(pid),
+func (b *bench) drive(ctx context.Context, r *record, pids []int, addr string, w workload, s setup) (cpu float64, err error) {
+	args := append(w.args(), "-addr", addr, "-pid", strings.Trim(strings.ReplaceAll(fmt.Sprint(pids), " ", ","), "[]"),
 		"-warm", fmt.Sprint(b.warm.Seconds()), "-time", fmt.Sprint(b.time.Seconds()), "-rate", fmt.Sprint(w.rate))
 	r.Offered = w.rate
-	l, err := startChild(ctx, s.load, nil, b.kit.path("load"), args...)
+	l, err := startChild(ctx, s.load, nil, b.kit.load(w), args...)
 	if err != nil {
 		return 0, err
 	}
@@ -151,7 +157,7 @@ func (b *bench) idle(ctx context.Context, r *record, srv *child, addr string, w 
 		if i > 0 && !w.unix { // the first address's ports may be used up, with what others left in TIME_WAIT
 			args = append(args, "-from", "127.0.0.2")
 		}
-		l, e := startChild(ctx, s.load, nil, b.kit.path("load"), args...)
+		l, e := startChild(ctx, s.load, nil, b.kit.load(w), args...)
 		if e != nil {
 			return e
 		}

@@ -79,15 +79,50 @@ func (c *child) end(err error) error {
 	return err
 }
 
-// serve starts a server and returns where it listens, in the form that loads
-// understand.
-func (k *kit) serve(ctx context.Context, c contender, w workload, s setup) (srv *child, addr string, err error) {
-	addr = "127.0.0.1:0"
+// serve starts the servers of a workload, mostly one, and returns where they
+// listen, in the form that loads understand.
+func (k *kit) serve(ctx context.Context, c contender, w workload, s setup) (srvs []*child, addr string, err error) {
+	var ports []string
+	at := ""
+	for range max(1, w.procs) {
+		srv, port, err := k.serveOne(ctx, c, w, s, at)
+		if err != nil {
+			return nil, "", errors.Join(err, endAll(srvs))
+		}
+		srvs = append(srvs, srv)
+		if w.onePort {
+			at = port
+		}
+		if at == "" || len(ports) == 0 {
+			ports = append(ports, port)
+		}
+	}
+	return srvs, strings.Join(ports, ","), nil
+}
+
+func endAll(srvs []*child) (err error) {
+	for _, srv := range srvs {
+		err = errors.Join(err, srv.end(nil))
+	}
+	return err
+}
+
+// serveOne starts a server at an address, or anywhere for "".
+func (k *kit) serveOne(ctx context.Context, c contender, w workload, s setup, addr string) (srv *child, at string, err error) {
+	if addr == "" {
+		addr = "127.0.0.1:0"
+	}
 	if w.unix {
 		addr = "unix:" + filepath.Join(k.dir, "socket")
 		os.Remove(filepath.Join(k.dir, "socket")) // of a server that was killed
 	}
 	args := append([]string{"-mode", w.mode, "-addr", addr}, c.args...)
+	if w.tls {
+		args = append(args, "-tls")
+	}
+	if w.onePort {
+		args = append(args, "-reuseport")
+	}
 	srv, err = startChild(ctx, s.srv, []string{fmt.Sprint("GOMAXPROCS=", s.procs)}, k.path(c.program), args...)
 	if err != nil {
 		return nil, "", err
@@ -100,10 +135,10 @@ func (k *kit) serve(ctx context.Context, c contender, w workload, s setup) (srv 
 	switch {
 	case !ok:
 		return nil, "", srv.end(fmt.Errorf("the server said %q", text))
-	case !w.unix:
-		addr = at
+	case w.unix:
+		at = addr
 	}
-	return srv, addr, nil
+	return srv, at, nil
 }
 
 // free makes a server return the memory that it does not use.

@@ -16,6 +16,7 @@ type workload struct {
 	depth int // messages in flight on each connection
 	count int // messages of a round
 	unix  bool
+	tls   bool
 	quick bool // part of a quick run
 
 	setup   string   // the only one that it is measured in; "": all
@@ -23,6 +24,8 @@ type workload struct {
 	share   float64  // the load sends at a rate: this share of what the server named secondary can do
 	rate    float64  // that, when it is known; messages per second
 	flood   int      // messages in flight on the first connection
+	procs   int      // server processes; 0: one
+	onePort bool     // they listen on the same port, else each on its own
 	more    int      // idle: connections that are added; their memory counts, and not that of the first
 }
 
@@ -33,10 +36,22 @@ const (
 
 // args are the load's arguments.
 func (w workload) args() []string {
-	return []string{
+	args := []string{
 		"-mode", w.load, "-size", strconv.Itoa(w.size), "-conns", strconv.Itoa(w.conns),
 		"-depth", strconv.Itoa(w.depth), "-count", strconv.Itoa(w.count), "-flood", strconv.Itoa(w.flood),
 	}
+	if w.tls {
+		args = append(args, "-tls")
+	}
+	return args
+}
+
+// program is the load's: that in Go does what that in C cannot.
+func (w workload) program() string {
+	if w.tls || w.procs > 1 {
+		return loadInGo
+	}
+	return loadInC
 }
 
 // slowest tells that a workload is about the slowest messages: what they take is

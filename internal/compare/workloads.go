@@ -14,6 +14,8 @@ const (
 	groupMany  = "many"
 	groupHTTP  = "http"
 	groupUnix  = "unix"
+	groupTLS   = "tls"
+	groupPorts = "ports" // several processes
 	groupIdle  = "idle"
 	groupTail  = "tail"  // latency at a rate
 	groupFair  = "fair"  // latency beside a peer that floods
@@ -24,7 +26,7 @@ const (
 
 // workloads returns all of them. A name is a key of quoted, behind a setup.
 func workloads() []workload {
-	all := slices.Concat(echoes(), rounds(), web(), quiet(), hard(), growing())
+	all := slices.Concat(echoes(), rounds(), web(), secret(), several(), quiet(), hard(), growing())
 	for i := range all {
 		w := &all[i]
 		w.depth = max(w.depth, 1)
@@ -89,6 +91,40 @@ func web() (ws []workload) {
 			add(100, conns, false)
 		}
 		add(1<<20, 1000, false)
+	}
+	return ws
+}
+
+// encrypted are the servers that have TLS.
+var encrypted = []string{"handler+r", "handler", "events+r", "events", secondary, "net 64K"}
+
+// secret are echoes over TLS.
+func secret() (ws []workload) {
+	for _, size := range []int{64, 16 << 10, 1 << 20} {
+		w := echo(groupTLS, size, 50, 1, size == 64)
+		w.tls, w.servers = true, encrypted
+		ws = append(ws, w)
+	}
+	w := echo(groupTLS, 64, 50, 64, false)
+	w.tls, w.servers = true, encrypted
+	return append(ws, w)
+}
+
+// shared are the servers that can listen where another process does.
+var shared = []string{"handler+r", "events+r"}
+
+// several are 1, 2 and 4 processes on one port, and on a port each. What counts
+// is the CPU time of all.
+func several() (ws []workload) {
+	for _, n := range []int{1, 2, 4} {
+		for _, one := range []bool{true, false} {
+			where := "a port each"
+			if one {
+				where = "one port"
+			}
+			ws = append(ws, workload{name: fmt.Sprintf("ports 64B x200, %d processes, %s", n, where), group: groupPorts,
+				mode: server.Echo, size: 64, conns: 200, procs: n, onePort: one, servers: shared, quick: n == 2})
+		}
 	}
 	return ws
 }

@@ -1,12 +1,14 @@
 //go:build linux
 
-// Command load does what c/load.c does, where there is no C compiler: it drives
+// Command load does what c/load.c does, where there is no C compiler, and what
+// that does not: TLS, and several servers. It drives
 // a server, checks every byte, and prints one line of JSON. The flags, the modes
 // and the bytes are the same. It needs more CPU time itself, so that servers wait
 // for it and show a little more time for each message; it is fair to all of them.
 package main
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -14,6 +16,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,18 +29,19 @@ import (
 const patience = 30 * time.Second // beyond the measured time, for what must still come
 
 var (
-	mode  = flag.String("mode", "echo", "")
-	addr  = flag.String("addr", "", "")
-	conns = flag.Int("conns", 1, "")
-	size  = flag.Int("size", 64, "")
-	depth = flag.Int("depth", 1, "")
-	count = flag.Int("count", 100000, "")
-	flood = flag.Int("flood", 0, "")
-	rate  = flag.Float64("rate", 0, "")
-	from  = flag.String("from", "", "")
-	warm  = flag.Float64("warm", 0.3, "")
-	dur   = flag.Float64("time", 1, "")
-	pid   = flag.Int("pid", 0, "")
+	mode   = flag.String("mode", "echo", "")
+	addr   = flag.String("addr", "", "")
+	conns  = flag.Int("conns", 1, "")
+	size   = flag.Int("size", 64, "")
+	depth  = flag.Int("depth", 1, "")
+	count  = flag.Int("count", 100000, "")
+	flood  = flag.Int("flood", 0, "")
+	rate   = flag.Float64("rate", 0, "")
+	from   = flag.String("from", "", "")
+	warm   = flag.Float64("warm", 0.3, "")
+	dur    = flag.Float64("time", 1, "")
+	pids   = flag.String("pid", "", "of the servers, separated by commas")
+	secret = flag.Bool("tls", false, "")
 )
 
 // Result is what is printed.
@@ -58,8 +62,9 @@ type Result struct {
 func main() {
 	flag.Parse()
 	l := &load{}
+	addrs := strings.Split(*addr, ",")
 	for i := range *conns {
-		c, err := dial(i)
+		c, err := dial(i, addrs[i%len(addrs)])
 		if err == nil && *mode != "http" {
 			err = c.ping()
 		}
@@ -112,6 +117,16 @@ func wrong(c *conn, what string) {
 	}
 }
 
+// serverCPU is the CPU time of the servers.
+func serverCPU() (sum float64) {
+	for s := range strings.SplitSeq(*pids, ",") {
+		pid, err := strconv.Atoi(s)
+		check(err)
+		sum += cpu(pid)
+	}
+	return sum
+}
+
 // cpu is the CPU time of a process, or of this one for 0.
 func cpu(pid int) float64 {
 	id := int32(unix.CLOCK_PROCESS_CPUTIME_ID)
@@ -147,8 +162,8 @@ func (l *load) begin() {
 		c.before = c.got.Load()
 	}
 	l.began, l.own = time.Now(), cpu(0)
-	if *pid != 0 {
-		l.server = cpu(*pid)
+	if *pids != "" {
+		l.server = serverCPU()
 	}
 	measuring.Store(true)
 }
@@ -166,8 +181,8 @@ func (l *load) lacking() (n int) {
 func (l *load) end(latencies []time.Duration) {
 	r := &l.result
 	measuring.Store(false)
-	if *pid != 0 {
-		r.CPU = cpu(*pid) - l.server
+	if *pids != "" {
+		r.CPU = serverCPU() - l.server
 	}
 	r.LoadCPU = cpu(0) - l.own
 	r.Seconds = time.Since(l.began).Seconds()
@@ -256,8 +271,8 @@ func (l *load) rounds() {
 }
 
 // dial connects.
-func dial(index int) (*conn, error) {
-	network, address := "tcp", *addr
+func dial(index int, address string) (*conn, error) {
+	network := "tcp"
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
 		network, address = "unix", path
 	}
@@ -276,6 +291,9 @@ func dial(index int) (*conn, error) {
 		// A reset at the end: thousands of connections in TIME_WAIT would be in
 		// the way of the next run.
 		t.SetLinger(0)
+	}
+	if *secret {
+		nc = tls.Client(nc, &tls.Config{InsecureSkipVerify: true}) // what it costs is the question, not who it is
 	}
 	return newConn(nc, index), nil
 }

@@ -10,12 +10,19 @@ package server
 
 import (
 	"bufio"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"flag"
 	"fmt"
+	"math/big"
 	"net"
 	"os"
 	"runtime/debug"
 	"strings"
+	"time"
 )
 
 // What a server does with a message: 8 bytes of little-endian length, then the
@@ -33,13 +40,30 @@ const (
 // defined its own flags before.
 func Start() (mode, network, address string) {
 	m := flag.String("mode", Echo, "echo, http, stream, fanout or commands")
+	secret := flag.Bool("tls", false, "with TLS")
 	a := flag.String("addr", "127.0.0.1:0", "host:port, or unix: and a path")
 	flag.Parse()
+	if *secret {
+		TLS = newTLS()
+	}
 	go attend()
 	if path, ok := strings.CutPrefix(*a, "unix:"); ok {
 		return *m, "unix", path
 	}
 	return *m, "tcp", *a
+}
+
+// TLS is not nil if connections are to have it. Start sets it.
+var TLS *tls.Config
+
+// newTLS makes a certificate that nobody trusts.
+func newTLS() *tls.Config {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	Check(err)
+	t := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(24 * time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
+	Check(err)
+	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
 }
 
 // attend does what standard input asks for.
@@ -56,11 +80,14 @@ func attend() {
 // Ready tells that connections are accepted there.
 func Ready(a net.Addr) { fmt.Println("ready", a) }
 
-// Listen is net.Listen and Ready.
+// Listen is net.Listen, or tls.Listen, and Ready.
 func Listen(network, address string) net.Listener {
 	l, err := net.Listen(network, address)
 	Check(err)
 	Ready(l.Addr())
+	if TLS != nil {
+		l = tls.NewListener(l, TLS)
+	}
 	return l
 }
 

@@ -14,6 +14,7 @@ import (
 
 var (
 	events = flag.Bool("events", false, "answer in a loop over Events, not in handlers")
+	share  = flag.Bool("reuseport", false, "on a port that other processes may listen on")
 	reuse  = flag.Bool("reuse", false, "with ReuseBuffers")
 )
 
@@ -24,7 +25,7 @@ func main() {
 	var err error
 	hub, err = sockhub.New(context.Background(), &sockhub.Options{ReuseBuffers: *reuse})
 	server.Check(err)
-	o := &sockhub.ListenOptions{Mode: sockhub.Anonymous}
+	o := &sockhub.ListenOptions{Mode: sockhub.Anonymous, TLS: server.TLS, ReusePort: *share}
 	if mode == server.HTTP {
 		o.Mode = sockhub.Raw
 	}
