@@ -5,6 +5,7 @@ package sockhub_test
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -234,6 +235,9 @@ func kinds() []string {
 	return k
 }
 
+// withTLS are the kinds of sockets, and TLS.
+func withTLS() []string { return append(kinds(), "tls") }
+
 var abstractNames atomic.Int64
 
 // address is where to listen for a socket of this kind.
@@ -241,6 +245,8 @@ func address(t *testing.T, kind string) (network, address string) {
 	switch kind {
 	case "tcp4", "tcp":
 		return kind, "127.0.0.1:0"
+	case "tls":
+		return "tcp4", "127.0.0.1:0"
 	case "tcp6":
 		return kind, "[::1]:0"
 	case "unix":
@@ -257,10 +263,25 @@ func address(t *testing.T, kind string) (network, address string) {
 	panic("no such kind: " + kind)
 }
 
+// secure is of a pair of TLS configurations for a listener of the kind "tls", and
+// for who dials it.
+var secure = sync.OnceValues(func() (server, client *tls.Config) {
+	ca := newAuthority()
+	return &tls.Config{Certificates: []tls.Certificate{ca.certify("127.0.0.1")}}, &tls.Config{RootCAs: ca.pool, ServerName: "127.0.0.1"}
+})
+
 // listen opens a listener of the given kind.
 func (s *stand) listen(kind string, o *sockhub.ListenOptions) *sockhub.Listener {
 	s.t.Helper()
 	network, address := address(s.t, kind)
+	if kind == "tls" {
+		var copied sockhub.ListenOptions
+		if o != nil {
+			copied = *o
+		}
+		o = &copied
+		o.TLS, _ = secure()
+	}
 	l, err := s.Hub.Listen(soon(s.t), network, address, o)
 	if err != nil {
 		s.t.Fatal(err)
@@ -274,13 +295,35 @@ type peer struct {
 	t *testing.T
 }
 
+// dial connects to another hub's listener of the given kind.
+func (s *stand) dial(kind string, l *sockhub.Listener, o sockhub.DialOptions) (*sockhub.Conn, error) {
+	if kind == "tls" {
+		_, o.TLS = secure()
+	}
+	return s.Hub.Dial(soon(s.t), l.Addr().Network(), l.Addr().String(), &o)
+}
+
 // dialHub connects a peer to a listener. The peer gives a name, if that is not
 // empty, and waits for OK.
 func dialHub(t *testing.T, l *sockhub.Listener, name string) *peer {
 	t.Helper()
+	return dialKind(t, "", l, name)
+}
+
+// dialKind is dialHub for a listener that may be of the kind "tls".
+func dialKind(t *testing.T, kind string, l *sockhub.Listener, name string) *peer {
+	t.Helper()
 	nc, err := net.Dial(l.Addr().Network(), l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
+	}
+	if kind == "tls" {
+		_, client := secure()
+		secured := tls.Client(nc, client)
+		if err := secured.HandshakeContext(soon(t)); err != nil {
+			t.Fatal(err)
+		}
+		nc = secured
 	}
 	return greet(t, nc, name)
 }

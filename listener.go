@@ -765,15 +765,12 @@ func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, fir
 		if !ok {
 			return nil, fmt.Errorf("sockhub: TLS over a %T, which is no net.Conn: %w", rwc, errors.ErrUnsupported)
 		}
-		if len(first) > 0 {
-			nc = &prefixed{Conn: nc, first: first}
-		}
+		side := tls.Server
 		if set.dials {
-			c.tls = tls.Client(nc, set.tls)
-		} else {
-			c.tls = tls.Server(nc, set.tls)
+			side = tls.Client
 		}
-		c.t = transport.New(c.tls)
+		direct := set.tls.Renegotiation == tls.RenegotiateNever
+		c.tls, c.t = transport.NewTLS(nc, first, direct, func(nc net.Conn) *tls.Conn { return side(nc, set.tls) })
 	}
 	if set.mode.named() {
 		c.dec.max = MaxNameLen
@@ -843,25 +840,6 @@ func peerOf(rwc io.ReadWriteCloser, network, tag string) Peer {
 	p.Tag = tag
 	return p
 }
-
-// prefixed is a connection of which the first bytes were read already.
-type prefixed struct {
-	net.Conn
-	first []byte
-}
-
-// Read reads what was read already, and then the connection.
-func (p *prefixed) Read(b []byte) (int, error) {
-	if len(p.first) == 0 {
-		return p.Conn.Read(b)
-	}
-	n := copy(b, p.first)
-	p.first = p.first[n:]
-	return n, nil
-}
-
-// NetConn returns the connection, as tls.Conn.NetConn does.
-func (p *prefixed) NetConn() net.Conn { return p.Conn }
 
 // start runs a new connection, unless the hub has no place for it.
 func (h *Hub) start(c *Conn, rwc io.Closer) error {
@@ -954,7 +932,7 @@ const answer = "OK"
 // begin is the first act of the reader.
 func (c *Conn) begin() error {
 	if c.tls != nil {
-		if err := c.tls.Handshake(); err != nil { // Hangup ends it
+		if err := transport.Handshake(c.tls, c.t); err != nil { // Hangup ends it
 			return fmt.Errorf("sockhub: TLS handshake: %w", err)
 		}
 		state := c.tls.ConnectionState()

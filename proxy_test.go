@@ -102,14 +102,14 @@ func TestRulesSeeTheClientOfAProxy(t *testing.T) {
 
 func TestTLSAndClassifyBehindAProxy(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t)
+	ca := newAuthority()
 	type call struct {
 		client string
 		first  int
 	}
 	var calls []call
 	s := newStand(t, nil, echo)
-	o := &sockhub.ListenOptions{Tag: "chosen", TLS: &tls.Config{Certificates: []tls.Certificate{ca.certify(t, "127.0.0.1")}}}
+	o := &sockhub.ListenOptions{Tag: "chosen", TLS: &tls.Config{Certificates: []tls.Certificate{ca.certify("127.0.0.1")}}}
 	l := s.listen("tcp4", &sockhub.ListenOptions{ProxyFrom: proxies,
 		Classify: func(p sockhub.Peer, first []byte) (*sockhub.ListenOptions, int, error) {
 			calls = append(calls, call{p.AddrPort.String(), len(first)})

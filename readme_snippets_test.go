@@ -210,14 +210,14 @@ func TestReadmeHandler(t *testing.T) {
 
 func TestReadmeTLS(t *testing.T) {
 	hub, client := readmeHub(t), readmeHub(t)
-	ca := newAuthority(t)
-	l, err := serveTLS(soon(t), hub, "127.0.0.1:0", ca.certify(t, "127.0.0.1"), ca.pool)
+	ca := newAuthority()
+	l, err := serveTLS(soon(t), hub, "127.0.0.1:0", ca.certify("127.0.0.1"), ca.pool)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"worker.example", "other.example"} {
 		_, err := client.Dial(soon(t), "tcp", l.Addr().String(), &sockhub.DialOptions{Name: name, TLS: &tls.Config{
-			RootCAs: ca.pool, ServerName: "127.0.0.1", Certificates: []tls.Certificate{ca.certify(t, name)},
+			RootCAs: ca.pool, ServerName: "127.0.0.1", Certificates: []tls.Certificate{ca.certify(name)},
 		}})
 		if (err == nil) != (name == "worker.example") {
 			t.Errorf("%s: %v", name, err)

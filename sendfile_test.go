@@ -33,7 +33,7 @@ func aFile(t *testing.T, n int) (*os.File, []byte) {
 // eachWay runs test with what a file is read by on every kind of socket: the file
 // itself, which the system may send, and a reader that hides what it is.
 func eachWay(t *testing.T, test func(t *testing.T, kind string, reader func(*os.File) io.Reader)) {
-	for _, kind := range kinds() {
+	for _, kind := range withTLS() {
 		t.Run(kind+"/file", func(t *testing.T) {
 			test(t, kind, func(f *os.File) io.Reader { return f })
 		})
@@ -48,7 +48,7 @@ func serveFile(t *testing.T, kind string, o *sockhub.Options) (*stand, *sockhub.
 	t.Helper()
 	s := newStand(t, o, nil)
 	s.readers = true
-	p := dialHub(t, s.listen(kind, &sockhub.ListenOptions{Mode: sockhub.Anonymous}), "")
+	p := dialKind(t, kind, s.listen(kind, &sockhub.ListenOptions{Mode: sockhub.Anonymous}), "")
 	return s, s.first(), p
 }
 
@@ -156,9 +156,9 @@ func TestHandlerAnswersWithFiles(t *testing.T) {
 		r.SendFrom(size, file)
 		r.Send(m)
 	}}
-	for _, kind := range kinds() {
+	for _, kind := range withTLS() {
 		s := newStand(t, nil, nil)
-		p := dialHub(t, s.listen(kind, &sockhub.ListenOptions{Mode: sockhub.Anonymous, Handler: func(*sockhub.Conn) sockhub.Handler { return h }}), "")
+		p := dialKind(t, kind, s.listen(kind, &sockhub.ListenOptions{Mode: sockhub.Anonymous, Handler: func(*sockhub.Conn) sockhub.Handler { return h }}), "")
 		file, want := aFile(t, size)
 		for range 3 {
 			p.send([]byte(file.Name()))

@@ -62,11 +62,11 @@ func fill(t *testing.T, c *sockhub.Conn, n int) (sent [][]byte) {
 }
 
 func TestPeerThatNeverReadsIsGivenUpAndReportedExactly(t *testing.T) {
-	for _, kind := range kinds() {
+	for _, kind := range withTLS() {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			s := newStand(t, &sockhub.Options{WriteTimeout: 300 * time.Millisecond}, nil)
-			p := dialHub(t, s.listen(kind, nil), "p")
+			p := dialKind(t, kind, s.listen(kind, nil), "p")
 			c := s.first()
 			sent := fill(t, c, 20000) // more than fits into the kernel and the queue
 			d := s.end(c)
@@ -98,7 +98,11 @@ func TestPeerThatNeverReadsIsGivenUpAndReportedExactly(t *testing.T) {
 					got = append(got, m)
 					continue
 				}
-				if cut := errors.Is(err, io.ErrUnexpectedEOF); cut && (!r.Cut || uint64(len(m)) != r.CutWritten) || !cut && err != io.EOF {
+				cut := errors.Is(err, io.ErrUnexpectedEOF)
+				if cut && kind == "tls" && len(m) == 0 {
+					break // it was not told the end; and of a cut message it may not have got a record
+				}
+				if cut && (!r.Cut || uint64(len(m)) != r.CutWritten) || !cut && err != io.EOF {
 					t.Errorf("the peer's input ends with %v and %d bytes: %+v", err, len(m), r)
 				}
 				break
@@ -113,12 +117,12 @@ func TestPeerThatNeverReadsIsGivenUpAndReportedExactly(t *testing.T) {
 // A peer that takes its time is not one that takes nothing, though the kernel
 // asks for more only now and then.
 func TestPeerThatReadsSlowlySurvives(t *testing.T) {
-	for _, kind := range kinds() {
+	for _, kind := range withTLS() {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			const timeout = 1500 * time.Millisecond
 			s := newStand(t, &sockhub.Options{WriteTimeout: timeout}, nil)
-			p := dialHub(t, s.listen(kind, nil), "p")
+			p := dialKind(t, kind, s.listen(kind, nil), "p")
 			c := s.first()
 			const n = 2000
 			done := make(chan [][]byte)
@@ -310,12 +314,12 @@ func TestClientThatComesBackWaitsForItsEndToBeTaken(t *testing.T) {
 // The queue runs empty and fills again all the time, so that every writer
 // begins where another one ends.
 func TestManySendersOnOneSocket(t *testing.T) {
-	for _, kind := range kinds() {
+	for _, kind := range withTLS() {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			server, client := newStand(t, nil, nil), newStand(t, nil, nil)
 			l := server.listen(kind, nil)
-			c, err := client.Dial(soon(t), l.Addr().Network(), l.Addr().String(), &sockhub.DialOptions{Name: "c"})
+			c, err := client.dial(kind, l, sockhub.DialOptions{Name: "c"})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -24,14 +24,14 @@ var sizes = []int{
 }
 
 func TestEchoOverEveryKindOfSocket(t *testing.T) {
-	for _, kind := range kinds() {
+	for _, kind := range withTLS() {
 		for _, mode := range []sockhub.Mode{sockhub.Named, sockhub.Anonymous} {
 			t.Run(fmt.Sprint(kind, "/", mode), func(t *testing.T) {
 				t.Parallel()
 				server := newStand(t, nil, echo)
 				client := newStand(t, &sockhub.Options{Name: "client"}, nil)
 				l := server.listen(kind, &sockhub.ListenOptions{Mode: mode})
-				c, err := client.Dial(soon(t), l.Addr().Network(), l.Addr().String(), &sockhub.DialOptions{Mode: mode})
+				c, err := client.dial(kind, l, sockhub.DialOptions{Mode: mode})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -295,11 +295,11 @@ func TestPipesAreConnections(t *testing.T) {
 }
 
 func TestPeerFinishesSendingAndIsAnswered(t *testing.T) {
-	for _, kind := range kinds() {
+	for _, kind := range withTLS() {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			s := newStand(t, nil, echo)
-			p := dialHub(t, s.listen(kind, nil), "p")
+			p := dialKind(t, kind, s.listen(kind, nil), "p")
 			want := bodies(4, []int{5, 0, 100000, 8})
 			go func() { p.send(want...); p.closeWrite() }()
 			for k, w := range want {
@@ -321,11 +321,11 @@ func TestPeerFinishesSendingAndIsAnswered(t *testing.T) {
 }
 
 func TestHalfOpenConnectionLivesUntilFinished(t *testing.T) {
-	for _, kind := range kinds() {
+	for _, kind := range withTLS() {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			s := newStand(t, nil, nil)
-			p := dialHub(t, s.listen(kind, &sockhub.ListenOptions{HalfOpen: true}), "p")
+			p := dialKind(t, kind, s.listen(kind, &sockhub.ListenOptions{HalfOpen: true}), "p")
 			p.send([]byte("question"))
 			p.closeWrite()
 			c := s.first()
@@ -348,11 +348,11 @@ func TestHalfOpenConnectionLivesUntilFinished(t *testing.T) {
 }
 
 func TestCloseWriteEndsOneDirectionAlone(t *testing.T) {
-	for _, kind := range kinds() {
+	for _, kind := range withTLS() {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			s := newStand(t, nil, nil)
-			p := dialHub(t, s.listen(kind, nil), "p")
+			p := dialKind(t, kind, s.listen(kind, nil), "p")
 			c := s.first()
 			want := body(5, 0, 300000)
 			if err := c.Send(soon(t), want); err != nil {

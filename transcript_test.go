@@ -175,10 +175,8 @@ func TestTranscriptsAreSpokenOnEverySocket(t *testing.T) {
 	if err != nil || len(files) == 0 {
 		t.Fatal("no transcripts", err)
 	}
-	kinds := append(kinds(), "tls")
-	ca := newAuthority(t)
-	cert := ca.certify(t, "127.0.0.1")
-	server, client := &tls.Config{Certificates: []tls.Certificate{cert}}, &tls.Config{RootCAs: ca.pool, ServerName: "127.0.0.1"}
+	kinds := withTLS()
+	server, client := secure()
 	replay := func(t *testing.T, tr *transcript, kind string, piece int) {
 		how := "whole"
 		if piece == 1 {

@@ -242,6 +242,17 @@ func TestRatiosAreToTheRunBeside(t *testing.T) {
 	}
 }
 
+func TestRatiosWithoutTheReferenceAreToPackageNet(t *testing.T) {
+	records := []record{
+		{Setup: "A", Workload: "v", Server: yardstick, Cost: 1},
+		{Setup: "A", Workload: "w", Server: secondary, Cost: 2},
+		{Setup: "A", Workload: "w", Server: "handler", Cost: 3},
+	}
+	if c := summarize(records, yardstick)[1].cells["handler"]; c.ratio != 1.5 {
+		t.Errorf("%+v", c)
+	}
+}
+
 func TestLatencyAtARateCountsFromWhenItWasDue(t *testing.T) {
 	for name, k := range kits(t) {
 		l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -30,7 +30,8 @@ type row struct {
 }
 
 // summarize makes rows of records, in the order in which they were first seen,
-// setup by setup. reference is the server that ratios are to.
+// setup by setup. reference is the server that ratios are to; secondary is, where
+// the reference does not do a workload.
 func summarize(records []record, reference string) []*row {
 	var rows []*row
 	found := map[key]*row{}
@@ -46,7 +47,11 @@ func summarize(records []record, reference string) []*row {
 	}
 	for k, servers := range runs {
 		beside := map[int]float64{} // the reference's cost, by repetition
-		for _, r := range servers[reference] {
+		to := reference
+		if servers[to] == nil {
+			to = secondary
+		}
+		for _, r := range servers[to] {
 			if r.Error == "" {
 				beside[r.Rep] = r.Cost
 			}

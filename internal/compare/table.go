@@ -43,6 +43,9 @@ func printAll(w io.Writer, rows []*row, reference string) {
 	all := slices.DeleteFunc(names(rows), func(n string) bool { return n == reference })
 	fmt.Fprintf(w, "Server CPU time of a message (or what the unit says) on %s, and as many times that on the others;\n", reference)
 	fmt.Fprintln(w, "medians, ± half of the spread.  A: server and load pinned to a CPU each, GOMAXPROCS=1.  B: nothing pinned, GOMAXPROCS=2.")
+	if reference != secondary {
+		fmt.Fprintf(w, "Where %s does not do it (TLS, several processes), to %s.\n", reference, secondary)
+	}
 	fmt.Fprintln(w, "~ something else was busy in most runs   ! some runs failed   * quoted, measured elsewhere")
 	for _, c := range contenders {
 		fmt.Fprintf(w, "  %-10s %s\n", c.name, c.what)

@@ -1,9 +1,9 @@
 // Package transport is the ground on which a connection's reader and writer
 // stand: one small interface, implemented by socket descriptors (the fast
-// path), by memory (for deterministic tests, in package memnet), and by an
-// adapter for anything else that reads, writes and closes. The reader, writer
-// and hub of package sockhub run unchanged on all three, so that a test on
-// memory exercises the code that serves real sockets.
+// path), by TLS over these, by memory (for deterministic tests, in package
+// memnet), and by an adapter for anything else that reads, writes and closes.
+// The reader, writer and hub of package sockhub run unchanged on all of them, so
+// that a test on memory exercises the code that serves real sockets.
 package transport
 
 import (
@@ -78,10 +78,11 @@ type Conn interface {
 	// nothing.
 	Kick(side Side)
 
-	// WritesWhole reports that a TryWritev that is waiting cannot be called
-	// off by a Kick: what it was given is written, or Hangup ends it. So it
-	// is given little at a time, and a Kick is of use between two of them
-	// only.
+	// WritesWhole reports that what a TryWritev was given cannot be taken
+	// back, though it is not counted as written: that call waits until it is,
+	// and a Kick does not call it off; or a later one must be given the same
+	// bytes again, before any others. Hangup ends it. So TryWritev is given
+	// little at a time.
 	WritesWhole() bool
 
 	// CloseWrite ends the output (a FIN); input goes on. It is called when

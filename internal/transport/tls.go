@@ -1,0 +1,398 @@
+package transport
+
+import (
+	"crypto/tls"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// NewTLS returns the TLS connection that wrap makes over nc, of which the bytes
+// in first were read before, and the transport for it. wrap is called once.
+//
+// direct says that TLS never writes for its own sake and then waits for an
+// answer, once the handshake is over, which is so without renegotiation. If so,
+// and nc has a descriptor to use, nothing waits inside of package tls but the
+// handshake: see tlsConn. Else the transport is the blocking adapter.
+func NewTLS(nc net.Conn, first []byte, direct bool, wrap func(net.Conn) *tls.Conn) (*tls.Conn, Conn) {
+	g := &gate{Conn: nc, first: first}
+	c := &tlsConn{gate: g, tls: wrap(g)}
+	if direct {
+		g.under = newFD(nc)
+	}
+	if g.under == nil {
+		return c.tls, NewBlocking(c.tls)
+	}
+	return c.tls, c
+}
+
+// Handshake runs the handshake of a TLS connection, before any Read, Write or
+// WriteNow of its transport. Hangup ends it.
+func Handshake(t *tls.Conn, c Conn) error {
+	if err := t.Handshake(); err != nil {
+		return err
+	}
+	if c, ok := c.(*tlsConn); ok {
+		c.gate.open = true
+	}
+	return nil
+}
+
+// tlsConn is the transport of a TLS connection over a descriptor. Reading and
+// writing do not wait inside of package tls, as they do in the blocking adapter:
+// so the reader holds no buffer while it waits, and may write itself.
+//
+// To package tls the connection below is a gate. Its Read returns a temporary
+// error where there is nothing to read, after which package tls goes on where it
+// was, as it does after a deadline. Its Write never is short, which package tls
+// could not bear: it keeps what the socket does not take, at most one record.
+// Until that is out the record counts as not written, and its bytes must be
+// given to the transport again (so WritesWhole is true).
+type tlsConn struct {
+	tls  *tls.Conn
+	gate *gate
+
+	hung atomic.Bool
+
+	owed int // bytes of the next TryWritev that are in gate.kept; of whoever writes
+
+	mu         sync.Mutex // guards what follows, no call is made under it
+	rerr, werr error      // sticky, for Ended and Gone
+}
+
+// gate is what package tls takes for the connection below.
+type gate struct {
+	net.Conn        // below, for all that is not here, and for the handshake
+	under    Conn   // its transport, after that; nil in the blocking adapter
+	first    []byte // of the input, which was read already
+	open     bool   // the handshake is over; set before there are several goroutines
+
+	dry bool // the reader's: the last receive left nothing, as far as is known
+
+	// mu is held while something is sent, which does not wait: package tls
+	// writes from the reader too, when the peer wants new keys.
+	mu   sync.Mutex
+	kept *[]byte   // what the socket did not take, or nil; from keptBuffers
+	sent int       // of kept
+	one  [1][]byte // what is sent: here it is no allocation
+}
+
+// keptBuffers holds buffers for a record with its header and its padding.
+var keptBuffers = sync.Pool{New: func() any { b := make([]byte, 0, joinSize+512); return &b }}
+
+// wouldBlock is an error after which package tls can be called again.
+type wouldBlock struct{}
+
+func (wouldBlock) Error() string   { return "transport: nothing to read" }
+func (wouldBlock) Timeout() bool   { return true }
+func (wouldBlock) Temporary() bool { return true }
+
+// NetConn returns the connection below, as tls.Conn.NetConn does.
+func (g *gate) NetConn() net.Conn { return g.Conn }
+
+// Read implements net.Conn.
+func (g *gate) Read(p []byte) (n int, err error) {
+	if len(g.first) > 0 {
+		n = copy(p, g.first)
+		g.first = g.first[n:]
+		return n, nil
+	}
+	switch {
+	case !g.open:
+		return g.Conn.Read(p)
+	case g.dry || len(p) == 0:
+		return 0, wouldBlock{}
+	}
+	n, drained, err := g.under.TryRead(p)
+	if n == 0 && err == nil {
+		return 0, wouldBlock{}
+	}
+	g.dry = drained
+	return n, err
+}
+
+// Write implements net.Conn.
+func (g *gate) Write(p []byte) (n int, err error) {
+	if !g.open {
+		return g.Conn.Write(p)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.kept == nil {
+		n, err = g.sendLocked(p)
+	}
+	if n == len(p) || err != nil {
+		return n, err
+	}
+	if g.kept == nil {
+		g.kept = keptBuffers.Get().(*[]byte)
+	}
+	*g.kept = append(*g.kept, p[n:]...)
+	return len(p), nil
+}
+
+func (g *gate) sendLocked(p []byte) (n int, err error) {
+	g.one[0] = p
+	n, _, err = g.under.WriteNow(g.one[:])
+	g.one[0] = nil
+	return n, err
+}
+
+// flush sends what is kept, and reports whether nothing is left.
+func (g *gate) flush() (all bool, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.kept == nil {
+		return true, nil
+	}
+	n, err := g.sendLocked((*g.kept)[g.sent:])
+	g.sent += n
+	if err != nil || g.sent < len(*g.kept) {
+		return false, err
+	}
+	*g.kept = (*g.kept)[:0]
+	if cap(*g.kept) <= 2*joinSize {
+		keptBuffers.Put(g.kept)
+	}
+	g.kept, g.sent = nil, 0
+	return true, nil
+}
+
+// left is how many bytes are kept.
+func (g *gate) left() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.kept == nil {
+		return 0
+	}
+	return len(*g.kept) - g.sent
+}
+
+// SetDeadline, SetReadDeadline and SetWriteDeadline do nothing after the
+// handshake: deadlines belong to the transport below, and nothing waits.
+func (g *gate) SetDeadline(t time.Time) error {
+	if g.open {
+		return nil
+	}
+	return g.Conn.SetDeadline(t)
+}
+
+// SetReadDeadline implements net.Conn.
+func (g *gate) SetReadDeadline(t time.Time) error {
+	if g.open {
+		return nil
+	}
+	return g.Conn.SetReadDeadline(t)
+}
+
+// SetWriteDeadline implements net.Conn.
+func (g *gate) SetWriteDeadline(t time.Time) error {
+	if g.open {
+		return nil
+	}
+	return g.Conn.SetWriteDeadline(t)
+}
+
+// Read implements Conn. An edge is that of the socket: a turn that parks has had
+// everything before, or waits for a kick.
+func (c *tlsConn) Read(turn func() (park bool)) error { return c.gate.under.Read(turn) }
+
+// TryRead implements Conn. It goes on until p is full or there is no more,
+// since package tls does not tell what it still has.
+func (c *tlsConn) TryRead(p []byte) (n int, drained bool, err error) {
+	c.gate.dry = false
+	for n < len(p) {
+		m, err := c.tls.Read(p[n:])
+		n += m
+		switch {
+		case err == wouldBlock{}:
+			if n == 0 && c.gate.dry {
+				c.gate.dry = false // only a part of a record came: nothing is certain
+				continue
+			}
+			return n, true, nil
+		case err != nil && n > 0:
+			return n, false, nil // package tls says it again
+		case err != nil:
+			c.mu.Lock()
+			c.rerr = err
+			c.mu.Unlock()
+			return 0, true, err
+		}
+	}
+	return n, false, nil
+}
+
+// Write implements Conn.
+func (c *tlsConn) Write(turn func() (park bool)) error { return c.gate.under.Write(turn) }
+
+// TryWritev implements Conn.
+func (c *tlsConn) TryWritev(v [][]byte) (n int, err error) {
+	all, err := c.gate.flush()
+	if err != nil {
+		return 0, c.failed(err)
+	}
+	if !all {
+		return 0, nil
+	}
+	n, c.owed = c.owed, 0
+	r := records{v: v}
+	defer r.end()
+	r.skip(n)
+	for p := r.next(); len(p) > 0; p = r.next() {
+		if _, err := c.tls.Write(p); err != nil {
+			return n, c.failed(err)
+		}
+		if c.gate.left() > 0 {
+			c.owed = len(p)
+			return n, nil
+		}
+		n += len(p)
+	}
+	return n, nil
+}
+
+func (c *tlsConn) failed(err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.werr = err
+	return err
+}
+
+// records cuts slices into what becomes a record each: as much as that holds.
+// What does not lie in one slice is joined.
+type records struct {
+	v    [][]byte
+	off  int // in v[0]
+	join *[joinSize]byte
+}
+
+func (r *records) skip(n int) {
+	for len(r.v) > 0 && n >= len(r.v[0])-r.off {
+		n -= len(r.v[0]) - r.off
+		r.v, r.off = r.v[1:], 0
+	}
+	r.off += n
+}
+
+// next is the next record's bytes until the next call, or nothing at the end.
+func (r *records) next() []byte {
+	r.skip(0) // what is empty
+	if len(r.v) == 0 {
+		return nil
+	}
+	if b := r.v[0][r.off:]; len(b) >= joinSize || len(r.v) == 1 {
+		b = b[:min(len(b), joinSize)]
+		r.skip(len(b))
+		return b
+	}
+	if r.join == nil {
+		r.join = joinBuffers.Get().(*[joinSize]byte)
+	}
+	n := 0
+	for len(r.v) > 0 && n < joinSize {
+		m := copy(r.join[n:], r.v[0][r.off:])
+		r.skip(m)
+		n += m
+	}
+	return r.join[:n]
+}
+
+func (r *records) end() {
+	if r.join != nil {
+		joinBuffers.Put(r.join)
+	}
+}
+
+// WriteNow implements Conn.
+func (c *tlsConn) WriteNow(v [][]byte) (n int, ok bool, err error) {
+	n, err = c.TryWritev(v)
+	return n, true, err
+}
+
+// WriteInTurn implements Conn.
+func (c *tlsConn) WriteInTurn(v [][]byte) (n int, ok bool, err error) { return c.WriteNow(v) }
+
+// Kick implements Conn.
+func (c *tlsConn) Kick(side Side) { c.gate.under.Kick(side) }
+
+// WritesWhole implements Conn.
+func (c *tlsConn) WritesWhole() bool { return true }
+
+// closeNap is how long CloseWrite waits before it looks again.
+const closeNap = 10 * time.Millisecond
+
+// CloseWrite implements Conn: it sends a close_notify. All was written before,
+// so there nearly always is room for one; else it looks again and again, until
+// Hangup.
+func (c *tlsConn) CloseWrite() error {
+	if err := c.tls.CloseWrite(); err != nil {
+		return err
+	}
+	for {
+		if all, err := c.gate.flush(); all || err != nil {
+			return err
+		}
+		if c.hung.Load() {
+			return ErrKicked
+		}
+		time.Sleep(closeNap)
+	}
+}
+
+// Hangup implements Conn. There is no goodbye.
+func (c *tlsConn) Hangup() {
+	c.hung.Store(true)
+	c.gate.under.Hangup()
+}
+
+// Close implements Conn. It says goodbye if that was not done, where there is
+// room for it.
+func (c *tlsConn) Close() error { return c.tls.Close() }
+
+// Close implements net.Conn.
+func (g *gate) Close() error {
+	if g.under == nil {
+		return g.Conn.Close()
+	}
+	return g.under.Close()
+}
+
+// Pending implements Conn.
+func (c *tlsConn) Pending() bool { return c.gate.under.Pending() }
+
+// Ended implements Conn.
+func (c *tlsConn) Ended() bool {
+	c.mu.Lock()
+	ended := c.rerr != nil
+	c.mu.Unlock()
+	return ended || c.gate.under.Ended()
+}
+
+// Gone implements Conn.
+func (c *tlsConn) Gone() error {
+	c.mu.Lock()
+	rerr, werr := c.rerr, c.werr
+	c.mu.Unlock()
+	switch {
+	case werr != nil:
+		return werr
+	case rerr != nil && rerr != io.EOF:
+		return rerr
+	}
+	return c.gate.under.Gone()
+}
+
+// Unacked implements Conn, in bytes on the wire, with what is kept.
+func (c *tlsConn) Unacked() (n int, ok bool) {
+	n, ok = c.gate.under.Unacked()
+	return n + c.gate.left(), ok
+}
+
+// LocalAddr implements Conn.
+func (c *tlsConn) LocalAddr() net.Addr { return c.gate.under.LocalAddr() }
+
+// RemoteAddr implements Conn.
+func (c *tlsConn) RemoteAddr() net.Addr { return c.gate.under.RemoteAddr() }
