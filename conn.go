@@ -1637,7 +1637,7 @@ func (r *Reply) Send(msg []byte) error {
 	}
 	switch {
 	case r.gathering != nil && r.side.Empty() && r.gathering.slab.Add(r.framing, msg):
-	case r.c.set.reuse:
+	case lends.Load():
 		r.side.AppendBorrowed(r.framing, msg)
 	default:
 		r.side.Append(r.framing, msg)
@@ -1655,7 +1655,7 @@ func (r *Reply) SendParts(parts ...[]byte) error {
 	if err := r.admit(size); err != nil {
 		return err
 	}
-	if r.c.set.reuse {
+	if lends.Load() {
 		r.side.AppendPartsBorrowed(r.framing, parts, size)
 	} else {
 		r.side.AppendParts(r.framing, parts, size)

@@ -83,8 +83,8 @@ type Hub struct {
 	tasks     errgroup.Group // the hub goroutine, the watch and the listeners; the connections are in live
 
 	budget  *Budget
+	poke    atomic.Bool   // readers that wait for the budget are to be told; the hub goroutine does
 	turn    atomic.Uint64 // counts batches taken, and turns of Handlers; see Conn.sendLocked
-	reuses  atomic.Bool   // a connection was made with ReuseBuffers
 	packets packet.Stats  // of all sockets
 	table   registry.Table[client, *client]
 
@@ -220,7 +220,7 @@ type Budget struct {
 	inLimit, outLimit, total int64
 
 	mu   sync.Mutex
-	hubs map[*Hub]struct{} // that share it
+	hubs map[*Hub]int // that share it, with how many connections each may have
 }
 
 // NewBudget makes a Budget. The limits, in bytes, are those of
@@ -231,10 +231,10 @@ func NewBudget(inbound, outbound, total int64) *Budget {
 		inLimit:  or(inbound, DefaultInboundLimit),
 		outLimit: or(outbound, DefaultOutboundLimit),
 		total:    or(total, DefaultMemoryLimit),
-		hubs:     make(map[*Hub]struct{}),
+		hubs:     make(map[*Hub]int),
 	}
 	b.in = budget.NewInbound(b.inLimit, 0, (*Conn).readOn, b.over)
-	b.out = budget.NewOutbound(b.outLimit, (*Conn).mayHaveRoom)
+	b.out = budget.NewOutbound(b.outLimit, (*Conn).mayHaveRoom, b.outputFell)
 	return b
 }
 
@@ -243,18 +243,43 @@ func (b *Budget) join(h *Hub, o *Options) error {
 	if err := b.allow("Options.MaxMessage", uint64(o.MaxMessage)); err != nil {
 		return err
 	}
-	b.out.Join(o.MaxConns)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.hubs[h] = struct{}{}
+	b.hubs[h] = o.MaxConns
+	b.sharedLocked()
 	return nil
 }
 
 // leave is told that a hub has ended.
 func (b *Budget) leave(h *Hub) {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	delete(b.hubs, h)
+	b.sharedLocked()
+	b.mu.Unlock()
+	b.in.Poke() // what outputFell has asked of it
+}
+
+func (b *Budget) sharedLocked() {
+	conns := 0
+	for _, n := range b.hubs {
+		conns += min(n, math.MaxInt-conns)
+	}
+	b.out.Among(conns)
+}
+
+// outputFell sees to it that readers who wait because of the memory limit are
+// told. It is called with a Conn's lock held, and they have to be told without.
+func (b *Budget) outputFell() {
+	if !b.in.Waiting() {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for h := range b.hubs {
+		h.poke.Store(true)
+		h.signal()
+		return // one will do
+	}
 }
 
 // awaited tells the hubs that a reader has begun to wait for room: what it
@@ -447,6 +472,7 @@ func (h *Hub) Close() error {
 	}
 	close(h.quit)
 	h.tasks.Wait()
+	h.fan.finish()
 	h.budget.leave(h)
 	h.unbind()
 	close(h.over)
@@ -1061,6 +1087,7 @@ type fan struct {
 	paused  int     // connections that do not read because too much of theirs was not taken
 	untaken int64   // charged to input that was not taken
 	made    uint64  // batches
+	over    bool    // the last batch was put: nothing is reported any more
 }
 
 // connEvents is what the fan knows of one connection.
@@ -1245,7 +1272,7 @@ func (f *fan) disconnected(c *Conn, d Disconnection) (reported bool) {
 		c.client.next = nil
 	}
 	f.diverts = slices.DeleteFunc(f.diverts, func(x *Conn) bool { return x == c })
-	if !c.ev.published {
+	if !c.ev.published || f.over {
 		return false
 	}
 	c.client.ending = true
@@ -1330,8 +1357,12 @@ func (f *fan) taken() uint64 {
 	return f.seq
 }
 
-// Pending implements fanin.Source.
+// Pending implements fanin.Source. It is where the hub goroutine comes whenever
+// it was woken.
 func (f *fan) Pending() bool {
+	if f.hub.poke.Swap(false) {
+		f.hub.budget.in.Poke()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.some
@@ -1449,6 +1480,21 @@ func (f *fan) Taken(b *Batch) {
 	f.hub.free(b.gone)
 	for _, c := range next {
 		c.resumeReading() // its reader publishes it
+	}
+}
+
+// finish gives back to the budget, which others may share, what came after the
+// last batch.
+func (f *fan) finish() {
+	f.mu.Lock()
+	f.over = true
+	untaken := f.untaken
+	f.untaken = 0
+	gone := f.next.gone // since the last batch was made
+	f.mu.Unlock()
+	f.hub.budget.in.Give(untaken)
+	for _, c := range gone {
+		f.hub.budget.forget(c.reported)
 	}
 }
 

@@ -777,7 +777,7 @@ func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, fir
 	}
 	if set.reuse {
 		c.dec.borrow = true
-		h.reuses.Store(true)
+		lends.Store(true)
 	}
 	c.out.framing = set.header(false)
 	c.out.limit, c.out.policy = set.connOut, set.overflow

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sockhub/sockhub/internal/budget"
@@ -156,12 +157,12 @@ func (o *output) idle() bool {
 // Shutdown, else ErrNotConnected; ErrBackpressure under DropNewest; ErrSlowPeer
 // under DisconnectPeer; the cause of ctx's end.
 func (c *Conn) Send(ctx context.Context, msg []byte) error {
-	return c.send(ctx, len(msg), func(q *outq.Queue, f outq.Framing) { c.hub.appendTo(q, f, msg) })
+	return c.send(ctx, len(msg), func(q *outq.Queue, f outq.Framing) { appendTo(q, f, msg) })
 }
 
 // TrySend is Send, but ErrBackpressure instead of waiting.
 func (c *Conn) TrySend(msg []byte) error {
-	return c.send(noWait, len(msg), func(q *outq.Queue, f outq.Framing) { c.hub.appendTo(q, f, msg) })
+	return c.send(noWait, len(msg), func(q *outq.Queue, f outq.Framing) { appendTo(q, f, msg) })
 }
 
 // noWait is the context of a send that does not wait: one that has ended, and
@@ -180,7 +181,7 @@ func (c *Conn) SendParts(ctx context.Context, parts ...[]byte) error {
 		size += len(p)
 	}
 	return c.send(ctx, size, func(q *outq.Queue, f outq.Framing) {
-		if c.hub.reuses.Load() {
+		if lends.Load() {
 			q.AppendPartsBorrowed(f, parts, size)
 		} else {
 			q.AppendParts(f, parts, size)
@@ -188,10 +189,13 @@ func (c *Conn) SendParts(ctx context.Context, parts ...[]byte) error {
 	})
 }
 
-// appendTo queues a message that, where ReuseBuffers is set anywhere in the
-// hub, may be one that was received.
-func (h *Hub) appendTo(q *outq.Queue, f outq.Framing, msg []byte) {
-	if h.reuses.Load() {
+// lends is set when a connection of any hub has ReuseBuffers: from then on, what
+// is to be sent may be a message that was received and is lent.
+var lends atomic.Bool
+
+// appendTo queues a message that may be one that was received.
+func appendTo(q *outq.Queue, f outq.Framing, msg []byte) {
+	if lends.Load() {
 		q.AppendBorrowed(f, msg)
 	} else {
 		q.Append(f, msg)
@@ -352,11 +356,11 @@ func (c *Conn) hasRoomLocked(charge int64) bool {
 	if queued >= o.limit {
 		return false
 	}
-	if !b.Take(c, &o.share, queued+charge, queued == 0) {
-		b.Wait(c)
-		return false
+	if b.Take(c, &o.share, queued+charge, queued == 0) {
+		return true
 	}
-	return true
+	b.Wait(c)
+	return b.Take(c, &o.share, queued+charge, queued == 0) // what fell before that has told nobody
 }
 
 // roomAgainLocked reports whether Drained is due for a message that was refused
@@ -392,8 +396,7 @@ func (c *Conn) makeRoomLocked(charge int64) bool {
 		return full && c.hub.budget.out.Take(c, &o.share, o.charge()+charge, false) || c.hasRoomLocked(charge)
 	case DisconnectPeer:
 		if full {
-			c.failLocked(ErrSlowPeer)
-			c.t.Hangup()
+			c.giveUpLocked()
 		}
 	}
 	return false
@@ -426,7 +429,7 @@ func (c *Conn) SendMany(ctx context.Context, m iter.Seq[[]byte]) (n int, err err
 				return 0, err
 			}
 		}
-		c.hub.appendTo(&r.side, r.framing, msg)
+		appendTo(&r.side, r.framing, msg)
 		r.yielded = true
 	}
 	r.yielded = false
@@ -501,6 +504,10 @@ type segment struct {
 // meanwhile.
 func (c *Conn) endRunLocked() {
 	o := &c.out
+	if o.frozen {
+		o.run = false
+		return // what is left is reported
+	}
 	for o.run = false; len(o.behind) > 0 && !o.run; o.behind = o.behind[1:] {
 		o.q.Splice(&o.behind[0].q)
 		if f := o.behind[0].from; f != nil {
@@ -735,8 +742,7 @@ func (c *Conn) cutFeed(f *feed, err error) error {
 	f.withdraw = true
 	for f.wire == 0 && !f.gone && !c.out.frozen {
 		if !c.out.writing || !c.out.feeding {
-			c.out.withdrawLocked()
-			c.endRunLocked()
+			c.withdrawLocked()
 			break
 		}
 		if c.t.WritesWhole() {
@@ -764,7 +770,8 @@ func (c *Conn) endFeed() error {
 }
 
 // withdrawLocked takes the feed out of the queue, unless it has begun to leave.
-func (o *output) withdrawLocked() {
+func (c *Conn) withdrawLocked() {
+	o := &c.out
 	f := o.feed
 	f.withdraw = false
 	if f.wire > 0 {
@@ -779,6 +786,8 @@ func (o *output) withdrawLocked() {
 	o.accepted.bytes -= f.size
 	f.gone = true
 	f.signal()
+	c.hub.budget.out.Fell(&o.share, o.charge())
+	c.endRunLocked()
 }
 
 func (f *feed) close() { f.closing.Do(func() { f.from.Close() }) }
@@ -1062,7 +1071,11 @@ func (c *Conn) tryLocked() {
 		}
 		c.mu.Lock()
 		if ok || err != nil {
-			c.wroteLocked(n, size, err, 0)
+			now := time.Duration(0)
+			if !inTurn {
+				now = c.hub.watch.Now()
+			}
+			c.wroteLocked(n, size, err, now)
 		}
 	}
 	clear(v.slices[:len(slices)])
@@ -1098,8 +1111,7 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int, file *os.File) {
 	o := &c.out
 	for !o.frozen {
 		if f := o.feed; f != nil && f.withdraw {
-			o.withdrawLocked()
-			c.endRunLocked() // starts no writer: the token is taken
+			c.withdrawLocked() // starts no writer: the token is taken
 			continue
 		}
 		if o.w.Empty() {
@@ -1231,8 +1243,7 @@ func (c *Conn) wroteLocked(n, size int, err error, now time.Duration) {
 		}
 		c.freezeLocked(ErrNotConnected)
 	case n < size && o.probing:
-		c.failLocked(ErrSlowPeer)
-		c.t.Hangup()
+		c.giveUpLocked()
 	case n < size:
 		o.waited = true
 	}
@@ -1265,10 +1276,16 @@ func (c *Conn) stuckLocked(now time.Duration, due func(time.Duration) bool) (aga
 		o.probing = last
 		return again || last
 	case last:
-		c.failLocked(ErrSlowPeer)
-		c.t.Hangup()
+		c.giveUpLocked()
 	}
 	return false
+}
+
+// giveUpLocked ends the connection of a peer that takes nothing.
+func (c *Conn) giveUpLocked() {
+	c.failLocked(ErrSlowPeer)
+	c.t.Hangup()
+	c.kickReader() // which may wait for the user of a Stream
 }
 
 // ---- the report ----
@@ -1368,6 +1385,7 @@ func (o *output) report(t transport.Conn) Report {
 			r.UnsentBytes += from.size
 		}
 	}
+	o.behind = nil
 	if o.q.Empty() && o.w.Empty() {
 		return r
 	}

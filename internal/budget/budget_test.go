@@ -184,8 +184,8 @@ func TestMemoryLimitStopsReading(t *testing.T) {
 
 func TestOutboundFloorSharedExempt(t *testing.T) {
 	var woken []string
-	b := NewOutbound(1000, func(c string) { woken = append(woken, c) })
-	b.Join(5) // floors of 100, 500 shared
+	b := NewOutbound(1000, func(c string) { woken = append(woken, c) }, func() {})
+	b.Among(5) // floors of 100, 500 shared
 	var a, c, d, e Share
 	if !b.Take("a", &a, 100, true) || a.held != 0 {
 		t.Error("the floor is one's own")

@@ -15,7 +15,8 @@ import (
 // larger than all that is left is delayed, and not refused for ever. The peak
 // is the limit and one message.
 type Outbound[C comparable] struct {
-	room func(c C) // called without locks
+	room func(c C) // called without locks of this package's
+	fell func()    // likewise
 
 	limit, shared, step int64 // constant
 	floor               atomic.Int64
@@ -23,7 +24,6 @@ type Outbound[C comparable] struct {
 	waiting             atomic.Int64 // len(queue)
 
 	mu     sync.Mutex // guards what follows
-	conns  int
 	queue  []C        // who waits for room
 	in     map[C]bool // as queue
 	exempt C
@@ -31,9 +31,10 @@ type Outbound[C comparable] struct {
 }
 
 // NewOutbound makes a budget of limit bytes. room is called to tell those that
-// wait that there may be room again; it must not call back.
-func NewOutbound[C comparable](limit int64, room func(c C)) *Outbound[C] {
-	b := &Outbound[C]{room: room, in: make(map[C]bool), limit: limit, shared: limit - limit/2}
+// wait that there may be room again, fell whenever Used has become less; they
+// must not call back.
+func NewOutbound[C comparable](limit int64, room func(c C), fell func()) *Outbound[C] {
+	b := &Outbound[C]{room: room, fell: fell, in: make(map[C]bool), limit: limit, shared: limit - limit/2}
 	// Shared bytes are taken in steps, so that the counter that all connections
 	// share is touched seldom.
 	b.step = max(1, min(64<<10, b.shared/64))
@@ -41,17 +42,10 @@ func NewOutbound[C comparable](limit int64, room func(c C)) *Outbound[C] {
 	return b
 }
 
-// Join says that there may be so many connections more.
-func (b *Outbound[C]) Join(conns int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.conns > math.MaxInt-conns {
-		b.conns = math.MaxInt
-	} else {
-		b.conns += conns
-	}
+// Among says how many connections there may be.
+func (b *Outbound[C]) Among(conns int) {
 	if b.limit < math.MaxInt {
-		b.floor.Store(b.limit / 2 / int64(max(1, b.conns)))
+		b.floor.Store(b.limit / 2 / int64(max(1, conns)))
 	}
 }
 
@@ -141,6 +135,7 @@ func (b *Outbound[C]) Fell(s *Share, charge int64) {
 		s.held -= spare
 		b.used.Add(-spare)
 		freed = true
+		b.fell()
 	}
 	if freed && b.waiting.Load() > 0 {
 		b.wake()

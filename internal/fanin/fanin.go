@@ -17,7 +17,7 @@ type Source[B any] interface {
 	// holds, if that is not nil. It returns nil if there is nothing at all.
 	Collect(prev *B) *B
 
-	// Taken says that the receiver has b.
+	// Taken says that the receiver has b, or that b is the last one.
 	Taken(b *B)
 
 	// Wanted reports whether somebody waits for b to be taken. When that
@@ -58,6 +58,7 @@ func Run[B any](out chan *B, wake, end <-chan struct{}, s Source[B]) {
 			waiting = settle(out, s, waiting)
 			if last := s.Collect(waiting); last != nil {
 				out <- last
+				s.Taken(last) // by whom it may concern: nobody waits for that
 			}
 			close(out)
 			return
