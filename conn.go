@@ -1,7 +1,6 @@
 package sockhub
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -13,6 +12,7 @@ import (
 	"reflect"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -1006,6 +1006,7 @@ func (c *Conn) end() {
 	}
 	err = c.refused(err)
 	c.closeErr, c.over = err, true
+	heir, inherited := c.heirLocked()
 	c.hub.budget.out.Fell(&c.out.share, 0)
 	c.reported = int64(report.UnsentBytes)
 	if report.left == nil {
@@ -1015,11 +1016,11 @@ func (c *Conn) end() {
 	c.mu.Unlock()
 
 	c.hub.budget.reports.Add(c.reported)
+	c.retireStream(err) // before what it is read from
 	c.dec.drop()
 	c.hub.budget.in.Give(c.held)
 	c.hub.budget.in.Done(c)
 	c.hub.watch.Disarm(&c.clock)
-	c.retireStream(err)
 	c.t.Close()
 	if cancel != nil {
 		cancel(err)
@@ -1029,9 +1030,23 @@ func (c *Conn) end() {
 		defer g.tell(err)
 	}
 	defer c.hub.depart(c, d) // whatever the handler does
+	if inherited {
+		c.handler = heir
+	}
 	if c.handler != nil {
 		c.lastCall(d)
 	}
+}
+
+// heirLocked is the Handler that was to have the connection next.
+func (c *Conn) heirLocked() (h Handler, ok bool) {
+	if d := c.diverted; d != nil {
+		h, ok = d.handler, true
+	}
+	if ch := c.change; ch != nil && ch.setHandler {
+		h, ok = ch.handler, true
+	}
+	return h, ok
 }
 
 // ---- what others ask of the reader ----
@@ -1304,9 +1319,10 @@ type diversion struct {
 	handler Handler
 
 	// Guarded by hub.fan.mu until done.
-	done  bool
-	msgs  [][]byte
-	ended bool // Ended was withdrawn too
+	done   bool
+	msgs   [][]byte
+	stream bool // a Stream was withdrawn behind them
+	ended  bool // Ended was withdrawn too
 }
 
 // undivert gives the handler what was withdrawn from Events, if that is done.
@@ -1316,23 +1332,40 @@ func (c *Conn) undivert() {
 		return
 	}
 	c.diverted = nil
-	if c.useHandler(d.handler); d.handler == nil {
+	c.useHandler(d.handler)
+	if c.handler != nil && c.gated {
+		if err := c.enter(); err != nil { // nobody has to be told of it before
+			c.fail(err)
+		}
+	}
+	for len(d.msgs) > 0 && c.handler != nil && !c.stopped {
+		if c.paused {
+			// It has to wait for room, as if it had just been read.
+			d.handler, c.diverted = c.handler, d
+			return
+		}
+		m := d.msgs[0]
+		d.msgs = d.msgs[1:]
+		before := len(c.dec.rest)
+		c.handle(m)
+		c.inCall.Store(false)
+		if unread := c.dec.rest[:len(c.dec.rest)-before]; len(unread) > 0 && len(d.msgs) > 0 {
+			d.msgs[0] = slices.Concat(unread, d.msgs[0])
+			c.dec.takeBack(len(unread))
+		}
+		c.flush()
+	}
+	if len(d.msgs) > 0 && c.handler == nil {
 		t := c.getTurn()
 		t.msgs = append(t.msgs, d.msgs...)
 		c.deliver(t)
 		c.hub.budget.in.Force(t.delivered)
 		t.delivered = 0
 		c.putTurn(t)
-	} else {
-		if len(d.msgs) > 1 && c.dec.raw {
-			d.msgs = [][]byte{bytes.Join(d.msgs, nil)} // for Unread
-		}
-		for _, m := range d.msgs {
-			if c.handle(m); c.stopped {
-				break
-			}
-		}
-		c.inCall.Store(false)
+	}
+	if d.stream && c.stream != nil {
+		// Nobody has seen that one. This is the Handler's, or is delivered.
+		c.beginStream()
 	}
 	if d.ended {
 		c.reportEnd()
@@ -1843,10 +1876,12 @@ func (s *Stream) endLocked(err error) {
 // beginStream makes the input wait for a stream to be read.
 func (c *Conn) beginStream() {
 	c.stream = &Stream{c: c, size: c.dec.stream}
-	if c.handler == nil {
-		c.stream.wake = make(chan struct{}, 1)
-		c.streaming.Store(c.stream)
+	if c.handler != nil {
+		c.streaming.Store(nil)
+		return
 	}
+	c.stream.wake = make(chan struct{}, 1)
+	c.streaming.Store(c.stream)
 }
 
 // retireStream takes the input back from the user in the middle.
@@ -1945,7 +1980,13 @@ func (c *Conn) streamWaits(on bool) {
 	c.partial, c.holding, c.quiet, c.lastRead = on, !on, now, now
 	c.waiting = on
 	c.mu.Unlock()
-	if t := c.hub.o.FrameTimeout; on && t > 0 {
+	if !on {
+		return
+	}
+	if t := c.hub.o.FrameTimeout; t > 0 {
+		c.arm(now + t)
+	}
+	if t := c.set.idleTimeout; t > 0 {
 		c.arm(now + t)
 	}
 }

@@ -378,7 +378,7 @@ func (d *decoder) unread(rest []byte) {
 		return
 	}
 	if at := d.r - len(rest); d.chunk == nil {
-		d.rest = append([]byte(nil), rest...) // it came before, and was withdrawn from Events
+		d.rest = slices.Concat(rest, d.rest) // it came before, and was withdrawn from Events
 	} else if at < 0 || &d.chunk[at] != &rest[0] {
 		panic("sockhub: Unread of what is not the end of the raw input")
 	} else {
@@ -387,6 +387,15 @@ func (d *decoder) unread(rest []byte) {
 	if d.raw {
 		d.kept = len(rest)
 	}
+}
+
+// takeBack takes the first n bytes away that are kept between park and move,
+// which unread has put there.
+func (d *decoder) takeBack(n int) {
+	if d.rest = d.rest[n:]; len(d.rest) == 0 {
+		d.rest = nil
+	}
+	d.kept = 0
 }
 
 // take moves received bytes of the stream into p. It works between park and

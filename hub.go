@@ -1125,6 +1125,9 @@ func (f *fan) present(c *Conn) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c.client.conn.Store(c)
+	if c.client.next == c {
+		c.client.next = nil // it has waited to be reported, and will not be
+	}
 }
 
 // publish reports a new connection, unless the end of another one of the same
@@ -1304,7 +1307,7 @@ func (f *fan) withdrawLocked(b *Batch, c *Conn) (charged int64) {
 	d := c.diverted
 	if in := c.inLocked(b); in.received > 0 {
 		i, last := in.received-1, len(b.Received)-1
-		d.msgs = b.Received[i].Messages
+		d.msgs, d.stream = b.Received[i].Messages, b.Received[i].Stream != nil
 		if c.set.reuse { // the batch keeps their chunks, but not for us
 			for j, m := range d.msgs {
 				d.msgs[j] = slices.Clip(bytes.Clone(m))

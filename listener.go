@@ -1010,6 +1010,7 @@ func (c *Conn) enter() error {
 	}
 	if c.handler != nil {
 		c.hub.fan.present(c)
+		c.gated = false
 	} else {
 		c.gated = !c.hub.fan.publish(c)
 	}
