@@ -1004,6 +1004,9 @@ func (c *Conn) end() {
 			err = c.out.err
 		}
 	}
+	if err == nil {
+		err = ErrClosed // the reader's goroutine was ended by something of the user's
+	}
 	err = c.refused(err)
 	c.closeErr, c.over = err, true
 	heir, inherited := c.heirLocked()

@@ -9,6 +9,8 @@ import (
 	"iter"
 	"log/slog"
 	"math"
+	"reflect"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -524,7 +526,12 @@ func (h *Hub) liveConns() (n, inCall int) {
 			inCall++
 		}
 	}
-	return len(h.live), inCall
+	for p := range h.prefaces {
+		if p.inCall.Load() {
+			inCall++
+		}
+	}
+	return len(h.live) + len(h.prefaces), inCall
 }
 
 // Shutdown ends everything gracefully: it stops accepting and dialing, and
@@ -560,11 +567,24 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 
 // drain waits until all connections are gone or ctx ends. Whenever the user
 // has not taken a batch for Linger, it counts all Ended as taken.
+//
+// Who calls this from a callback waits for his own connection, which waits for
+// him: if no other is left for Linger, that is it.
 func (h *Hub) drain(ctx context.Context) error {
 	const look = 5 * time.Millisecond
 	taken, since := h.fan.taken(), h.watch.Now()
+	within := withinCallback()
+	var alone time.Duration // since when
 	for {
-		if n, _ := h.liveConns(); n == 0 {
+		n, inCall := h.liveConns()
+		switch {
+		case n == 0:
+			return nil
+		case !within || n > 1 || inCall == 0:
+			alone = 0
+		case alone == 0:
+			alone = h.watch.Now()
+		case h.watch.Now()-alone >= h.o.Linger:
 			return nil
 		}
 		select {
@@ -586,6 +606,30 @@ func (h *Hub) drain(ctx context.Context) error {
 		}
 	}
 }
+
+// withinCallback reports whether this goroutine is in a callback of some hub's.
+func withinCallback() bool {
+	var pcs [64]uintptr
+	for skip := 2; ; skip += len(pcs) {
+		n := runtime.Callers(skip, pcs[:])
+		frames := runtime.CallersFrames(pcs[:n])
+		for more := n > 0; more; {
+			var f runtime.Frame
+			f, more = frames.Next()
+			if f.Function == nameOfServe || f.Function == nameOfPreface {
+				return true
+			}
+		}
+		if n < len(pcs) {
+			return false
+		}
+	}
+}
+
+var (
+	nameOfServe   = runtime.FuncForPC(reflect.ValueOf((*Conn).serve).Pointer()).Name()
+	nameOfPreface = runtime.FuncForPC(reflect.ValueOf((*preface).run).Pointer()).Name()
+)
 
 // ---- clients and names ----
 
@@ -665,6 +709,9 @@ func (h *Hub) register(name string, o *ClientOptions, owner *Conn, denied error)
 		old := cl
 		if cl = h.newClientLocked(name); old != nil {
 			cl.owner, old.claims, cl.claims = owner, nil, old.claims
+			if owner.client != old { // old was registered and forgotten before
+				h.table.Remove(uint64(old.id))
+			}
 		}
 		cl.expected = o
 		return cl.id, true
@@ -839,7 +886,7 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	if c.greet != nil {
 		h.removePendingLocked(c.greet)
 	}
-	h.count(c, d.Err)
+	refused := h.countLocked(c, d.Err)
 	h.totals.add(stats)
 	h.totals.Dropped += d.Report.DroppedMessages
 	if cl := c.client; cl != nil {
@@ -865,6 +912,14 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	for _, w := range claims {
 		w.kickReader()
 	}
+	if refused {
+		h.log.Info("connection refused", "peer", c, "error", d.Err)
+	}
+	h.someoneLeft()
+}
+
+// someoneLeft wakes whoever waits for all to leave.
+func (h *Hub) someoneLeft() {
 	select {
 	case h.left <- struct{}{}:
 	default:
@@ -967,10 +1022,11 @@ func (h *Hub) freeLocked(c *Conn) {
 	}
 }
 
-// count files the end of a connection.
-func (h *Hub) count(c *Conn, err error) {
+// countLocked files the end of a connection, and reports whether that is one that
+// was refused.
+func (h *Hub) countLocked(c *Conn, err error) (refused bool) {
 	var (
-		refused  *AdmissionError
+		denied   *AdmissionError
 		panicked *PanicError
 		t        = &h.totals
 	)
@@ -985,8 +1041,8 @@ func (h *Hub) count(c *Conn, err error) {
 		if c.badInput {
 			t.ProtocolErrors++
 		}
-		return
-	case errors.As(err, &refused):
+		return false
+	case errors.As(err, &denied):
 		t.RefusedPolicy++
 	case errors.Is(err, ErrBadName), errors.Is(err, ErrNameTaken), c.badInput:
 		t.RefusedName++
@@ -995,9 +1051,9 @@ func (h *Hub) count(c *Conn, err error) {
 	case errors.Is(err, ErrHandshakeTimeout):
 		t.HandshakeTimeouts++
 	case errors.Is(err, ErrClosed), errors.Is(err, io.ErrUnexpectedEOF):
-		return
+		return false
 	}
-	h.log.Info("connection refused", "peer", c, "error", err)
+	return true
 }
 
 // ---- the fan-in ----

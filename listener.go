@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -71,13 +72,13 @@ func (l *Listener) Close() error {
 		return ErrClosed
 	}
 	<-l.gone
+	l.hub.failPrefaces(l) // first: they become connections
 	conns, _ := l.hub.everything()
 	for _, c := range conns {
 		if c.listener == l && c.handshaking() {
 			c.fail(ErrClosed)
 		}
 	}
-	l.hub.failPrefaces(l)
 	return err
 }
 
@@ -324,7 +325,7 @@ func (h *Hub) begin(l *Listener, nc net.Conn, p *preface, set *settings, rule Ru
 		c.peer.Tag = set.tag
 	}
 	c.listener = l
-	c.greet = &greeting{admit: rule}
+	c.greet = &greeting{admit: rule, preface: p}
 	h.start(c, nc)
 }
 
@@ -342,6 +343,8 @@ type preface struct {
 	peer    Peer
 	first   []byte        // read so far, behind the proxy's header
 	entry   *pendingEntry // guarded by hub.mu
+	inCall  atomic.Bool   // it is in Classify
+	failed  bool          // guarded by hub.mu
 }
 
 // fail ends it.
@@ -375,7 +378,7 @@ func (p *preface) startLocked() (evicted pendingPeer, ok bool) {
 	}
 	p.entry = in
 	h.prefaces[p] = struct{}{}
-	h.tasks.Go(func() error { p.run(); return nil })
+	go p.run() // Hub.join waits for it
 	return evicted, true
 }
 
@@ -385,6 +388,7 @@ func (h *Hub) failPrefaces(l *Listener) {
 	defer h.mu.Unlock()
 	for p := range h.prefaces {
 		if l == nil || p.l == l {
+			p.failed = true
 			p.fail(ErrClosed)
 		}
 	}
@@ -393,17 +397,33 @@ func (h *Hub) failPrefaces(l *Listener) {
 // run reads the proxy's header, asks Classify until it is content, and hands the
 // connection on.
 func (p *preface) run() {
-	h := p.hub
-	if t := h.o.HandshakeTimeout; t > 0 {
+	var (
+		use *ListenOptions
+		err = errLeft
+	)
+	defer func() { p.end(use, err) }() // deferred because Classify may end the goroutine
+	if t := p.hub.o.HandshakeTimeout; t > 0 {
 		p.nc.SetDeadline(time.Now().Add(t))
 	}
-	err := p.whom()
-	var use *ListenOptions
-	if err == nil && p.l.o.Classify != nil {
+	if err = p.whom(); err == nil && p.l.o.Classify != nil {
+		err = errLeft
 		use, err = p.choose()
 	}
+}
+
+var errLeft = errors.New("sockhub: Classify did not return")
+
+// end hands the connection on, or closes it. Until then it is one of
+// Hub.prefaces, so that whoever ends all finds it here or in Hub.live.
+func (p *preface) end(use *ListenOptions, err error) {
+	h := p.hub
+	defer func() {
+		h.mu.Lock()
+		remove(&h.prefaces, p)
+		h.mu.Unlock()
+		h.someoneLeft()
+	}()
 	h.mu.Lock()
-	remove(&h.prefaces, p)
 	h.pending.Remove(p.entry)
 	if err != nil {
 		switch {
@@ -483,6 +503,8 @@ func (p *preface) ask() (use *ListenOptions, more int, err error) {
 			p.hub.countPanic()
 		}
 	}()
+	p.inCall.Store(true)
+	defer p.inCall.Store(false)
 	use, more, err = p.l.o.Classify(p.peer, slices.Clip(p.first))
 	returned = true
 	return use, more, err
@@ -734,6 +756,8 @@ type greeting struct {
 	busy   bool           // waits for the end of the connection that has the name
 	done   chan error     // capacity 1, sent to once by the reader; nil: nobody waits
 	entry  *pendingEntry  // guarded by hub.mu; nil: not in hub.pending
+
+	preface *preface // that came before; nil once the hub has the connection
 }
 
 // pendingPeer is a peer of which it is not known yet whether it gets in.
@@ -867,9 +891,10 @@ func (h *Hub) start(c *Conn, rwc io.Closer) error {
 func (h *Hub) add(c *Conn) (evicted pendingPeer, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.stage != running {
+	if h.stage != running || c.greet.preface != nil && c.greet.preface.failed {
 		return nil, ErrClosed
 	}
+	c.greet.preface = nil
 	if !c.peer.Dialed {
 		in, out := h.pending.Add(sourceOf(c.peer), c, time.Now())
 		if in == nil {
@@ -932,7 +957,10 @@ const answer = "OK"
 // begin is the first act of the reader.
 func (c *Conn) begin() error {
 	if c.tls != nil {
-		if err := transport.Handshake(c.tls, c.t); err != nil { // Hangup ends it
+		c.inCall.Store(true)                   // it calls the user's functions in tls.Config
+		err := transport.Handshake(c.tls, c.t) // Hangup ends it
+		c.inCall.Store(false)
+		if err != nil {
 			return fmt.Errorf("sockhub: TLS handshake: %w", err)
 		}
 		state := c.tls.ConnectionState()
@@ -974,8 +1002,9 @@ func (c *Conn) greeted(msg []byte) error {
 // ask asks the rules about the peer.
 func (c *Conn) ask(rules ...Rule) error {
 	c.inCall.Store(true)
-	defer c.inCall.Store(false)
-	return admit(c.peer, rules...)
+	err := admit(c.peer, rules...)
+	c.inCall.Store(false) // if they have returned: see recoverCall
+	return err
 }
 
 // enter goes on with the handshake when nothing but the hub can be in its

@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -598,18 +599,24 @@ func (c *Conn) SendFrom(ctx context.Context, size uint64, r io.Reader) error {
 		return c.queue(ctx, len(first), func(q *outq.Queue, f outq.Framing) { q.Append(f, first) })
 	}
 	f := &feed{size: size, moved: make(chan struct{}, 1)}
-	c.mu.Lock()
-	err := c.admitLocked(ctx, pieceSize, false)
-	if err == nil {
-		c.out.run = true
-		c.out.accepted.addBig(size)
-		c.beginFeedLocked(f, first)
-	}
-	c.mu.Unlock()
-	if err != nil {
+	if err := c.beginFrom(ctx, f, first); err != nil {
 		return err
 	}
 	return c.feedRest(ctx, f, r, first)
+}
+
+// beginFrom has a feed accepted.
+func (c *Conn) beginFrom(ctx context.Context, f *feed, first []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.admitLocked(ctx, pieceSize, false); err != nil {
+		return err
+	}
+	f.begin(c.out.framing, first) // a Framing of the user's may panic
+	c.out.run = true
+	c.out.accepted.addBig(f.size)
+	c.queueFeedLocked(f)
+	return nil
 }
 
 func fromError(err error) error {
@@ -619,9 +626,8 @@ func fromError(err error) error {
 	return fmt.Errorf("sockhub: message from a reader: %w", err)
 }
 
-// beginFeedLocked queues the header and the first piece.
-func (c *Conn) beginFeedLocked(f *feed, first []byte) {
-	framing := c.out.framing
+// begin makes the first piece, with the header.
+func (f *feed) begin(framing outq.Framing, first []byte) {
 	f.pieces.Append(func(dst []byte, _ uint64) []byte {
 		if framing == nil {
 			return dst
@@ -632,6 +638,11 @@ func (c *Conn) beginFeedLocked(f *feed, first []byte) {
 		return dst
 	}, first)
 	f.queued = 1
+	f.complete = uint64(len(first)) == f.size
+}
+
+// queueFeedLocked makes it the one that is written when the queue is empty.
+func (c *Conn) queueFeedLocked(f *feed) {
 	c.out.feed = f
 	c.startWriterLocked()
 }
@@ -839,27 +850,42 @@ func (n *counter) addBig(size uint64) {
 func (c *Conn) startFeederLocked(f *feed) {
 	c.out.run, c.out.feed = true, f
 	c.out.feeders++
-	go func() {
-		first := make([]byte, min(f.size, pieceSize))
-		_, err := io.ReadFull(f.from, first)
-		if err == nil {
-			c.mu.Lock()
-			if !c.out.frozen {
-				c.beginFeedLocked(f, first)
-				f.complete = uint64(len(first)) == f.size
-			}
-			c.mu.Unlock()
-			c.feedRest(context.Background(), f, f.from, first)
-		} else {
-			c.fail(fromError(err))
+	go c.feedFrom(f)
+}
+
+// feedFrom is the feeder goroutine. Its reader is a callback of the user's.
+func (c *Conn) feedFrom(f *feed) {
+	returned := false
+	defer func() {
+		if !returned {
+			c.fail(&PanicError{Value: recover(), Stack: debug.Stack()})
 		}
-		f.close()
 		c.mu.Lock()
+		defer c.mu.Unlock()
 		if c.out.feeders--; c.out.feeders == 0 && c.out.alone != nil {
 			close(c.out.alone)
 		}
-		c.mu.Unlock()
 	}()
+	defer f.close()
+	first := make([]byte, min(f.size, pieceSize))
+	if _, err := io.ReadFull(f.from, first); err != nil {
+		c.fail(fromError(err))
+	} else if c.beginFeed(f, first) {
+		c.feedRest(context.Background(), f, f.from, first)
+	}
+	returned = true
+}
+
+// beginFeed begins a feed that was accepted, unless the output is frozen.
+func (c *Conn) beginFeed(f *feed, first []byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.out.frozen {
+		return false
+	}
+	f.begin(c.out.framing, first)
+	c.queueFeedLocked(f)
+	return true
 }
 
 // joinFeedersLocked ends what Reply.SendFrom has begun. The output is frozen.

@@ -64,6 +64,7 @@ type blocking struct {
 
 	closeOnce sync.Once // around rwc.Close, which Hangup or Close calls
 	closeErr  error
+	enders    sync.WaitGroup // what Hangup has started, and Close waits for
 
 	// mu guards what follows. A call of rwc is made under it only to set a
 	// deadline, so that a kick and its deadline come and go together.
@@ -470,11 +471,11 @@ func (c *blocking) Hangup() {
 		h.CloseRead()
 		h.CloseWrite()
 	case c.layered && c.inner != nil:
-		c.inner.Close()
+		c.enders.Go(func() { c.inner.Close() }) // Hangup does not wait
 	default:
 		// There is no other way to let the peer know, nor, without
 		// deadlines, to end what is under way.
-		c.closeRWC()
+		c.enders.Go(func() { c.closeRWC() })
 	}
 }
 
@@ -494,6 +495,7 @@ func (c *blocking) Close() error {
 	pumping, inRead := c.pumping, c.inRead
 	c.mu.Unlock()
 	err := c.closeRWC()
+	c.enders.Wait()
 	switch {
 	case !pumping:
 	case !inRead:
