@@ -73,6 +73,7 @@ type Conn struct {
 	work                *turn      // the one that the reader is in, or nil
 	paused              bool       // input waits for the user to take what he has, or for room for answers
 	gated               bool       // input waits until the Disconnected of the same client's last connection was taken
+	letGo               bool       // the input is over, and nothing is held of it
 	skipping            bool       // the rest of a stream that was closed
 	stopped             bool       // a callback closed or finished the connection
 	called              bool       // cut has called the handler
@@ -106,6 +107,7 @@ type Conn struct {
 	doubtful bool          // parked since then on a guess (transport.Conn.TryRead)
 	partial  bool          // ... within a message
 	waiting  bool          // a Stream waits for input
+	asked    bool          // for the end, by Close or Finish
 	holding  bool          // ... because we hold it back (paused)
 	rest     bool          // told to move to a new stack
 	lean     bool          // did, and nothing has come since
@@ -213,8 +215,16 @@ func (c *Conn) Stats() ConnStats {
 // its Disconnection, whose Err is ErrClosed. It does not wait. Closing again
 // does nothing. The error is always nil.
 func (c *Conn) Close() error {
+	c.asks()
 	c.fail(ErrClosed)
 	return nil
+}
+
+// asks notes that this side wants the end, whatever comes of it.
+func (c *Conn) asks() {
+	c.mu.Lock()
+	c.asked = c.asked || !c.over
+	c.mu.Unlock()
 }
 
 // Finish ends the connection when everything in its queue is written: nothing
@@ -225,6 +235,7 @@ func (c *Conn) Close() error {
 func (c *Conn) Finish() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.asked = c.asked || !c.over
 	if c.over || c.closeErr != nil {
 		if errors.Is(c.closeErr, ErrClosed) {
 			return nil
@@ -445,6 +456,9 @@ func (c *Conn) attend() (over bool) {
 		c.quiet = c.hub.watch.Now()
 	}
 	c.mu.Unlock()
+	if c.token && c.letGo {
+		c.endToken() // it was too late
+	}
 	if ending && c.gated {
 		c.fail(ErrClosed) // nobody has heard of it
 	}
@@ -468,13 +482,24 @@ func (c *Conn) attend() (over bool) {
 	before := c.input
 	over = c.attendLocked()
 	c.mu.Unlock()
-	if c.input != reading {
+	if c.input != reading && !c.letGo {
 		c.retireStream(ErrClosed)
+		c.letGoInput()
 	}
 	if before == reading && c.input == held {
 		c.reportEnd()
 	}
 	return over
+}
+
+// letGoInput gives back what is held of messages that will not be completed, when
+// the input is over and the output is not.
+func (c *Conn) letGoInput() {
+	c.letGo = true
+	c.dec.drop()
+	c.hub.budget.in.Give(c.held)
+	c.held = 0
+	c.endToken()
 }
 
 func (c *Conn) attendLocked() (over bool) {
@@ -763,6 +788,9 @@ func (c *Conn) cut(t *turn) (err error) {
 		}
 		msgs++
 		size += len(msg)
+		if c.dec.raw {
+			size -= c.dec.kept // it comes again
+		}
 	}
 	if msgs == 0 {
 		return err
@@ -1125,7 +1153,7 @@ func (c *Conn) finished() bool {
 func (c *Conn) endWasAsked() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return errors.Is(c.closeErr, ErrClosed) || errors.Is(c.out.finish, ErrClosed)
+	return c.asked || errors.Is(c.closeErr, ErrClosed) || errors.Is(c.out.finish, ErrClosed)
 }
 
 // handshaking reports whether the peer is still to be admitted.

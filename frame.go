@@ -326,7 +326,8 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 			if uint64(len(p)) >= d.max {
 				return nil, false, fmt.Errorf("%w: %d bytes unread", ErrMessageTooLarge, len(p))
 			}
-			d.want = 2 * len(p) // doubling, however little comes each time
+			d.lacks = int(min(d.max-uint64(len(p)), math.MaxInt)) // of what may come, as of a message
+			d.want = 2 * len(p)                                   // doubling, however little comes each time
 			if len(d.chunk) >= d.want {
 				d.want = len(p) + 1
 			}

@@ -757,6 +757,7 @@ func (c *Conn) cutFeed(f *feed, err error) error {
 			break
 		}
 		if c.t.WritesWhole() {
+			f.withdraw = false
 			break // who knows whether its first byte was written
 		}
 		c.t.Kick(transport.WriteSide) // the writer withdraws it, or has written

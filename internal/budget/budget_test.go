@@ -199,8 +199,11 @@ func TestOutboundFloorSharedExempt(t *testing.T) {
 	if b.Take("c", &c, 101, false) {
 		t.Error("beyond the limit")
 	}
-	if !b.Take("d", &d, 5000, true) || !d.exempt {
+	if !b.Take("d", &d, 5000, true) || d.exempt == 0 {
 		t.Error("one message enters an empty queue")
+	}
+	if b.Take("d", &d, 5100, false) {
+		t.Error("another one behind it, without room")
 	}
 	if b.Take("e", &e, 5000, true) {
 		t.Error("a second exempt message")

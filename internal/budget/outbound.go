@@ -53,7 +53,7 @@ func (b *Outbound[C]) Among(conns int) {
 // guarded by its connection's lock.
 type Share struct {
 	held   int64 // of the shared half
-	exempt bool
+	exempt int64 // what the message in the exempt slot takes of nothing; 0: none
 }
 
 // Used is what is taken of the shared half.
@@ -62,8 +62,8 @@ func (b *Outbound[C]) Used() int64 { return b.used.Load() }
 // Take asks for room for a connection whose queue is charged so much with the
 // message that is to be accepted. alone: there is no other in it.
 func (b *Outbound[C]) Take(c C, s *Share, charge int64, alone bool) bool {
-	lacks := charge - b.floor.Load() - s.held
-	if lacks <= 0 || s.exempt {
+	lacks := charge - b.floor.Load() - s.held - s.exempt
+	if lacks <= 0 {
 		return true
 	}
 	for {
@@ -80,25 +80,25 @@ func (b *Outbound[C]) Take(c C, s *Share, charge int64, alone bool) bool {
 			return true
 		}
 	}
-	return alone && b.takeExempt(c, s)
+	return alone && b.takeExempt(c, s, lacks)
 }
 
 // Force takes what Take refuses: what a Handler answers is never refused, but
 // the Handler is not called again before there is room.
 func (b *Outbound[C]) Force(s *Share, charge int64) {
-	if lacks := charge - b.floor.Load() - s.held; lacks > 0 && !s.exempt {
+	if lacks := charge - b.floor.Load() - s.held - s.exempt; lacks > 0 {
 		s.held += lacks
 		b.used.Add(lacks)
 	}
 }
 
-func (b *Outbound[C]) takeExempt(c C, s *Share) bool {
+func (b *Outbound[C]) takeExempt(c C, s *Share, n int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.taken {
 		return false
 	}
-	b.exempt, b.taken, s.exempt = c, true, true
+	b.exempt, b.taken, s.exempt = c, true, n
 	return true
 }
 
@@ -116,18 +116,18 @@ func (b *Outbound[C]) Wait(c C) {
 // Fell says that a connection's queue is charged so much now, which is less
 // than before.
 func (b *Outbound[C]) Fell(s *Share, charge int64) {
-	if s.held == 0 && !s.exempt {
+	if s.held == 0 && s.exempt == 0 {
 		return
 	}
-	spare := s.held - max(0, charge-b.floor.Load())
-	if charge > 0 && !s.exempt && spare < 2*b.step {
+	spare := s.held - max(0, charge-b.floor.Load()-s.exempt)
+	if charge > 0 && s.exempt == 0 && spare < 2*b.step {
 		return // it will be wanted again
 	}
 	freed := false
-	if charge == 0 && s.exempt {
+	if charge == 0 && s.exempt > 0 {
 		b.mu.Lock()
 		var none C
-		b.exempt, b.taken, s.exempt = none, false, false
+		b.exempt, b.taken, s.exempt = none, false, 0
 		b.mu.Unlock()
 		freed = true
 	}

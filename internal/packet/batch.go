@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -29,6 +30,9 @@ type batcher interface {
 
 	// direct reports that the socket is full for one peer and not for another.
 	direct() bool
+
+	// hurry says that what is not sent by then is not to be sent.
+	hurry(by time.Time)
 
 	// interrupt makes the running receive, and every later one, return.
 	interrupt()
@@ -65,8 +69,9 @@ var noDeadline time.Time
 // plain receives and sends one datagram at a time, on any net.PacketConn.
 type plain struct {
 	pc    net.PacketConn
-	udp   *net.UDPConn // pc, if it is one
-	wired bool         // pc is connected
+	udp   *net.UDPConn              // pc, if it is one
+	wired bool                      // pc is connected
+	last  atomic.Pointer[time.Time] // when to send no more; nil: not yet
 	buf   []byte
 	from  source
 	pauses
@@ -142,7 +147,11 @@ func (p *plain) send(box *outbox, _ int, failed func(*session, error)) (done int
 	for _, it := range box.items {
 		body := box.bytes[it.from:it.end]
 		if p.udp == nil && !p.wired {
-			p.pc.SetWriteDeadline(time.Now().Add(stuckTime))
+			by := time.Now().Add(stuckTime)
+			if last := p.last.Load(); last != nil && last.Before(by) {
+				by = *last
+			}
+			p.pc.SetWriteDeadline(by)
 		}
 		var err error
 		switch {
@@ -168,6 +177,12 @@ func (p *plain) tries() bool { return false }
 
 // direct implements batcher.
 func (p *plain) direct() bool { return false }
+
+// hurry implements batcher.
+func (p *plain) hurry(by time.Time) {
+	p.last.Store(&by)
+	p.pc.SetWriteDeadline(by)
+}
 
 // interrupt implements batcher.
 func (p *plain) interrupt() {

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -126,15 +127,18 @@ type slots struct {
 }
 
 var (
-	udpSlots  = sync.Pool{New: func() any { return newSlots(readBatch, 1<<16, udpSlot) }}
-	fewSlots  = sync.Pool{New: func() any { return newSlots(8, 1<<16, udpSlot) }}
-	unixSlots = sync.Pool{New: func() any { return newSlots(8, MaxUnix+1, MaxUnix+64) }}
+	udpSlots  = sync.Pool{New: func() any { return newSlots(readBatch, 1<<16, udpSlot, readBatch) }}
+	fewSlots  = sync.Pool{New: func() any { return newSlots(8, 1<<16, udpSlot, 8) }}
+	unixSlots = sync.Pool{New: func() any { return newSlots(8, MaxUnix+1, MaxUnix+64, 0) }}
 )
 
-func newSlots(n, size, stride int) *slots {
+// newSlots makes slots with room for so many control messages, one each or none.
+// On a Unix socket there must be none: what a peer sends there can be
+// descriptors (SCM_RIGHTS), and the system opens those that there is room for.
+func newSlots(n, size, stride, controls int) *slots {
 	b := &slots{
 		size: stride, mem: make([]byte, n*stride), used: n,
-		hdrs: make([]mmsghdr, n), iovs: make([]unix.Iovec, n), ctls: make([]control, n), names: make([]unix.RawSockaddrAny, n),
+		hdrs: make([]mmsghdr, n), iovs: make([]unix.Iovec, n), ctls: make([]control, controls), names: make([]unix.RawSockaddrAny, n),
 	}
 	for i := range b.hdrs {
 		h := &b.hdrs[i].hdr
@@ -143,7 +147,9 @@ func newSlots(n, size, stride int) *slots {
 		h.Iov = &b.iovs[i]
 		h.SetIovlen(1)
 		h.Name = (*byte)(unsafe.Pointer(&b.names[i]))
-		h.Control = (*byte)(unsafe.Pointer(&b.ctls[i]))
+		if i < controls {
+			h.Control = (*byte)(unsafe.Pointer(&b.ctls[i]))
+		}
 	}
 	return b
 }
@@ -153,7 +159,9 @@ func (b *slots) receive(fd int) (n int, errno syscall.Errno) {
 	for i := range b.hdrs[:b.used] {
 		h := &b.hdrs[i].hdr
 		h.Namelen = unix.SizeofSockaddrAny
-		h.SetControllen(int(unsafe.Sizeof(b.ctls[i])))
+		if len(b.ctls) > 0 {
+			h.SetControllen(int(unsafe.Sizeof(b.ctls[i])))
+		}
 	}
 	b.used = 0
 	for {
@@ -216,9 +224,9 @@ func (f *fast) turn(fd uintptr) (done bool) {
 func (f *fast) hand(r *round, b *slots, i int) {
 	m := &b.hdrs[i]
 	body := b.mem[i*b.size:][:m.n]
-	from := source{
-		key:     unsafe.Slice((*byte)(unsafe.Pointer(&b.names[i])), m.hdr.Namelen),
-		control: unsafe.Slice((*byte)(unsafe.Pointer(&b.ctls[i])), m.hdr.Controllen),
+	from := source{key: unsafe.Slice((*byte)(unsafe.Pointer(&b.names[i])), m.hdr.Namelen)}
+	if len(b.ctls) > 0 {
+		from.control = unsafe.Slice((*byte)(unsafe.Pointer(&b.ctls[i])), m.hdr.Controllen)
 	}
 	if !f.udp && len(from.key) <= 2 {
 		from.key = nil // who has no address
@@ -306,6 +314,9 @@ func address(raw []byte) net.Addr {
 		return &net.UnixAddr{Net: "unixgram", Name: string(path)}
 	}
 }
+
+// hurry implements batcher.
+func (f *fast) hurry(by time.Time) { f.pc.SetWriteDeadline(by) }
 
 // interrupt implements batcher.
 func (f *fast) interrupt() {

@@ -103,7 +103,7 @@ func (s *socket) closeIfUnused() error {
 }
 
 func (s *socket) closeSocket() error {
-	s.pc.SetWriteDeadline(soon()) // of who waits for the socket to take something
+	s.io.hurry(soon())
 	s.out.join()
 	s.endReceiver()
 	<-s.done

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -82,6 +83,13 @@ type gate struct {
 // keptBuffers holds buffers for a record with its header and its padding.
 var keptBuffers = sync.Pool{New: func() any { b := make([]byte, 0, joinSize+512); return &b }}
 
+// keptMax is what a gate keeps at most: a record of ours, which may be two in old
+// versions of TLS, and answers to a peer that wants new keys. One that goes on
+// wanting some and reads nothing would make it grow for ever.
+const keptMax = 4 * joinSize
+
+var errKept = errors.New("transport: the peer asks for new keys and takes no answer")
+
 // wouldBlock is an error after which package tls can be called again.
 type wouldBlock struct{}
 
@@ -128,6 +136,9 @@ func (g *gate) Write(p []byte) (n int, err error) {
 	}
 	if g.kept == nil {
 		g.kept = keptBuffers.Get().(*[]byte)
+	}
+	if len(*g.kept)-g.sent+len(p)-n > keptMax {
+		return n, errKept
 	}
 	*g.kept = append(*g.kept, p[n:]...)
 	return len(p), nil
