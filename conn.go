@@ -74,6 +74,7 @@ type Conn struct {
 	paused              bool       // input waits for the user to take what he has, or for room for answers
 	gated               bool       // input waits until the Disconnected of the same client's last connection was taken
 	letGo               bool       // the input is over, and nothing is held of it
+	follows             bool       // guarded by hub.mu: it takes the place of the connection that had the name
 	skipping            bool       // the rest of a stream that was closed
 	stopped             bool       // a callback closed or finished the connection
 	called              bool       // cut has called the handler

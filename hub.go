@@ -54,6 +54,7 @@ type client struct {
 	expected *ClientOptions     // registered with Expect; written with fan.mu held too, so either is enough to read it
 	redial   context.CancelFunc // dialed, and dialed again when the connection ends; nil: not, or no longer
 	owner    *Conn              // holds the name, from its admission to its end
+	seq      uint64             // of owner's claim
 	claims   []*Conn            // handshakes that wait for owner's end
 
 	// Guarded by hub.fan.mu.
@@ -98,8 +99,9 @@ type Hub struct {
 	names     map[string]*client
 	pending   *pending.Table[source, pendingPeer] // handshakes of accepted connections
 	prefaces  map[*preface]struct{}
-	slots     int // connections past their handshake whose Disconnected was not taken
-	evicted   int // sessions of packets that made place for others, and are on their way out
+	slots     int    // connections past their handshake whose Disconnected was not taken
+	claims    uint64 // connections that have asked for a client so far
+	evicted   int    // sessions of packets that made place for others, and are on their way out
 	totals    Stats
 
 	fan fan // what goes to Events
@@ -447,7 +449,8 @@ func (s *Stats) add(c ConnStats) {
 // socket is closed, or shut down where a callback of the user's is running on
 // the connection's reader (it may be Close's own caller), and no other
 // goroutine of the hub is left. Nobody needs to receive from Events, which
-// yields what remains and is then closed. Calling it again waits for the same.
+// yields what remains and is then closed; of a connection in such a callback it
+// does not tell the end. Calling it again waits for the same.
 // The error is always nil.
 func (h *Hub) Close() error {
 	h.mu.Lock()
@@ -799,7 +802,12 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 	if h.stage != running {
 		return 0, nil, ErrClosed
 	}
-	name, cl := "", c.greet.client
+	g := c.greet
+	if g.seq == 0 {
+		h.claims++
+		g.seq = h.claims
+	}
+	name, cl := "", g.client
 	if cl != nil && cl.redial == nil {
 		return 0, nil, ErrClosed // forgotten meanwhile
 	}
@@ -816,6 +824,8 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 	}
 	if cl != nil && cl.owner != nil {
 		switch {
+		case cl.seq > g.seq && cl.duplicates(h) != RefuseNew:
+			return 0, nil, ErrReplaced // by one that came later, and did not have to wait, or was faster
 		case cl.owner.leaving():
 		case cl.duplicates(h) != RefuseNew:
 			replaced = cl.owner
@@ -830,7 +840,7 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 	if name != "" && (cl == nil || cl.expected == nil) && h.o.Unexpected == RefuseUnexpected {
 		return 0, nil, &AdmissionError{Peer: c.peer, Err: errUnexpected}
 	}
-	if h.fullLocked() {
+	if h.fullLocked() && !(c.follows && h.slots-h.evicted < h.o.MaxConns+h.surplus()) {
 		return 0, nil, ErrTooManyConns
 	}
 	if h.budget.full() {
@@ -851,8 +861,8 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 	} else {
 		h.totals.Accepted++
 	}
-	h.removePendingLocked(c.greet)
-	cl.owner, c.client = c, cl
+	h.removePendingLocked(g)
+	cl.owner, cl.seq, c.client = c, g.seq, cl
 	return admitted, nil, nil
 }
 
@@ -940,6 +950,9 @@ func (h *Hub) disownLocked(cl *client, c *Conn) (claims []*Conn) {
 		}
 	}
 	claims, cl.claims = cl.claims, nil
+	for _, w := range claims {
+		w.follows = true
+	}
 	return claims
 }
 
@@ -963,13 +976,17 @@ func (h *Hub) full() bool {
 // place is not to wait for their end, or that it is taken.
 func (h *Hub) fullLocked() bool { return h.slots-h.evicted >= h.o.MaxConns }
 
+// surplus is how many connections there may be beyond MaxConns, of which others
+// have taken the place: their ends are not taken yet.
+func (h *Hub) surplus() int { return max(64, h.o.MaxConns/16) }
+
 // mayEvict says whether one more session may have to make place, and counts it.
 // There is a limit to how many may be on their way out, so that a flood from
 // ever new addresses does not grow memory when the user takes no batches.
 func (h *Hub) mayEvict() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.evicted >= max(64, h.o.MaxConns/16) {
+	if h.evicted >= h.surplus() {
 		return false
 	}
 	h.evicted++

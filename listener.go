@@ -227,6 +227,7 @@ func (h *Hub) open() error {
 func (h *Hub) packetOptions(set *settings, sessions int) packet.Options {
 	return packet.Options{
 		Max: int(set.maxMessage), Sessions: sessions, Evicted: errSessionEvicted, Stats: &h.packets,
+		Room: h.budget.in.ReserveSpare, Free: h.budget.in.GiveSpare,
 		Full: h.full, Evict: h.mayEvict, Unevict: h.unevict,
 	}
 }
@@ -757,6 +758,7 @@ type greeting struct {
 	done   chan error     // capacity 1, sent to once by the reader; nil: nobody waits
 	entry  *pendingEntry  // guarded by hub.mu; nil: not in hub.pending
 
+	seq     uint64   // guarded by hub.mu; of the claim, from 1 on; 0: there was none
 	preface *preface // that came before; nil once the hub has the connection
 }
 

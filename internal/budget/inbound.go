@@ -92,6 +92,24 @@ func (b *Inbound[C]) Reserve(n int64) bool {
 	}
 }
 
+// ReserveSpare is Reserve for what has not been read by a connection yet, and
+// can do without: it takes half at most of what there is for those, who could
+// not take it over otherwise.
+func (b *Inbound[C]) ReserveSpare(n int) bool {
+	for {
+		used := b.used.Load()
+		if used+int64(n) > b.line.Load()/2 || b.over(used) {
+			return false
+		}
+		if b.used.CompareAndSwap(used, used+int64(n)) {
+			return true
+		}
+	}
+}
+
+// GiveSpare gives back n bytes that ReserveSpare has taken.
+func (b *Inbound[C]) GiveSpare(n int) { b.Give(int64(n)) }
+
 // Force takes n bytes in any case: what the token's owner reads, and what
 // messages are charged beyond their bytes.
 func (b *Inbound[C]) Force(n int64) { b.used.Add(n) }

@@ -46,6 +46,9 @@ type Options struct {
 	Evicted  error  // the end of the one that is idle for longest, when there are too many
 	Stats    *Stats // counts; several sockets may share it
 
+	Room func(n int) bool // there is room for n more bytes of what sessions have received; nil: always
+	Free func(n int)      // so many of them are free again; nil if Room is. It may lock what it likes
+
 	Full    func() bool // there is no room for another session, though there are not too many here; nil: never
 	Evict   func() bool // one may be evicted, and is if so; nil: always
 	Unevict func()      // one is gone that Accept has not returned; for the others there is WasEvicted. May be nil if Evict is

@@ -29,6 +29,7 @@ type session struct {
 	changed sync.Cond  // mu; anything that Read or Write wait for
 	in      []byte     // frames that were received and not read; from the pool while there are any
 	r       int        // where in in the next one begins, or what is left of it
+	roomed  int        // what Options.Room has allowed of in
 	news    bool       // something came since Read's turn began
 	took    bool       // that turn has read
 	err     error      // why there will be nothing more; behind what is in in
@@ -50,32 +51,90 @@ func (s *socket) newSession(from source) *session {
 	return x
 }
 
-// buffers hold what sessions have received.
-var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
+// What sessions have received lies in a small buffer each, which their owner's
+// limit of sessions bounds, or, if that does not hold it, in a large one, which
+// Options.Room has to allow.
+const (
+	smallBuffer = 4 << 10
+	largeBuffer = 64 << 10  // at least
+	inBytes     = 256 << 10 // what may wait in a session, or one datagram of more
+)
 
-// inBytes is what may wait in a session, or one datagram of more.
-const inBytes = 256 << 10
+var (
+	small = sync.Pool{New: func() any { b := make([]byte, 0, smallBuffer); return &b }}
+	large = sync.Pool{New: func() any { return new([]byte) }}
+)
 
 // put hands a datagram to the session, unless too much is waiting already.
 func (x *session) put(body []byte) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	waiting := len(x.in) - x.r
-	if x.err != nil || x.hung || waiting > 0 && waiting+HeaderSize+len(body) > inBytes {
+	waiting, n := len(x.in)-x.r, HeaderSize+len(body)
+	if x.err != nil || x.hung || waiting > 0 && waiting+n > inBytes {
 		return false
 	}
 	if x.in == nil {
-		x.in = (*buffers.Get().(*[]byte))[:0]
+		x.in = (*small.Get().(*[]byte))[:0]
 	}
-	if x.r > 0 && len(x.in)+HeaderSize+len(body) > cap(x.in) {
+	if x.r > 0 && len(x.in)+n > cap(x.in) {
 		x.in = x.in[:copy(x.in, x.in[x.r:])]
 		x.r = 0
+	}
+	if len(x.in)+n > cap(x.in) && !x.growLocked(len(x.in)+n) {
+		return false
 	}
 	x.in = binary.LittleEndian.AppendUint32(x.in, uint32(len(body)))
 	x.in = append(x.in, body...)
 	x.news = true
 	x.changed.Broadcast()
 	return true
+}
+
+// growLocked gives the session a large buffer, if there is room for it.
+func (x *session) growLocked(need int) bool {
+	p := large.Get().(*[]byte)
+	if cap(*p) < need {
+		*p = make([]byte, 0, max(need, 2*cap(x.in), largeBuffer))
+	}
+	o := &x.sock.o
+	if more := cap(*p) - smallBuffer - x.roomed; o.Room != nil && more > 0 {
+		if !o.Room(more) {
+			large.Put(p)
+			if len(x.in) == 0 {
+				x.dropBufferLocked()
+			}
+			return false
+		}
+		x.roomed += more
+	}
+	old := x.in
+	x.in = append((*p)[:0], old...)
+	*p = nil
+	if cap(old) == smallBuffer {
+		small.Put(&old)
+	}
+	return true
+}
+
+// dropBufferLocked gives the buffer back, and returns for how much of it there
+// was to be room, which is to be given to Options.Free without a lock.
+func (x *session) dropBufferLocked() (roomed int) {
+	b := x.in[:0]
+	switch {
+	case cap(b) == smallBuffer:
+		small.Put(&b)
+	case cap(b) > smallBuffer && cap(b) <= 2*inBytes:
+		large.Put(&b)
+	}
+	x.in, x.r = nil, 0
+	roomed, x.roomed = x.roomed, 0
+	return roomed
+}
+
+func (x *session) free(roomed int) {
+	if roomed > 0 {
+		x.sock.o.Free(roomed)
+	}
 }
 
 // hungUp reports whether the session is about to be closed.
@@ -149,6 +208,8 @@ func (x *session) pendingLocked() bool { return len(x.in) > x.r || x.err != nil 
 
 // TryRead implements transport.Conn.
 func (x *session) TryRead(p []byte) (n int, drained bool, err error) {
+	roomed := 0
+	defer func() { x.free(roomed) }()
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.took = true
@@ -160,11 +221,7 @@ func (x *session) TryRead(p []byte) (n int, drained bool, err error) {
 	if x.r += n; x.r < len(x.in) {
 		return n, false, nil
 	}
-	if cap(x.in) <= inBytes {
-		b := x.in[:0]
-		buffers.Put(&b)
-	}
-	x.in, x.r = nil, 0
+	roomed = x.dropBufferLocked()
 	return n, x.err == nil, nil
 }
 
@@ -330,7 +387,9 @@ func (x *session) Close() error {
 	again := x.closed
 	x.closed, x.hung = true, true
 	x.ending.Store(true)
+	roomed := x.dropBufferLocked()
 	x.mu.Unlock()
+	x.free(roomed)
 	if again {
 		return nil
 	}

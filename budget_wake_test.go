@@ -1,0 +1,313 @@
+package sockhub_test
+
+// What ends, is withdrawn or gives way wakes who waits for memory, and no more is held than the limits say.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/memnet"
+)
+
+// What was not taken when a hub was closed is nobody's any more.
+func TestClosedHubGivesItsPartOfASharedBudgetBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := sockhub.NewBudget(1<<20, 1<<20, 1<<30)
+		for i := range 20 {
+			hub := openHub(t, &sockhub.Options{Budget: b, MaxMessage: 100_000, MaxConns: 10})
+			_, peer := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+			go peer.Write(frame(string(make([]byte, 90_000))))
+			synctest.Wait()
+			if n := hub.Stats().QueuedIn; n == 0 {
+				t.Errorf("hub %d cannot read any more", i)
+			}
+			hub.Close()
+			for range hub.Events() { // everything is taken
+			}
+		}
+		hub := openHub(t, &sockhub.Options{Budget: b, MaxMessage: 100_000, MaxConns: 10})
+		c, peer := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		go peer.Write(frame("hello"))
+		timeout := time.After(time.Hour)
+		for {
+			select {
+			case x := <-hub.Events():
+				if len(x.Received) > 0 {
+					return
+				}
+			case <-timeout:
+				t.Errorf("nothing is read any more: %+v", c.Stats())
+				return
+			}
+		}
+	})
+}
+
+func TestReaderStoppedByMemoryLimitGoesOnWhenOutputIsWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{MemoryLimit: 1 << 20, MaxMessage: 1 << 20, WriteTimeout: -1, MaxConns: 10_000, ConnOutbound: 2 << 20})
+		base := func(*sockhub.Conn) sockhub.Handler { return sockhub.BaseHandler{} }
+		a, pa := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: base})
+		_, pb := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		a.TrySend([]byte("x")) // Drained is called once, and not wanted any more
+		time.Sleep(time.Minute)
+		for hub.Stats().QueuedOut < 3<<19 {
+			if err := a.TrySend(make([]byte, 100_000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		go pb.Write(frame("hello"))
+		time.Sleep(time.Minute)
+		got := make(chan struct{})
+		go func() {
+			for x := range hub.Events() {
+				if len(x.Received) > 0 {
+					close(got)
+					return
+				}
+			}
+		}()
+		time.Sleep(time.Minute)
+		select {
+		case <-got:
+			t.Fatal("read though MemoryLimit is reached")
+		default:
+		}
+		start := time.Now()
+		go io.Copy(io.Discard, pa)
+		select {
+		case <-got:
+			t.Log(time.Since(start))
+		case <-time.After(time.Hour):
+		}
+		select {
+		case <-got:
+		default:
+			t.Fatal("not read an hour after all output was written")
+		}
+	})
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { return len(p), nil }
+
+func TestWithdrawnSendFromGivesItsRoomBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{OutboundLimit: 64 << 10, MaxConns: 1000, WriteTimeout: -1})
+		a, pa := serveMemory(t, hub, stuck, sockhub.ListenOptions{})
+		b, pb := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		_, _ = pa, pb
+		pb.Write(nil)
+		// Fill a's socket so that nothing of what follows is written, with an empty queue.
+		if err := a.SetRaw(true); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if err := a.TrySend([]byte("1234")); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := a.Stats().QueuedOut; n != 0 {
+			t.Fatal("queued", n)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := a.SendFrom(ctx, 500_000, io.LimitReader(zeros{}, 500_000))
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		if n, _ := hub.Conn(a.ID()); n != a {
+			t.Fatal("cut, not withdrawn")
+		}
+		if n := hub.Stats().QueuedOut; n != 0 {
+			t.Fatal("queued", n)
+		}
+		// Nothing is queued in the whole hub. One message of any size enters an empty queue.
+		ctx2, cancel2 := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel2()
+		go io.Copy(io.Discard, pb)
+		if err := b.Send(ctx2, make([]byte, 60_000)); err != nil {
+			t.Fatalf("with nothing queued anywhere: %v; a: %+v", err, a.Stats())
+		}
+	})
+}
+
+func TestWhatComesBehindAMessageInTheExemptSlotCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, connOut := range []int64{0, -1} {
+			hub := openHub(t, &sockhub.Options{OutboundLimit: 1 << 20, MaxMessage: 1 << 20, ConnOutbound: connOut, MaxConns: 10})
+			c, _ := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+			if err := c.TrySend(make([]byte, 700_000)); err != nil {
+				t.Fatal(err)
+			}
+			small := make([]byte, 100_000)
+			for range 500 {
+				if c.TrySend(small) != nil {
+					break
+				}
+			}
+			if n := hub.Stats().QueuedOut; n > 2<<20 {
+				t.Errorf("ConnOutbound %d: %d bytes queued, OutboundLimit + MaxMessage is %d", connOut, n, 2<<20)
+			}
+		}
+	})
+}
+
+// Peers that send no end of a line hold all the memory there is for input.
+func TestUnreadBeginningsDoNotStopTheOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{InboundLimit: 2 << 20, MaxMessage: 900_000})
+		var lines atomic.Int32
+		h := func(*sockhub.Conn) sockhub.Handler { // lines of text
+			return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+				for {
+					i := slices.Index(m, '\n')
+					if i < 0 {
+						r.Unread(m)
+						return
+					}
+					lines.Add(1)
+					m = m[i+1:]
+				}
+			}}
+		}
+		serve := func() *memnet.End {
+			ours, peer := memnet.Pair(nil)
+			if _, err := hub.ServeConn(t.Context(), ours, &sockhub.ListenOptions{Mode: sockhub.Raw, Handler: h}); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { peer.Close() })
+			return peer
+		}
+		for range 3 {
+			go serve().Write(make([]byte, 800_000)) // no end of a line
+		}
+		time.Sleep(time.Minute)
+		honest := serve()
+		go honest.Write([]byte("hello\n"))
+		time.Sleep(24 * time.Hour)
+		if lines.Load() == 0 {
+			t.Fatalf("a line is not read within a day: %+v", hub.Stats())
+		}
+	})
+}
+
+// It is in the middle of one, and its own peer does not read.
+func TestFinishedConnectionLetsGoOfItsMessage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{InboundLimit: 2 << 20, MaxMessage: 900_000, WriteTimeout: -1, FrameTimeout: time.Hour, ConnInbound: 8 << 20})
+		a, pa := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		b, pb := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		d, pd := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		<-hub.Events()
+		big := frame(string(make([]byte, 800_000)))
+		go pa.Write(big[:790_000]) // a lacks least
+		go pb.Write(big[:400_000])
+		go pd.Write(big[:400_000])
+		time.Sleep(time.Second)
+		for a.TrySend(make([]byte, 100_000)) == nil { // its peer does not read
+		}
+		a.Finish()
+		time.Sleep(time.Second)
+		go pa.Write(big[790_000:])
+		go pb.Write(big[400_000:])
+		go pd.Write(big[400_000:])
+		var got []*sockhub.Conn
+		go func() {
+			for x := range hub.Events() {
+				for _, r := range x.Received {
+					got = append(got, r.Conn)
+				}
+			}
+		}()
+		time.Sleep(30 * time.Minute)
+		st := fmt.Sprintf("%+v %+v %+v", a.Stats(), b.Stats(), d.Stats())
+		hub.Close()
+		synctest.Wait()
+		if !slices.Contains(got, b) || !slices.Contains(got, d) {
+			t.Fatalf("not read within half an hour: b %v, d %v; %s", slices.Contains(got, b), slices.Contains(got, d), st)
+		}
+	})
+}
+
+func TestFinishedConnectionIsNotCutForWhatItDoesNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{InboundLimit: 2 << 20, MaxMessage: 900_000, ConnInbound: 8 << 20})
+		a, pa := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		_, pb := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		_, pd := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		<-hub.Events()
+		big := frame(string(make([]byte, 800_000)))
+		go pa.Write(big[:790_000])
+		go pb.Write(big[:400_000])
+		go pd.Write(big[:400_000])
+		time.Sleep(time.Second)
+		for a.TrySend(make([]byte, 100_000)) == nil {
+		}
+		go func() { // a slow peer, not a stuck one
+			for buf := make([]byte, 50_000); ; time.Sleep(time.Second) {
+				if _, err := io.ReadFull(pa, buf); err != nil {
+					return
+				}
+			}
+		}()
+		defer time.Sleep(2 * time.Second) // until the peer has seen that
+		defer pa.Close()
+		a.Finish()
+		go pa.Write(big[790_000:])
+		start := time.Now()
+		for x := range hub.Events() {
+			for _, d := range x.Disconnected {
+				if d.Conn == a {
+					if !errors.Is(d.Err, sockhub.ErrClosed) || d.Report.UnsentMessages > 0 {
+						t.Fatalf("finished, and its peer reads; after %v: %v, %+v", time.Since(start), d.Err, d.Report)
+					}
+					return
+				}
+			}
+		}
+	})
+}
+
+// Nobody takes what comes.
+func TestSessionsOfPacketsAreWithinTheLimits(t *testing.T) {
+	hub := openHub(t, &sockhub.Options{InboundLimit: 1 << 20, MaxMessage: 64_000, MemoryLimit: 2 << 20})
+	l, err := hub.Listen(t.Context(), "udp", "127.0.0.1:0", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	debug.FreeOSMemory()
+	var m0, m1 runtime.MemStats
+	runtime.ReadMemStats(&m0)
+	msg := make([]byte, 8000)
+	for range 60 { // 15 MB in all
+		c, err := net.Dial("udp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 32 {
+			c.Write(msg)
+			time.Sleep(50 * time.Microsecond) // or the socket's buffer drops it
+		}
+		c.Close()
+	}
+	time.Sleep(300 * time.Millisecond)
+	runtime.GC()
+	runtime.ReadMemStats(&m1)
+	if n := int64(m1.HeapInuse) - int64(m0.HeapInuse); n > 8<<20 {
+		t.Fatalf("%d MiB held, InboundLimit is 1 MiB and MemoryLimit 2 MiB; QueuedIn %d", n>>20, hub.Stats().QueuedIn)
+	}
+}

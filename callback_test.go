@@ -1,0 +1,367 @@
+package sockhub_test
+
+// Callbacks that call back, block, panic, or leave.
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/memnet"
+)
+
+func mustEndWithin(t *testing.T, what string, d time.Duration, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); f() }()
+	select {
+	case <-done:
+	case <-time.After(d):
+		t.Fatalf("%s hangs", what)
+	}
+}
+
+func TestShutdownWithinAHandler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		done := make(chan error, 1)
+		var hub *sockhub.Hub
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+			defer cancel()
+			start := time.Now()
+			err := hub.Shutdown(ctx)
+			if time.Since(start) > time.Minute {
+				err = errors.New("took an hour: " + err.Error())
+			}
+			done <- err
+		}}
+		hub = openHub(t, nil)
+		_, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+		p.Write(frame("x"))
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestCloseWithinClassify(t *testing.T) {
+	hub, _ := sockhub.New(context.Background(), nil)
+	done := make(chan struct{})
+	l, err := hub.Listen(t.Context(), "tcp", "127.0.0.1:0", &sockhub.ListenOptions{Mode: sockhub.Anonymous,
+		Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) {
+			hub.Close()
+			close(done)
+			return nil, 0, nil
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, _ := net.Dial("tcp", l.Addr().String())
+	defer nc.Close()
+	mustEndWithin(t, "Close within Classify", 3*time.Second, func() { <-done })
+}
+
+func TestCloseWithinACallbackOfTLS(t *testing.T) {
+	hub, _ := sockhub.New(context.Background(), nil)
+	done := make(chan struct{})
+	l, err := hub.Listen(t.Context(), "tcp", "127.0.0.1:0", &sockhub.ListenOptions{Mode: sockhub.Anonymous,
+		TLS: &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			hub.Close()
+			close(done)
+			return nil, io.EOF
+		}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, _ := net.Dial("tcp", l.Addr().String())
+	defer nc.Close()
+	go tls.Client(nc, &tls.Config{InsecureSkipVerify: true}).Handshake()
+	mustEndWithin(t, "Close within GetCertificate", 3*time.Second, func() { <-done })
+}
+
+type askingLog struct {
+	slog.Handler
+	hub **sockhub.Hub
+	n   *atomic.Int32
+}
+
+func (l askingLog) Enabled(context.Context, slog.Level) bool { return true }
+
+func (l askingLog) Handle(context.Context, slog.Record) error {
+	(*l.hub).Stats()
+	l.n.Add(1)
+	return nil
+}
+
+func TestLoggerAsksTheHub(t *testing.T) {
+	var hub *sockhub.Hub
+	var n atomic.Int32
+	h, err := sockhub.New(context.Background(), &sockhub.Options{Admit: sockhub.Nobody(), Logger: slog.New(askingLog{slog.DiscardHandler, &hub, &n})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hub = h
+	l, err := hub.Listen(t.Context(), "tcp", "127.0.0.1:0", &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, _ := net.Dial("tcp", l.Addr().String())
+	defer nc.Close()
+	io.ReadAll(nc)
+	time.Sleep(200 * time.Millisecond)
+	mustEndWithin(t, "Stats after a refused peer", 3*time.Second, func() { hub.Stats(); hub.Close() })
+}
+
+type stuckCloser struct {
+	r     *io.PipeReader
+	w     *io.PipeWriter
+	block chan struct{}
+}
+
+func (x *stuckCloser) Read(p []byte) (int, error) { return x.r.Read(p) }
+
+func (x *stuckCloser) Write(p []byte) (int, error) { return len(p), nil }
+
+func (x *stuckCloser) Close() error {
+	x.r.Close()
+	<-x.block // like the Close of a child's pipes, which waits for the child
+	return nil
+}
+
+func TestCloseThatBlocksStopsNoClocks(t *testing.T) {
+	hub, err := sockhub.New(context.Background(), &sockhub.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w := io.Pipe()
+	x := &stuckCloser{r, w, make(chan struct{})}
+	defer hub.Close()
+	defer close(x.block)
+	lo := &sockhub.ListenOptions{Mode: sockhub.Anonymous, IdleTimeout: 100 * time.Millisecond}
+	if _, err := hub.ServeConn(t.Context(), x, lo); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond) // it is given up
+	a, b := net.Pipe()
+	defer b.Close()
+	c, err := hub.ServeConn(t.Context(), a, lo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	timeout := time.After(3 * time.Second)
+	for {
+		select {
+		case bt := <-hub.Events():
+			for _, d := range bt.Disconnected {
+				if d.Conn == c {
+					return
+				}
+			}
+		case <-timeout:
+			t.Fatal("IdleTimeout of 100 ms is not seen: another connection's Close holds up the clocks of the hub")
+		}
+	}
+}
+
+func TestCloseThatBlocksWithinForget(t *testing.T) {
+	hub, err := sockhub.New(context.Background(), &sockhub.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w := io.Pipe()
+	x := &stuckCloser{r, w, make(chan struct{})}
+	defer hub.Close()
+	var once sync.Once
+	unblock := func() { once.Do(func() { close(x.block) }) }
+	defer unblock()
+	id, _ := hub.Expect("child", nil)
+	go w.Write(frame("child"))
+	if _, err := hub.ServeConn(t.Context(), x, nil); err != nil {
+		t.Fatal(err)
+	}
+	go hub.Forget(id)
+	time.Sleep(100 * time.Millisecond)
+	done := make(chan struct{})
+	go func() { hub.Lookup("somebody else"); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(3 * time.Second):
+		t.Error("Lookup of another name hangs while Forget closes")
+		unblock()
+	}
+}
+
+type lateReader struct{ closed, late atomic.Int32 }
+
+func (r *lateReader) Read(p []byte) (int, error) {
+	if r.closed.Load() > 0 {
+		r.late.Add(1)
+		return 0, os.ErrClosed
+	}
+	return len(p), nil
+}
+
+func (r *lateReader) Close() error { r.closed.Add(1); return nil }
+
+// It stands behind a SendMany that outlives the connection.
+func TestReaderToSendFromIsNotReadAfterTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, nil)
+		rc := new(lateReader)
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.SendFrom(1000, rc) }}
+		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+		go io.Copy(io.Discard, p)
+		goOn := make(chan struct{})
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			c.SendMany(t.Context(), func(yield func([]byte) bool) {
+				for range 10 {
+					yield(make([]byte, 100_000)) // so that the run has begun
+				}
+				<-goOn
+			})
+		}()
+		synctest.Wait()
+		p.Write(frame("x"))
+		synctest.Wait()
+		hub.Close()
+		for range hub.Events() {
+		}
+		synctest.Wait()
+		close(goOn)
+		<-done
+		synctest.Wait()
+		if rc.late.Load() > 0 {
+			t.Fatal("read after it was closed, the connection had ended, and Hub.Close had returned")
+		}
+	})
+}
+
+func TestRuleThatLeavesRefuses(t *testing.T) {
+	hub := openHub(t, &sockhub.Options{Admit: func(sockhub.Peer) error { runtime.Goexit(); return nil }})
+	a, b := memnet.Pair(nil)
+	defer b.Close()
+	c, err := hub.ServeConn(t.Context(), a, &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+	if err == nil {
+		defer func() { t.Fatalf("ServeConn returned no error; ID: %v", recover()) }()
+		c.ID()
+	}
+	t.Log(err)
+}
+
+func TestClassifyThatLeavesRefuses(t *testing.T) {
+	hub := openHub(t, &sockhub.Options{MaxPending: 1, HandshakeTimeout: 200 * time.Millisecond})
+	l, err := hub.Listen(t.Context(), "tcp", "127.0.0.1:0", &sockhub.ListenOptions{Mode: sockhub.Anonymous,
+		Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) { runtime.Goexit(); return nil, 0, nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, _ := net.Dial("tcp", l.Addr().String())
+	defer nc.Close()
+	nc.SetDeadline(time.Now().Add(2 * time.Second))
+	if _, err := nc.Read(make([]byte, 1)); err != io.EOF {
+		t.Fatalf("not closed after 2 s: %v", err)
+	}
+}
+
+type leavingReader struct{}
+
+func (leavingReader) Read([]byte) (int, error) { runtime.Goexit(); return 0, nil }
+
+func (leavingReader) Close() error { return nil }
+
+func TestReaderToSendFromThatLeavesEndsTheConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, err := sockhub.New(context.Background(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.SendFrom(1000, leavingReader{}) }}
+		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+		p.Write(frame("x"))
+		synctest.Wait()
+		p.Close()
+		time.Sleep(time.Minute)
+		n := hub.Stats().Conns
+		hub.Close()
+		if n != 0 {
+			t.Errorf("%d connections a minute after the peer has gone: %+v", n, c.Stats())
+			runtime.Goexit()
+		}
+	})
+}
+
+type shortFraming struct{}
+
+func (shortFraming) MaxHeader() int { return 2 }
+
+func (shortFraming) AppendHeader(dst []byte, n uint64) []byte {
+	if n > 0xffff {
+		panic("too long")
+	}
+	return binary.BigEndian.AppendUint16(dst, uint16(n))
+}
+
+func (shortFraming) Header(p []byte) (int, uint64, error) {
+	if len(p) < 2 {
+		return 0, 0, nil
+	}
+	return 2, uint64(binary.BigEndian.Uint16(p)), nil
+}
+
+func TestFramingThatPanicsLeavesNoLock(t *testing.T) {
+	hub, err := sockhub.New(context.Background(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, _ := serveMemory(t, hub, nil, sockhub.ListenOptions{Framing: shortFraming{}})
+	try := func(f func() error) (what any) {
+		defer func() { what = recover() }()
+		f()
+		return nil
+	}
+	big := make([]byte, 100_000)
+	t.Log(try(func() error { return c.TrySend(big) }))
+	t.Log(try(func() error { return c.SendFrom(t.Context(), 100_000, bytes.NewReader(big)) }))
+	mustEndWithin(t, "Stats", 2*time.Second, func() { c.Stats() })
+	mustEndWithin(t, "Close", 2*time.Second, func() { hub.Close() })
+}
+
+// It would end the program, so it is another one.
+func TestPanicInACallbackOfTLSEndsOneConnection(t *testing.T) {
+	if os.Getenv("SOCKHUB_TEST_CHILD") == "" {
+		cmd := exec.Command(os.Args[0], "-test.run", "^TestPanicInACallbackOfTLSEndsOneConnection$")
+		cmd.Env = append(os.Environ(), "SOCKHUB_TEST_CHILD=1")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %.300s", err, out)
+		}
+		return
+	}
+	hub, _ := sockhub.New(context.Background(), nil)
+	defer hub.Close()
+	l, err := hub.Listen(t.Context(), "tcp", "127.0.0.1:0", &sockhub.ListenOptions{Mode: sockhub.Anonymous,
+		TLS: &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { panic("a user's") }}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, _ := net.Dial("tcp", l.Addr().String())
+	defer nc.Close()
+	tls.Client(nc, &tls.Config{InsecureSkipVerify: true}).Handshake()
+	time.Sleep(200 * time.Millisecond)
+}

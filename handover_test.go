@@ -1,0 +1,352 @@
+package sockhub_test
+
+// SetHandler, Streams and ends that meet each other.
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/memnet"
+)
+
+func openHub(t *testing.T, o *sockhub.Options) *sockhub.Hub {
+	t.Helper()
+	hub, err := sockhub.New(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { hub.Close() })
+	return hub
+}
+
+func serveMemory(t *testing.T, hub *sockhub.Hub, mo *memnet.Options, lo sockhub.ListenOptions) (*sockhub.Conn, *memnet.End) {
+	t.Helper()
+	ours, peer := memnet.Pair(mo)
+	lo.Mode = sockhub.Anonymous
+	c, err := hub.ServeConn(t.Context(), ours, &lo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { peer.Close() })
+	return c, peer
+}
+
+func TestSlowPeerEndsThoughAStreamIsUnread(t *testing.T) {
+	for _, policy := range []sockhub.OverflowPolicy{sockhub.DisconnectPeer, sockhub.BlockSender} {
+		t.Run(policy.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := openHub(t, &sockhub.Options{StreamOver: 1000, Overflow: policy, ConnOutbound: 100_000})
+				c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+				p.Write(frame(string(make([]byte, 2000)))[:100])
+				var s *sockhub.Stream
+				gone := make(chan error, 1)
+				go func() {
+					for b := range hub.Events() {
+						for _, d := range b.Received {
+							s = d.Stream
+						}
+						for _, d := range b.Disconnected {
+							gone <- d.Err
+						}
+					}
+				}()
+				synctest.Wait()
+				if s == nil {
+					t.Fatal("no stream")
+				}
+				for c.TrySend(make([]byte, 10_000)) == nil {
+				}
+				time.Sleep(10 * time.Minute)
+				select {
+				case err := <-gone:
+					if !errors.Is(err, sockhub.ErrSlowPeer) {
+						t.Fatal(err)
+					}
+				default:
+					t.Fatalf("not reported after 10 minutes: %+v; TrySend: %v", c.Stats(), c.TrySend(nil))
+				}
+			})
+		})
+	}
+}
+
+func TestSetHandlerGetsAStreamThatWasNotTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{StreamOver: 1000})
+		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		go p.Write(slices.Concat(frame("before"), frame(string(make([]byte, 2000))), frame("after")))
+		synctest.Wait() // the batch waits in the channel
+		var read int64
+		h := &streamHandler{read: func(s *sockhub.Stream) { read, _ = io.Copy(io.Discard, s) }}
+		if err := c.SetHandler(h); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		var streams int
+		go func() {
+			for b := range hub.Events() {
+				for _, d := range b.Received {
+					if d.Stream != nil {
+						streams++
+						io.Copy(io.Discard, d.Stream)
+					}
+				}
+			}
+		}()
+		time.Sleep(time.Minute)
+		stats := c.Stats()
+		hub.Close()
+		synctest.Wait()
+		if read+int64(streams) == 0 || !slices.Equal(h.msgs, []string{"before", "after"}) {
+			t.Fatalf("the handler got %q and read %d bytes of a stream, Events had %d streams; %v %+v", h.msgs, read, streams, h.end, stats)
+		}
+	})
+}
+
+func TestHandlerGivesBackWhatWasWithdrawnForIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, nil)
+		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		p.Write(frames("1", "2", "3"))
+		synctest.Wait()
+		var end error
+		var first string
+		h := &handlerFuncs{
+			message: func(r *sockhub.Reply, m []byte) {
+				first += string(m)
+				r.SetHandler(nil)
+			},
+			disconnected: func(d sockhub.Disconnection) { end = d.Err },
+		}
+		if err := c.SetHandler(h); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		time.Sleep(time.Second)
+		var got []string
+		for {
+			b := <-hub.Events()
+			for _, m := range b.Messages() {
+				got = append(got, string(m))
+			}
+			for _, d := range b.Disconnected {
+				t.Fatalf("ended: %v (handler %q, %v), events %q", d.Err, first, end, got)
+			}
+			if len(got) == 2 {
+				return
+			}
+		}
+	})
+}
+
+func TestHandlerThatComesTooLateHearsTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, nil)
+		c, _ := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		<-hub.Events()
+		var end error
+		if err := c.SetHandler(&handlerFuncs{disconnected: func(d sockhub.Disconnection) { end = d.Err }}); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		for b := range hub.Events() {
+			if len(b.Disconnected) > 0 {
+				break
+			}
+		}
+		synctest.Wait()
+		if end == nil {
+			t.Fatal("the handler has not heard of the end")
+		}
+	})
+}
+
+// It waits for the Disconnected of the one before to be taken.
+func TestConnectionThatWaitsToBeReportedGetsAHandler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, nil)
+		l := memnet.Listen(nil)
+		conns := make(chan *sockhub.Conn, 10)
+		if _, err := hub.Serve(l, &sockhub.ListenOptions{Handler: func(c *sockhub.Conn) sockhub.Handler { conns <- c; return nil }}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := hub.Expect("x", nil); err != nil {
+			t.Fatal(err)
+		}
+		dial := func() *memnet.End {
+			p, err := l.Dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.Write(frame("x"))
+			return p
+		}
+		p := dial()
+		<-conns
+		synctest.Wait()
+		<-hub.Events() // Connected
+		p.Close()
+		synctest.Wait() // Disconnected waits
+		q := dial()
+		c := <-conns
+		synctest.Wait()
+		expect(t, q, frame("OK"))
+		var got []string
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { got = append(got, string(m)) }}
+		if err := c.SetHandler(h); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		go func() {
+			for b := range hub.Events() {
+				for _, m := range b.Messages() {
+					got = append(got, string(m))
+				}
+			}
+		}()
+		time.Sleep(time.Second)
+		q.Write(frame("hello"))
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(got) == 0 {
+			t.Fatalf("nothing is read: %+v", c.Stats())
+		}
+	})
+}
+
+func TestStreamIsReadWhileItsConnectionEnds(t *testing.T) {
+	hub := openHub(t, &sockhub.Options{StreamOver: 1000})
+	for range 300 {
+		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		go p.Write(frame(string(make([]byte, 8000))))
+		var s *sockhub.Stream
+		for s == nil {
+			for _, d := range (<-hub.Events()).Received {
+				if d.Conn == c {
+					s = d.Stream
+				}
+			}
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for b := make([]byte, 1); ; {
+				if _, err := s.Read(b); err != nil {
+					return
+				}
+			}
+		}()
+		c.Close()
+		<-done
+		p.Close()
+	}
+}
+
+func TestIdleTimeoutHoldsWithinAStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{StreamOver: 1000, FrameTimeout: -1, IdleTimeout: time.Minute})
+		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		_ = c
+		go p.Write(frame(string(make([]byte, 5000)))[:3000])
+		var s *sockhub.Stream
+		for s == nil {
+			for _, d := range (<-hub.Events()).Received {
+				s = d.Stream
+			}
+		}
+		time.Sleep(2 * time.Minute) // ours
+		done := make(chan error, 1)
+		go func() { _, err := io.Copy(io.Discard, s); done <- err }()
+		select {
+		case err := <-done:
+			if !errors.Is(err, sockhub.ErrIdleTimeout) {
+				t.Fatal(err)
+			}
+		case <-time.After(time.Hour):
+			t.Fatal("nothing came for an hour, and IdleTimeout is a minute")
+		}
+	})
+}
+
+func TestUnreadOfWhatWasWithdrawnKeepsWhatFollows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, nil)
+		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		p.Write(append(frames("m1", "m2"), "\x05\x00\x00"...)) // two messages and a part of what may be raw bytes
+		synctest.Wait()
+		var got []string
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			got = append(got, string(m))
+			if len(got) == 1 {
+				r.Unread(m[len(m)-1:])
+			}
+		}}
+		c.SetRaw(true)
+		if err := c.SetHandler(h); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		p.Write([]byte("!"))
+		synctest.Wait()
+		all := strings.Join(got, "")
+		if !strings.Contains(all, "\x05\x00\x00!") {
+			t.Fatalf("%q: three bytes that were read are lost", got)
+		}
+	})
+}
+
+func TestTimeInDrainedIsNotIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		end := make(chan error, 1)
+		n := 0
+		h := &handlerFuncs{
+			drained: func(*sockhub.Reply) {
+				if n++; n == 1 {
+					time.Sleep(90 * time.Second)
+				}
+			},
+			disconnected: func(d sockhub.Disconnection) { end <- d.Err },
+		}
+		hub := openHub(t, &sockhub.Options{IdleTimeout: time.Minute})
+		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+		go io.Copy(io.Discard, p)
+		time.Sleep(time.Second)
+		if err := c.TrySend([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		err := <-end
+		if d := time.Since(start) - 90*time.Second; d < 50*time.Second {
+			t.Fatalf("ended with %v, %v after Drained had returned", err, d)
+		}
+	})
+}
+
+func TestNotifyDrainedBeforeTheEndOfTheOutput(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, nil)
+		c, p := serveMemory(t, hub, stuck, sockhub.ListenOptions{})
+		<-hub.Events()
+		c.TrySend(make([]byte, 100))
+		c.NotifyDrained()
+		c.CloseWrite()
+		go io.Copy(io.Discard, p)
+		time.Sleep(time.Second)
+		drained := 0
+		for drained == 0 {
+			select {
+			case b := <-hub.Events():
+				drained += len(b.Drained)
+			default:
+				t.Fatal("no Drained")
+			}
+		}
+	})
+}
