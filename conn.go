@@ -146,8 +146,9 @@ const (
 // ID is the number of the client that this connection belongs to.
 func (c *Conn) ID() ID { return c.client.id }
 
-// Name is what the peer called itself, or "" if it gave no name. On a dialed
-// connection it is what we called ourselves.
+// Name is what the peer called itself, or "" if it gave no name: any 1 to
+// MaxNameLen bytes, so print it with %q. On a dialed connection it is what we
+// called ourselves.
 func (c *Conn) Name() string { return c.peer.Name }
 
 // Peer tells who is at the other end.
@@ -187,7 +188,7 @@ type ConnStats struct {
 	MessagesIn, MessagesOut, BytesIn, BytesOut uint64    // delivered; handed to the kernel whole. Bytes of bodies
 	QueuedIn, QueuedOut                        int64     // bytes charged to what the user has not taken; to what is not written
 	QueuedMessages                             int       // accepted and not written
-	Paused                                     bool      // reading waits for the user
+	Paused                                     bool      // reading waits: for the user to take what came or to read a Stream, for a limit, or, with a Handler, for room in the queue
 	Since, LastRead, LastWrite                 time.Time // LastWrite is zero while nothing was written
 }
 
@@ -202,7 +203,7 @@ func (c *Conn) Stats() ConnStats {
 		MessagesIn: c.inMsgs, BytesIn: c.inBytes,
 		MessagesOut: c.out.written.msgs, BytesOut: c.out.written.bytes,
 		QueuedIn: queuedIn, QueuedOut: c.out.charge(), QueuedMessages: c.out.len(),
-		Paused:   c.holding,
+		Paused:   c.holding && !c.over,
 		Since:    c.hub.watch.Time(c.born),
 		LastRead: c.hub.watch.Time(c.lastRead),
 	}
@@ -1692,10 +1693,14 @@ func (r *Reply) admit(size int) error {
 func (r *Reply) Conn() *Conn { return r.conn() }
 
 // Send answers with one message. It never waits: the message is gathered, or
-// refused with ErrBackpressure when the queue is full, which the first message
-// of a call never is; or with ErrMessageTooLarge. It takes ownership of msg as
-// Conn.Send does, but msg may also be the message that the call was given, or a
-// part of it.
+// refused with ErrMessageTooLarge or, when the queue is full, ErrBackpressure.
+// The first message of a call is never refused for that, as a Handler is not
+// called while the queue is full: its peer waits, and is given up after
+// WriteTimeout. For more answers to one message there is Drained to send the
+// next at, or Conn.SendMany in a goroutine of its own, which waits.
+//
+// It takes ownership of msg as Conn.Send does, but msg may also be the message
+// that the call was given, or a part of it.
 func (r *Reply) Send(msg []byte) error {
 	if err := r.admit(len(msg)); err != nil {
 		return err

@@ -147,11 +147,13 @@
 // Events should use TrySend. Two loops that wait for room in each other's queues
 // stand still until WriteTimeout. A program with much to send makes it part by
 // part, each when Drained says that the one before is gone
-// ([Conn.NotifyDrained]).
+// ([Conn.NotifyDrained]). A Handler is not called while its own connection's queue
+// is full, so it may always answer once.
 //
 // In: when the messages of a connection that the program has not taken are
 // charged ConnInbound, its reading pauses until they are taken, and so in the
-// end does its peer. Nothing is dropped.
+// end does its peer. Nothing is dropped. A [Stream] holds up what comes behind it
+// until it was read or closed, and no timeout ends that wait.
 //
 // InboundLimit, OutboundLimit and MemoryLimit bound the same for all connections
 // of a hub, or of the hubs that share a [Budget]. Half of OutboundLimit is
@@ -204,7 +206,7 @@
 //	ConnOutbound          4 MiB    queued, per connection
 //	ConnInbound           4 MiB    received and not taken, per connection
 //	OutboundLimit         512 MiB  queued, in all
-//	InboundLimit          512 MiB  received and not taken, in all; at least twice MaxMessage + 64 KiB
+//	InboundLimit          512 MiB  received and not taken, in all; at least 2 × (MaxMessage + 64 KiB)
 //	MemoryLimit           2 GiB    both, and the unsent messages in reports
 //	MessageCharge         64 B     of a message, beside its length
 //	WriteTimeout          10 s     without any progress of the output

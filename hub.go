@@ -1118,7 +1118,9 @@ type charge struct {
 	bytes int64
 }
 
-// Messages yields all messages of Received, connection by connection.
+// Messages yields all messages of Received, connection by connection. It passes
+// over Delivery.Stream: a program that sets StreamOver and receives from Events
+// has to read or close each one, or its connection stands still.
 func (b *Batch) Messages() iter.Seq2[*Conn, []byte] {
 	return func(yield func(*Conn, []byte) bool) {
 		for _, d := range b.Received {
@@ -1133,7 +1135,8 @@ func (b *Batch) Messages() iter.Seq2[*Conn, []byte] {
 
 // Release gives the buffers of all messages in the batch back, where
 // ReuseBuffers is set; they must not be used after it. Otherwise it does
-// nothing. It may be called once, also after the hub was closed.
+// nothing. Calling it again does nothing. It may be called after the hub was
+// closed.
 func (b *Batch) Release() {
 	if b.released.Swap(true) {
 		return

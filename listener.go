@@ -40,7 +40,8 @@ var (
 	// answering OK. It does not say why.
 	ErrRefused = errors.New("sockhub: refused by the peer")
 
-	// ErrHandshakeTimeout: the handshake took longer than HandshakeTimeout.
+	// ErrHandshakeTimeout: the handshake took longer than HandshakeTimeout, or
+	// than DialOptions.Timeout.
 	ErrHandshakeTimeout = errors.New("sockhub: handshake timed out")
 )
 
@@ -550,7 +551,14 @@ func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOp
 // there is one attempt. With it, Dial tries until ctx ends, and from then on
 // the client is dialed again whenever its connection has ended, under the same
 // ID, until Forget, an end that this side asked for (Conn.Close, Conn.Finish),
-// or the hub's end.
+// or the hub's end. It then tries again whatever the error was but for options,
+// networks and addresses that are wrong in themselves; so ctx should have an end,
+// or Options.Logger tell why it takes so long.
+//
+// Errors: those of package net; ErrRefused, also where the name is taken or not
+// let in; ErrHandshakeTimeout when the peer did not answer within
+// DialOptions.Timeout; the cause of ctx's end, with the last attempt's error;
+// ErrBadName where mode Named lacks a name; ErrTooManyConns; ErrClosed.
 func (h *Hub) Dial(ctx context.Context, network, address string, o *DialOptions) (*Conn, error) {
 	r, set, err := o.resolve(&h.o, network)
 	if err != nil {
@@ -560,6 +568,9 @@ func (h *Hub) Dial(ctx context.Context, network, address string, o *DialOptions)
 	case "tcp", "tcp4", "tcp6", "unix", "udp", "udp4", "udp6", "unixgram", "unixpacket":
 	default:
 		return nil, &net.OpError{Op: "dial", Net: network, Err: net.UnknownNetworkError(network)}
+	}
+	if err := checkAddress(network, address); err != nil {
+		return nil, err
 	}
 	if set.tls != nil && set.tls.ServerName == "" {
 		// As tls.Dial does.
@@ -575,6 +586,21 @@ func (h *Hub) Dial(ctx context.Context, network, address string, o *DialOptions)
 	return d.begin(ctx)
 }
 
+// checkAddress finds what no further attempt would mend.
+func checkAddress(network, address string) error {
+	if isUnixNetwork(network) {
+		return nil
+	}
+	_, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = net.LookupPort(network, port)
+	}
+	if err != nil {
+		return &net.OpError{Op: "dial", Net: network, Err: err}
+	}
+	return nil
+}
+
 // dialing is one Dial, and what follows from it.
 type dialing struct {
 	// Immutable.
@@ -587,8 +613,8 @@ type dialing struct {
 }
 
 // attempt dials once.
-func (d *dialing) attempt(ctx context.Context) (*Conn, error) {
-	ctx, cancel := withTimeout(ctx, d.o.Timeout)
+func (d *dialing) attempt(all context.Context) (*Conn, error) {
+	ctx, cancel := withTimeout(all, d.o.Timeout)
 	defer cancel()
 	defer context.AfterFunc(d.hub.dials, cancel)()
 	var dialer net.Dialer
@@ -607,6 +633,10 @@ func (d *dialing) attempt(ctx context.Context) (*Conn, error) {
 		if c, err = d.hub.attach(ctx, nc, d.network, d); err == nil {
 			return c, nil
 		}
+		if errors.Is(err, context.DeadlineExceeded) && all.Err() == nil {
+			err = fmt.Errorf("%w: %w", ErrHandshakeTimeout, err)
+		}
+		err = &net.OpError{Op: "dial", Net: d.network, Addr: nc.RemoteAddr(), Err: err}
 	}
 	if d.hub.dials.Err() != nil {
 		return nil, ErrClosed

@@ -63,7 +63,8 @@ type Options struct {
 	Name string
 
 	// Logger is told what has no event of its own: refused peers, accept
-	// errors. Nil means silence. Nothing is logged per message.
+	// errors, dials that are tried again. Nil means silence. Nothing is logged
+	// per message.
 	Logger *slog.Logger
 
 	// Admit is asked about every accepted connection, beside the listener's
@@ -91,11 +92,14 @@ type Options struct {
 
 	// MaxMessage is the largest message, in bytes, that is received into
 	// memory or sent; a larger one ends its connection with
-	// ErrMessageTooLarge. Default 64 MiB.
+	// ErrMessageTooLarge. Default 64 MiB. InboundLimit must be at least twice
+	// as much, and 128 KiB; so for no limit here, that must have none.
 	MaxMessage int64
 
 	// StreamOver is the size, in bytes, above which a message is delivered
-	// as a *Stream instead. Default: never.
+	// as a *Stream instead, and MaxMessage does not hold for it. Each must be
+	// read or closed: the connection's further input waits for that. Default:
+	// never.
 	StreamOver int64
 
 	// ConnInbound is the charge (see MessageCharge) of one connection's
@@ -183,9 +187,10 @@ type ListenOptions struct {
 	Overflow                                          OverflowPolicy // as Options.Overflow
 }
 
-// DialOptions are the settings of one dialed client. They are copied.
+// DialOptions are the settings of one dialed client. They are copied. What is
+// not here, such as limits and StreamOver, is as the hub's Options say.
 type DialOptions struct {
-	Name         string              // given to the peer in mode Named. Default Options.Name
+	Name         string              // given to the peer in modes Named and NamedRaw. Default Options.Name
 	Mode         Mode                // default Named, on packet networks Anonymous
 	Framing      Framing             // default LengthPrefix(8, binary.LittleEndian)
 	TLS          *tls.Config         // not nil: TLS
@@ -212,7 +217,7 @@ type ClientOptions struct {
 // starts it anew.
 type Backoff struct {
 	Min    time.Duration // default 100 ms
-	Max    time.Duration // default 30 s
+	Max    time.Duration // default 30 s, or Min if that is more
 	Factor float64       // default 1.6; 1 or more
 	Jitter float64       // default 0.2; from 0 to 1; negative: none
 }
@@ -593,7 +598,10 @@ func checkFraming(field string, f Framing) error {
 
 // checkName refuses what is no name.
 func checkName(name string) error {
-	if name == "" || len(name) > MaxNameLen {
+	if name == "" {
+		return fmt.Errorf("%w: it is empty", ErrBadName)
+	}
+	if len(name) > MaxNameLen {
 		return fmt.Errorf("%w: %d bytes, not 1 to %d", ErrBadName, len(name), MaxNameLen)
 	}
 	return nil

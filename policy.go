@@ -89,19 +89,23 @@ func (p Peer) String() string {
 		b.WriteString(strconv.Quote(p.Name))
 		b.WriteByte(' ')
 	}
+	where := "from "
+	if p.Dialed {
+		where = "at "
+	}
 	switch ap := p.remote(); {
 	case ap.IsValid():
-		b.WriteString("from ")
+		b.WriteString(where)
 		b.WriteString(ap.String())
 	case p.unix():
 		// A client's end mostly has no name; then the listener's says more.
 		if name := addrText(p.Remote); name != "" && name != "@" {
-			fmt.Fprintf(&b, "from Unix socket %q", name)
+			fmt.Fprintf(&b, "%sUnix socket %q", where, name)
 		} else {
 			fmt.Fprintf(&b, "on Unix socket %q", addrText(p.Local))
 		}
 	default:
-		fmt.Fprintf(&b, "from %q", addrText(p.Remote))
+		fmt.Fprintf(&b, "%s%q", where, addrText(p.Remote))
 	}
 	if p.Cred != nil {
 		fmt.Fprintf(&b, " (uid %d, gid %d, pid %d)", p.Cred.UID, p.Cred.GID, p.Cred.PID)

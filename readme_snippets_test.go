@@ -23,6 +23,19 @@ import (
 	"github.com/sockhub/sockhub"
 )
 
+// keep dials a server until it answers, and again whenever the connection has
+// ended: after 100 ms, and then more and more, up to 5 s. The first batch with the
+// client in Connected may come before keep returns.
+func keep(ctx context.Context, hub *sockhub.Hub, address string) (sockhub.ID, error) {
+	c, err := hub.Dial(ctx, "tcp", address, &sockhub.DialOptions{
+		Reconnect: &sockhub.Backoff{Max: 5 * time.Second},
+	})
+	if err != nil {
+		return 0, err // ctx has ended, and this says what the last attempt met
+	}
+	return c.ID(), nil
+}
+
 // guard listens for this machine and one subnet, and on a Unix socket. The name
 // backup is for a process of our own user alone.
 func guard(ctx context.Context, hub *sockhub.Hub, address, socket string) (backup sockhub.ID, err error) {
@@ -36,7 +49,7 @@ func guard(ctx context.Context, hub *sockhub.Hub, address, socket string) (backu
 		return 0, err
 	}
 	return hub.Expect("backup", &sockhub.ClientOptions{
-		Admit: sockhub.UID(uint32(os.Getuid())), // so on the Unix socket
+		Admit: sockhub.UID(uint32(os.Getuid())), // which only a Unix socket tells
 	})
 }
 
@@ -45,7 +58,7 @@ type upper struct{ sockhub.BaseHandler }
 
 func (upper) Message(r *sockhub.Reply, msg []byte) {
 	if err := r.Send(bytes.ToUpper(msg)); err != nil {
-		r.Close() // it leaves its answers unread
+		r.Close() // it cannot be answered
 	}
 }
 
@@ -160,6 +173,43 @@ func readmeDial(t *testing.T, hub *sockhub.Hub, l *sockhub.Listener, o *sockhub.
 		t.Fatal(err)
 	}
 	return c
+}
+
+func TestReadmeRedialing(t *testing.T) {
+	server := readmeHub(t)
+	hub, err := sockhub.New(t.Context(), &sockhub.Options{Name: "client"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { hub.Close() })
+	l, err := server.Listen(soon(t), "tcp", "127.0.0.1:0", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := keep(soon(t), hub, l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for range hub.Events() {
+		}
+	}()
+	for range 3 {
+		c := (<-server.Events()).Unknown
+		for len(c) == 0 {
+			c = (<-server.Events()).Unknown
+		}
+		c[0].Close()
+	}
+	for err = sockhub.ErrNotConnected; err == sockhub.ErrNotConnected; time.Sleep(time.Millisecond) {
+		err = hub.Send(soon(t), id, []byte("again"))
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	if err := hub.Forget(id); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestReadmeNames(t *testing.T) {

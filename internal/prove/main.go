@@ -33,6 +33,11 @@ func main() {
 		os.Exit(runRole(os.Args[2], os.Args[3:]))
 	}
 	var s settings
+	flag.Usage = func() {
+		fmt.Fprint(flag.CommandLine.Output(), "usage: go run ./internal/prove -row numbers | -all [flags]\n\nProves, by measuring, what is promised about faults, load and attacks. Without\n-row or -all it lists the rows.\n\nFlags:\n")
+		flag.PrintDefaults()
+	}
+	all := flag.Bool("all", false, "all rows, which take hours; see -list")
 	flag.BoolVar(&s.list, "list", false, "list the rows and how long they take, and run nothing")
 	flag.StringVar(&s.rows, "row", "", "only these rows, by `number`, with commas between them")
 	flag.Uint64Var(&s.seed, "seed", 1, "where everything random begins")
@@ -47,7 +52,7 @@ func main() {
 		os.Exit(2)
 	}
 	switch {
-	case s.list:
+	case s.list, s.rows == "" && !*all:
 		list(os.Stdout, s.scale)
 	case s.inner:
 		o := chosen[0].prove(s.seed, s.scale)

@@ -16,12 +16,13 @@ lets one stop reading, another one die and a third one come back, shuts down, an
 checks that all of it went as the library promises. Nothing leaves the machine.
 `,
 	examples: `  sockhub demo
-  sockhub demo -messages 10000 -bytes 10000000   # in a second
+  sockhub demo -messages 10000 -bytes 10M   # in a second
 `,
 	prepare: func(flags *flag.FlagSet) func(context.Context, streams, []string) error {
 		size := size{}
 		flags.IntVar(&size.messages, "messages", 1_000_000, "`number` of small messages to send, and to get back")
-		flags.Int64Var(&size.bytes, "bytes", 1<<30, "`number` of bytes to send as messages of 1 MiB")
+		size.bytes = 1 << 30
+		flags.Var((*byteSize)(&size.bytes), "bytes", "`number` of bytes to send as messages of 1 MiB")
 		limit := flags.Duration("timeout", time.Minute, "fail after this `duration`")
 		return func(ctx context.Context, s streams, operands []string) error {
 			switch {

@@ -34,12 +34,12 @@ It is anonymous unless it is given a name.
 `,
 	prepare: func(flags *flag.FlagSet) func(context.Context, streams, []string) error {
 		d := &dialing{gone: make(chan sockhub.Disconnection, 1)}
-		flags.StringVar(&d.name, "name", "", "give this `name` first; the other side has to take it")
+		flags.StringVar(&d.name, "name", "", "give this `name` first, which a hub wants unless it lets in anybody; else the first line is taken for one")
 		flags.BoolVar(&d.raw, "raw", false, "send and print bytes as they come, not messages")
 		flags.BoolVar(&d.whole, "whole", false, "send each file as one message")
 		flags.BoolVar(&d.noStdin, "no-stdin", false, "send nothing, and print until the other side finishes")
-		flags.DurationVar(&d.timeout, "timeout", sockhub.DefaultDialTimeout, "how long connecting may take, a `duration`; negative: for ever")
-		flags.DurationVar(&d.patience, "wait", 0, "how long to wait for the other side after the last line, a `duration` (default: until it has finished; 1s for datagrams)")
+		flags.DurationVar(&d.timeout, "timeout", sockhub.DefaultDialTimeout, "`time` that connecting may take; negative: for ever")
+		flags.DurationVar(&d.patience, "wait", 0, "`time` to wait for the other side after the last line (default: until it has finished; 1s for datagrams)")
 		flags.DurationVar(&d.writeTimeout, "write-timeout", sockhub.DefaultWriteTimeout, "fail when the other side takes nothing for this `duration`; negative: never")
 		d.print.define(flags, "data")
 		d.speech.define(flags)

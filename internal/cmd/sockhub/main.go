@@ -38,6 +38,7 @@ commands:
   dial     connect, send lines, print what comes
   bench    put load on a hub that echoes, and measure
   demo     see the library work, and check itself
+  version  which one this is
 
 'sockhub command -help' has the flags and examples of each.
 `

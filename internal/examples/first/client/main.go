@@ -2,8 +2,9 @@ package main
 
 import (
 	"context"
-	"github.com/sockhub/sockhub"
 	"log"
+
+	"github.com/sockhub/sockhub"
 )
 
 func main() {
@@ -20,6 +21,9 @@ func main() {
 		for _, msg := range b.Messages() {
 			log.Printf("%s says %q", conn.Peer().Remote, msg)
 			return
+		}
+		for _, d := range b.Disconnected {
+			log.Fatal(d.Err)
 		}
 	}
 }
