@@ -61,7 +61,7 @@ func TestReaderStoppedByMemoryLimitGoesOnWhenOutputIsWritten(t *testing.T) {
 		a, pa := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: base})
 		_, pb := serveMemory(t, hub, nil, sockhub.ListenOptions{})
 		a.TrySend([]byte("x")) // Drained is called once, and not wanted any more
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		for hub.Stats().QueuedOut < 3<<19 {
 			if err := a.TrySend(make([]byte, 100_000)); err != nil {
 				t.Fatal(err)
@@ -69,7 +69,7 @@ func TestReaderStoppedByMemoryLimitGoesOnWhenOutputIsWritten(t *testing.T) {
 		}
 		synctest.Wait()
 		go pb.Write(frame("hello"))
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		got := make(chan struct{})
 		go func() {
 			for x := range hub.Events() {
@@ -79,7 +79,7 @@ func TestReaderStoppedByMemoryLimitGoesOnWhenOutputIsWritten(t *testing.T) {
 				}
 			}
 		}()
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		select {
 		case <-got:
 			t.Fatal("read though MemoryLimit is reached")
@@ -195,10 +195,10 @@ func TestUnreadBeginningsDoNotStopTheOthers(t *testing.T) {
 		for range 3 {
 			go serve().Write(make([]byte, 800_000)) // no end of a line
 		}
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		honest := serve()
 		go honest.Write([]byte("hello\n"))
-		time.Sleep(24 * time.Hour)
+		<-time.After(24 * time.Hour)
 		if lines.Load() == 0 {
 			t.Fatalf("a line is not read within a day: %+v", hub.Stats())
 		}
@@ -217,11 +217,11 @@ func TestFinishedConnectionLetsGoOfItsMessage(t *testing.T) {
 		go pa.Write(big[:790_000]) // a lacks least
 		go pb.Write(big[:400_000])
 		go pd.Write(big[:400_000])
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		for a.TrySend(make([]byte, 100_000)) == nil { // its peer does not read
 		}
 		a.Finish()
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		go pa.Write(big[790_000:])
 		go pb.Write(big[400_000:])
 		go pd.Write(big[400_000:])
@@ -233,7 +233,7 @@ func TestFinishedConnectionLetsGoOfItsMessage(t *testing.T) {
 				}
 			}
 		}()
-		time.Sleep(30 * time.Minute)
+		<-time.After(30 * time.Minute)
 		st := fmt.Sprintf("%+v %+v %+v", a.Stats(), b.Stats(), d.Stats())
 		hub.Close()
 		synctest.Wait()
@@ -254,17 +254,17 @@ func TestFinishedConnectionIsNotCutForWhatItDoesNotRead(t *testing.T) {
 		go pa.Write(big[:790_000])
 		go pb.Write(big[:400_000])
 		go pd.Write(big[:400_000])
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		for a.TrySend(make([]byte, 100_000)) == nil {
 		}
 		go func() { // a slow peer, not a stuck one
-			for buf := make([]byte, 50_000); ; time.Sleep(time.Second) {
+			for buf := make([]byte, 50_000); ; <-time.After(time.Second) {
 				if _, err := io.ReadFull(pa, buf); err != nil {
 					return
 				}
 			}
 		}()
-		defer time.Sleep(2 * time.Second) // until the peer has seen that
+		defer func() { <-time.After(2 * time.Second) }() // until the peer has seen that
 		defer pa.Close()
 		a.Finish()
 		go pa.Write(big[790_000:])
@@ -300,11 +300,11 @@ func TestSessionsOfPacketsAreWithinTheLimits(t *testing.T) {
 		}
 		for range 32 {
 			c.Write(msg)
-			time.Sleep(50 * time.Microsecond) // or the socket's buffer drops it
+			<-time.After(50 * time.Microsecond) // or the socket's buffer drops it
 		}
 		c.Close()
 	}
-	time.Sleep(300 * time.Millisecond)
+	<-time.After(300 * time.Millisecond)
 	runtime.GC()
 	runtime.ReadMemStats(&m1)
 	if n := int64(m1.HeapInuse) - int64(m0.HeapInuse); n > 8<<20 {

@@ -122,7 +122,7 @@ func TestLoggerAsksTheHub(t *testing.T) {
 	nc, _ := net.Dial("tcp", l.Addr().String())
 	defer nc.Close()
 	io.ReadAll(nc)
-	time.Sleep(200 * time.Millisecond)
+	<-time.After(200 * time.Millisecond)
 	mustEndWithin(t, "Stats after a refused peer", 3*time.Second, func() { hub.Stats(); hub.Close() })
 }
 
@@ -155,7 +155,7 @@ func TestCloseThatBlocksStopsNoClocks(t *testing.T) {
 	if _, err := hub.ServeConn(t.Context(), x, lo); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(300 * time.Millisecond) // it is given up
+	<-time.After(300 * time.Millisecond) // it is given up
 	a, b := net.Pipe()
 	defer b.Close()
 	c, err := hub.ServeConn(t.Context(), a, lo)
@@ -194,7 +194,7 @@ func TestCloseThatBlocksWithinForget(t *testing.T) {
 		t.Fatal(err)
 	}
 	go hub.Forget(id)
-	time.Sleep(100 * time.Millisecond)
+	<-time.After(100 * time.Millisecond)
 	done := make(chan struct{})
 	go func() { hub.Lookup("somebody else"); close(done) }()
 	select {
@@ -296,7 +296,7 @@ func TestReaderToSendFromThatLeavesEndsTheConnection(t *testing.T) {
 		p.Write(frame("x"))
 		synctest.Wait()
 		p.Close()
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		n := hub.Stats().Conns
 		hub.Close()
 		if n != 0 {
@@ -363,5 +363,5 @@ func TestPanicInACallbackOfTLSEndsOneConnection(t *testing.T) {
 	nc, _ := net.Dial("tcp", l.Addr().String())
 	defer nc.Close()
 	tls.Client(nc, &tls.Config{InsecureSkipVerify: true}).Handshake()
-	time.Sleep(200 * time.Millisecond)
+	<-time.After(200 * time.Millisecond)
 }

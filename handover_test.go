@@ -63,7 +63,7 @@ func TestSlowPeerEndsThoughAStreamIsUnread(t *testing.T) {
 				}
 				for c.TrySend(make([]byte, 10_000)) == nil {
 				}
-				time.Sleep(10 * time.Minute)
+				<-time.After(10 * time.Minute)
 				select {
 				case err := <-gone:
 					if !errors.Is(err, sockhub.ErrSlowPeer) {
@@ -100,7 +100,7 @@ func TestSetHandlerGetsAStreamThatWasNotTaken(t *testing.T) {
 				}
 			}
 		}()
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		stats := c.Stats()
 		hub.Close()
 		synctest.Wait()
@@ -129,7 +129,7 @@ func TestHandlerGivesBackWhatWasWithdrawnForIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		var got []string
 		for {
 			b := <-hub.Events()
@@ -211,9 +211,9 @@ func TestConnectionThatWaitsToBeReportedGetsAHandler(t *testing.T) {
 				}
 			}
 		}()
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		q.Write(frame("hello"))
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		synctest.Wait()
 		if len(got) == 0 {
 			t.Fatalf("nothing is read: %+v", c.Stats())
@@ -261,7 +261,7 @@ func TestIdleTimeoutHoldsWithinAStream(t *testing.T) {
 				s = d.Stream
 			}
 		}
-		time.Sleep(2 * time.Minute) // ours
+		<-time.After(2 * time.Minute) // ours
 		done := make(chan error, 1)
 		go func() { _, err := io.Copy(io.Discard, s); done <- err }()
 		select {
@@ -309,7 +309,7 @@ func TestTimeInDrainedIsNotIdle(t *testing.T) {
 		h := &handlerFuncs{
 			drained: func(*sockhub.Reply) {
 				if n++; n == 1 {
-					time.Sleep(90 * time.Second)
+					<-time.After(90 * time.Second)
 				}
 			},
 			disconnected: func(d sockhub.Disconnection) { end <- d.Err },
@@ -317,7 +317,7 @@ func TestTimeInDrainedIsNotIdle(t *testing.T) {
 		hub := openHub(t, &sockhub.Options{IdleTimeout: time.Minute})
 		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
 		go io.Copy(io.Discard, p)
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		if err := c.TrySend([]byte("x")); err != nil {
 			t.Fatal(err)
 		}
@@ -338,7 +338,7 @@ func TestNotifyDrainedBeforeTheEndOfTheOutput(t *testing.T) {
 		c.NotifyDrained()
 		c.CloseWrite()
 		go io.Copy(io.Discard, p)
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		drained := 0
 		for drained == 0 {
 			select {

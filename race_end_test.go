@@ -114,7 +114,7 @@ func TestLentMessageIsSentByAnotherHub(t *testing.T) {
 		}
 		b.Release()
 	}
-	time.Sleep(50 * time.Millisecond)
+	<-time.After(50 * time.Millisecond)
 	got := make([]byte, 8+len(want))
 	if _, err := io.ReadFull(po, got); err != nil {
 		t.Fatal(err)
@@ -142,13 +142,13 @@ func TestLastWriteOfWhatSendWrote(t *testing.T) {
 			c = x
 		}
 	}
-	time.Sleep(2 * time.Second) // the reader sleeps
+	<-time.After(2 * time.Second) // the reader sleeps
 	before := time.Now()
 	if err := c.TrySend([]byte("hello")); err != nil {
 		t.Fatal(err)
 	}
 	io.ReadFull(nc, make([]byte, 13))
-	time.Sleep(time.Second)
+	<-time.After(time.Second)
 	if s := c.Stats(); s.MessagesOut != 1 || s.LastWrite.Before(before) {
 		t.Fatalf("1 message written after %v: %+v", before, s)
 	}
@@ -189,7 +189,7 @@ func TestOldClaimDoesNotReplaceANewerOne(t *testing.T) {
 			synctest.Wait()
 			c := dial() // comes again
 			close(block)
-			time.Sleep(time.Second)
+			<-time.After(time.Second)
 			c.SetReadDeadline(time.Now().Add(time.Minute))
 			buf := make([]byte, 10)
 			if _, err := io.ReadFull(c, buf); err != nil {
@@ -239,7 +239,7 @@ func TestReplacementTakesThePlaceAtMaxConns(t *testing.T) {
 		}
 		p.Close()
 		old.Close()
-		time.Sleep(10 * time.Millisecond)
+		<-time.After(10 * time.Millisecond)
 	}
 	if refused > 0 {
 		t.Fatalf("%d of 20 that replaced were refused, though the old one was ended for them: %+v", refused, hub.Stats())
@@ -272,7 +272,7 @@ func TestForgottenNamesFreeTheirIDs(t *testing.T) {
 		}
 		close(block)
 		synctest.Wait()
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		var errs []string
 		for _, id := range ids {
 			errs = append(errs, fmt.Sprint(hub.TrySend(id, nil)))
@@ -312,7 +312,7 @@ func TestCloseOfAFailingConnectionIsNotDialedAgain(t *testing.T) {
 		c := r.Conn()
 		for c.TrySend(make([]byte, 1<<20)) == nil {
 		}
-		time.Sleep(time.Second) // meanwhile the peer is given up
+		<-time.After(time.Second) // meanwhile the peer is given up
 		r.Close()
 		close(closed)
 	}}
@@ -324,20 +324,19 @@ func TestCloseOfAFailingConnectionIsNotDialedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-closed
-	time.Sleep(500 * time.Millisecond)
+	<-time.After(500 * time.Millisecond)
 	if n := dials.Load(); n > 1 {
 		t.Fatalf("dialed again after Close: %d", n)
 	}
 }
 
 type stuckPackets struct {
-	mu       sync.Mutex
-	in       chan string
-	rd, wd   time.Time
-	changed  chan struct{}
-	closed   chan struct{}
-	once     sync.Once
-	deadline chan struct{}
+	mu      sync.Mutex
+	in      chan string
+	rd, wd  time.Time
+	changed chan struct{}
+	closed  chan struct{}
+	once    sync.Once
 }
 
 type anyAddr string
@@ -462,14 +461,14 @@ func TestSessionsEvictedWhileTheyAreAnswered(t *testing.T) {
 		}
 		c.Close()
 	}
-	time.Sleep(500 * time.Millisecond)
+	<-time.After(500 * time.Millisecond)
 	s := hub.Stats()
 	t.Logf("%d connected, %d gone, %d accepted; %+v", conns.Load(), gone.Load(), sum.Load(), s)
 	if s.Conns > 2 {
 		t.Error("more sessions than MaxConns")
 	}
 	hub.Close()
-	time.Sleep(50 * time.Millisecond)
+	<-time.After(50 * time.Millisecond)
 	if conns.Load() != gone.Load() {
 		t.Errorf("%d connected, %d gone", conns.Load(), gone.Load())
 	}

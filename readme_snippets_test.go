@@ -201,7 +201,7 @@ func TestReadmeRedialing(t *testing.T) {
 		}
 		c[0].Close()
 	}
-	for err = sockhub.ErrNotConnected; err == sockhub.ErrNotConnected; time.Sleep(time.Millisecond) {
+	for err = sockhub.ErrNotConnected; err == sockhub.ErrNotConnected; <-time.After(time.Millisecond) {
 		err = hub.Send(soon(t), id, []byte("again"))
 	}
 	if err != nil {

@@ -33,15 +33,15 @@ func TestPacketBringsNoDescriptors(t *testing.T) {
 	}
 	defer c.Close()
 	c.WriteTo([]byte("first"), to)
-	time.Sleep(200 * time.Millisecond)
+	<-time.After(200 * time.Millisecond)
 	before := openFiles()
 	for range 20 {
 		if _, _, err := c.WriteMsgUnix([]byte("x"), syscall.UnixRights(0, 1, 2), to); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(5 * time.Millisecond)
+		<-time.After(5 * time.Millisecond)
 	}
-	time.Sleep(200 * time.Millisecond)
+	<-time.After(200 * time.Millisecond)
 	if after := openFiles(); after > before {
 		t.Fatalf("%d descriptors before, %d after 20 packets", before, after)
 	}

@@ -47,7 +47,7 @@ func TestTLSPeerFinishesAndIsAnswered(t *testing.T) {
 			expect(t, nc, frames("a", big, "b"))
 			c := <-ended
 			if halfOpen {
-				time.Sleep(50 * time.Millisecond)
+				<-time.After(50 * time.Millisecond)
 				if err := c.TrySend([]byte("late")); err != nil {
 					t.Fatal(err)
 				}

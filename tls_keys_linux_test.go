@@ -113,7 +113,7 @@ func TestTLSPeerThatAsksForKeysAndReadsNothing(t *testing.T) {
 			break
 		}
 	}
-	time.Sleep(300 * time.Millisecond)
+	<-time.After(300 * time.Millisecond)
 	runtime.GC()
 	runtime.ReadMemStats(&m1)
 	grown := int64(m1.HeapAlloc) - int64(m0.HeapAlloc)

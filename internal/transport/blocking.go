@@ -457,7 +457,9 @@ func (c *blocking) Hangup() {
 	c.setDeadlineLocked(ReadSide, longPast)
 	c.setDeadlineLocked(WriteSide, longPast)
 	c.changed.Broadcast()
+	c.enders.Add(1) // before Close, which sets closed, can wait for it
 	c.mu.Unlock()
+	defer c.enders.Done()
 
 	h, ok := c.inner.(interface {
 		CloseRead() error
