@@ -220,7 +220,7 @@ func (b *byteByByte) Write(p []byte) (n int, err error) {
 	for n < len(p) && err == nil {
 		_, err = b.Conn.Write(p[n : n+1])
 		n++
-		time.Sleep(100 * time.Microsecond) // or they come together
+		<-time.After(100 * time.Microsecond) // or they come together
 	}
 	return n, err
 }
