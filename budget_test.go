@@ -230,7 +230,6 @@ func TestUnreadReportsCountAgainstTheMemoryLimit(t *testing.T) {
 			t.Error(err)
 		}
 		<-hub.Events() // the report is the user's now
-		<-hub.Events()
 		synctest.Wait()
 		a, _ = memnet.Pair(nil)
 		if _, err := hub.ServeConn(t.Context(), a, &sockhub.ListenOptions{Mode: sockhub.Anonymous}); err != nil {
