@@ -69,6 +69,7 @@ type fdConn struct {
 	// remembered from earlier.
 	turn func() (park bool)
 	rfd  int32
+	bulk bool // the last receive took more than rawLimit
 
 	// wfd is the descriptor of the running Write's callback, else -1. It is
 	// owned by the goroutine in Write; the reader only looks at its sign.
@@ -218,8 +219,9 @@ func (c *fdConn) Kick(side Side) { c.setDeadline(side, longPast) }
 // TryRead implements Conn.
 func (c *fdConn) TryRead(p []byte) (n int, drained bool, err error) {
 	fd := int(c.rfd)
-	// While the connection's own writer goroutine is about, its P is needed.
-	raw := len(p) <= rawLimit && c.wfd.Load() < 0
+	// What will come is not known, but is mostly like what came last. And while
+	// the connection's own writer goroutine is about, its P is needed.
+	raw := (!c.bulk || len(p) <= rawLimit) && c.wfd.Load() < 0
 	var errno unix.Errno
 	if c.inq {
 		n, drained, errno = receiveInq(fd, p, raw) // from here, for the sake of the stack
@@ -228,6 +230,9 @@ func (c *fdConn) TryRead(p []byte) (n int, drained bool, err error) {
 	}
 	switch {
 	case errno == 0 && n > 0:
+		if bulk := n > rawLimit; bulk != c.bulk {
+			c.bulk = bulk
+		}
 		if raceReceived != nil {
 			raceReceived(fd, p[:n])
 		}
