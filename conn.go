@@ -52,25 +52,20 @@ func (closedError) Is(target error) bool { return target == net.ErrClosed }
 // A Conn is one connection and not the client behind it: when an expected or
 // dialed client comes back, that is another Conn with the same ID.
 type Conn struct {
-	// Immutable after construction.
-	hub      *Hub
-	t        transport.Conn
-	tls      *tls.Conn // that t is on, or nil
-	set      *settings
-	listener *Listener     // that accepted it, or nil
-	born     time.Duration // of hub.watch
+	// What a turn of the reader touches comes first, group by group: with a
+	// thousand connections each line of it is out of the caches.
 
-	// Written by the reader goroutine before the connection is published,
-	// immutable from then on.
-	peer   Peer
-	client *client
+	// Immutable after construction.
+	hub *Hub
+	t   transport.Conn
+	set *settings
 
 	// Owned by the reader goroutine.
-	dec                 decoder
-	greet               *greeting  // the handshake under way; nil after it
 	handler             Handler    // nil: Events
-	reply               Reply      // the handler's
 	work                *turn      // the one that the reader is in, or nil
+	stream              *Stream    // input waits for it to be read; nil: none
+	greet               *greeting  // the handshake under way; nil after it
+	diverted            *diversion // input waits for what Events has not given away yet; nil mostly
 	paused              bool       // input waits for the user to take what he has, or for room for answers
 	gated               bool       // input waits until the Disconnected of the same client's last connection was taken
 	letGo               bool       // the input is over, and nothing is held of it
@@ -83,29 +78,20 @@ type Conn struct {
 	starved             bool       // the budget does not let it read
 	token               bool       // the budget lets it read to the end of the message that has begun
 	badInput            bool       // what came is no message
-	stream              *Stream    // input waits for it to be read; nil: none
-	diverted            *diversion // input waits for what Events has not given away yet; nil mostly
 	turnMsgs, turnBytes int        // received in this turn
 	held                int64      // of the budget: for what was read and not delivered, and for the next read
-	reported            int64      // of the memory budget: what the report holds
+	dec                 decoder
+	reply               Reply // the handler's
 
-	streaming atomic.Pointer[Stream] // as stream, if it is of Events
-	closing   atomic.Bool            // closeErr is set
-	inCall    atomic.Bool            // the reader is in a callback of the user's, which may take any time
-	clock     watch.Entry            // the next moment at which check runs
+	closing atomic.Bool // closeErr is set
+	inCall  atomic.Bool // the reader is in a callback of the user's, which may take any time
+	clock   watch.Entry // the next moment at which check runs
 
-	value atomic.Pointer[any]
-
-	// mu guards what follows. It may be taken with hub.mu held, and nothing is
-	// locked inside it.
+	// mu guards what follows, up to the next empty line. It may be taken with
+	// hub.mu held, and nothing is locked inside it.
 	mu       gatheringLock
-	input    inputState // written by the reader alone, which so may read it without mu
-	endErr   error      // what ended the input
-	inMsgs   uint64
-	inBytes  uint64
-	lastRead time.Duration // end of the last turn in which something came
-	quiet    time.Duration // since when the peer has been silent while we listened
-	doubtful bool          // parked since then on a guess (transport.Conn.TryRead)
+	input    inputState    // written by the reader alone, which so may read it without mu
+	doubtful bool          // parked since lastRead on a guess (transport.Conn.TryRead)
 	partial  bool          // ... within a message
 	waiting  bool          // a Stream waits for input
 	asked    bool          // for the end, by Close or Finish
@@ -115,22 +101,41 @@ type Conn struct {
 	naps     uint8         // how often something came after it did, at most maxNaps
 	resume   bool          // told to go on reading
 	granted  bool          // ... with the budget's token
-	lacks    int           // bytes left of the message that the token is for
-	tokenBy  time.Duration // until when its owner has to have read them; 0: nobody
 	endRead  bool          // told to end the input, by Shutdown
 	raw      bool          // what Raw answers
 	shaking  bool          // the handshake is under way
 	overdue  bool          // the drain's deadline has passed
 	over     bool          // the reader has left
+	lastRead time.Duration // end of the last turn in which something came
+	quiet    time.Duration // since when the peer has been silent while we listened
+	inMsgs   uint64
+	inBytes  uint64
+	out      output
+	endErr   error         // what ended the input
+	lacks    int           // bytes left of the message that the token is for
+	tokenBy  time.Duration // until when its owner has to have read them; 0: nobody
 	change   *change       // told to do by SetHandler and SetRaw; nil: nothing
 	deadline time.Duration // of the handshake, later of the drain; 0: none
 	closeErr error         // why the connection is to end now; set once
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
-	out      output
 
 	// Guarded by hub.fan.mu.
 	ev connEvents
+
+	// Written by the reader goroutine before the connection is published,
+	// immutable from then on.
+	peer   Peer
+	client *client
+
+	// Immutable after construction.
+	tls      *tls.Conn     // that t is on, or nil
+	listener *Listener     // that accepted it, or nil
+	born     time.Duration // of hub.watch
+
+	reported  int64                  // of the memory budget: what the report holds. Owned by the reader goroutine
+	streaming atomic.Pointer[Stream] // as stream, if it is of Events
+	value     atomic.Pointer[any]
 }
 
 // inputState is how far the input has come. It only moves on.

@@ -160,15 +160,17 @@ const growStep = 64 << 10
 // holds it to that.
 type decoder struct {
 	framing Framing // nil: the default
-	raw     bool    // no frames: whatever came is one piece
-	kept    int     // ... if it is more than this, which the user has seen
-	max     uint64  // longest message accepted into memory
-	over    uint64  // a longer one is a stream; 0: none is
-	stream  uint64  // left to read, or to skip, of the stream that has begun
 
 	chunk []byte // where small messages are received; its owner's
 	r, w  int    // chunk[r:w] was received and not yet cut
 	want  int    // bytes from r on that the chunk must have room for
+
+	max    uint64 // longest message accepted into memory
+	over   uint64 // a longer one is a stream; 0: none is
+	stream uint64 // left to read, or to skip, of the stream that has begun
+	last   int    // bytes of the last message, its header included
+	lacks  int    // bytes left of the message that has begun, once its header is read
+	raw    bool   // no frames: whatever came is one piece
 
 	// borrow makes messages with a buffer of their own lie in chunks; own is
 	// that of the message that next returned last, which is its owner's to
@@ -178,16 +180,14 @@ type decoder struct {
 	sized  bool // the chunk is for a message like the last one
 	own    *chunk.Chunk
 	bigIn  *chunk.Chunk // that big lies in
-	last   int          // bytes of the last message, its header included
 
 	// A message that does not fit, and is more than half a chunk, has a buffer of its own.
 	big  []byte // received of it so far; nil: none
 	size int    // its whole length
 	head int    // that of its header, which is received
 
-	lacks int // bytes left of the message that has begun, once its header is read
-
 	rest []byte // between park and move: what was chunk[r:w]
+	kept int    // if raw, and it is more than this, which the user has seen, the piece is his
 }
 
 // buffered reports that something was received and not yet cut.

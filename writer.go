@@ -38,29 +38,13 @@ var (
 type output struct {
 	framing outq.Framing
 	limit   int64
-	policy  OverflowPolicy
 
-	share   budget.Share // of the hub's budget
-	q       outq.Queue   // accepted, and nobody writes it yet
-	w       outq.Writing // taken out of q by the holder of the token
-	writing bool         // the token
-	run     bool         // a SendMany is between its first message and its last, or there is a feed
-	feeding bool         // w holds pieces of the feed
-	frozen  bool         // nothing more is written
-	fin     bool         // after the queue, our end of the stream
-	finSent bool
-	gone    chan struct{} // made by who waits for the token's release, closed by it
-
-	waiters []*waiter     // Sends that wait, in the order in which they came
-	feed    *feed         // the message of a SendFrom that is not wholly written; comes after q
-	behind  []segment     // of a Handler's, accepted during a run, and queued at its end
-	feeders int           // goroutines of Reply.SendFrom
-	alone   chan struct{} // made by who waits until there are none, closed by the last
-
-	refuse error // what a Send gets now; nil: it is accepted
-	err    error // of the write that failed
-	finish error // not nil: the connection ends after the queue, for this reason
-
+	writing  bool // the token
+	run      bool // a SendMany is between its first message and its last, or there is a feed
+	feeding  bool // w holds pieces of the feed
+	frozen   bool // nothing more is written
+	fin      bool // after the queue, our end of the stream
+	finSent  bool
 	handled  bool // the connection has a Handler
 	deaf     bool // its Drained does nothing
 	inline   bool // its reader has the token, in writeNow
@@ -68,9 +52,27 @@ type output struct {
 	drained  bool // Handler.Drained is due
 	wantRoom bool // the reader waits until charge is below limit
 	answered bool // what its Handler has answered and was taken in left no room for more
+	waited   bool // output had to wait, so Drained is due when the queue is empty
+	notify   bool // NotifyDrained asked for it
+	fresh    bool // last was in this turn of the reader
+	probing  bool // the next write without progress is the last
+	policy   OverflowPolicy
 
-	waited bool // output had to wait, so Drained is due when the queue is empty
-	notify bool // NotifyDrained asked for it
+	q     outq.Queue   // accepted, and nobody writes it yet
+	w     outq.Writing // taken out of q by the holder of the token
+	share budget.Share // of the hub's budget
+
+	refuse  error         // what a Send gets now; nil: it is accepted
+	finish  error         // not nil: the connection ends after the queue, for this reason
+	err     error         // of the write that failed
+	gone    chan struct{} // made by who waits for the token's release, closed by it
+	feed    *feed         // the message of a SendFrom that is not wholly written; comes after q
+	behind  []segment     // of a Handler's, accepted during a run, and queued at its end
+	waiters []*waiter     // Sends that wait, in the order in which they came
+
+	since   time.Duration // begin of the current lack of progress; 0: nothing to write
+	last    time.Duration // of the last progress
+	unacked int           // at the last look during a lack of progress, -1 at first
 
 	// lacked is the charge of a message that the hub's budget refused when
 	// the queue was empty; Drained is due when there is room for it. Else 0.
@@ -80,16 +82,13 @@ type output struct {
 	// first of all and nobody's, until it is written.
 	greeting int
 
-	since   time.Duration // begin of the current lack of progress; 0: nothing to write
-	last    time.Duration // of the last progress
-	fresh   bool          // it was in this turn of the reader
-	probing bool          // the next write without progress is the last
-	unacked int           // at the last look during a lack of progress, -1 at first
+	accepted, written, dropped counter
 
 	turn          uint64 // of the hub, at the last Send
 	sends, before int    // Sends in that turn, and in the one before
 
-	accepted, written, dropped counter
+	feeders int           // goroutines of Reply.SendFrom
+	alone   chan struct{} // made by who waits until there are none, closed by the last
 }
 
 // counter counts messages and the bytes of their bodies.
@@ -255,6 +254,13 @@ func (c *Conn) sendLocked() {
 }
 
 func (c *Conn) checkSize(size int) error {
+	if size > 0 && uint64(size) <= c.set.maxMessage && c.set.framing == nil {
+		return nil // nothing else can be wrong with it
+	}
+	return c.checkOdd(size)
+}
+
+func (c *Conn) checkOdd(size int) error {
 	if uint64(size) > c.set.maxMessage {
 		return fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size)
 	}

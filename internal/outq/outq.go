@@ -346,10 +346,7 @@ func (q *Queue) Absorb(p *Queue) {
 	if p.msgs == 0 {
 		return
 	}
-	if t == nil {
-		t = q.push(len(b.buf))
-	}
-	if b != p.tail || len(b.refs) > 0 || len(t.buf)+len(b.buf) > cap(t.buf) {
+	if q.msgs == 0 || b != p.tail || len(b.refs) > 0 || len(t.buf)+len(b.buf) > cap(t.buf) {
 		q.Splice(p)
 		return
 	}
