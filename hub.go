@@ -87,7 +87,8 @@ type Hub struct {
 
 	budget  *Budget
 	poke    atomic.Bool   // readers that wait for the budget are to be told; the hub goroutine does
-	turn    atomic.Uint64 // counts batches taken, and turns of Handlers; see Conn.sendLocked
+	turn    atomic.Uint64 // counts batches taken, and turns of Handlers after which sent was set; see Conn.sendLocked
+	sent    atomic.Bool   // a Send has happened since the last turn of a Handler
 	packets packet.Stats  // of all sockets
 	table   registry.Table[client, *client]
 

@@ -122,7 +122,7 @@ type Options struct {
 	HandshakeTimeout time.Duration // from accept to the accepted name, absolute: progress does not extend it. Default 5 s
 	FrameTimeout     time.Duration // for a message that has begun and makes no progress. Default 30 s
 	WriteTimeout     time.Duration // for output that makes no progress at all; a slow peer is not a stuck one. Default 10 s
-	IdleTimeout      time.Duration // without any input. Default: none
+	IdleTimeout      time.Duration // without any input; from 10 s on it may be 0.1 s late. Default: none
 	Linger           time.Duration // how long the input of a finished connection is drained, so that a reset does not destroy our last output. Default 500 ms
 
 	// ReuseBuffers makes received messages borrowed memory: see

@@ -234,6 +234,9 @@ func (c *Conn) queue(ctx context.Context, size int, put func(*outq.Queue, outq.F
 // that to write one at once is to hand it over.
 func (c *Conn) sendLocked() {
 	o := &c.out
+	if !c.hub.sent.Load() {
+		c.hub.sent.Store(true)
+	}
 	turn := c.hub.turn.Load()
 	if o.turn != turn {
 		o.before = 0
@@ -1050,6 +1053,7 @@ func (c *Conn) writeTurn(v *vec) (park bool) {
 func (c *Conn) writeNow() (drained bool) {
 	o := &c.out
 	c.mu.Lock()
+	c.bookLocked()
 	if r := &c.reply; !r.active {
 		if !r.side.Empty() || o.answered {
 			r.acceptLocked()
