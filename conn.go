@@ -1457,6 +1457,9 @@ func (c *Conn) handle(msg []byte) {
 		c.inCall.Store(true)
 	}
 	r := &c.reply
+	if r.eager && r.gathering == nil && c.dec.buffered() {
+		r.gather()
+	}
 	r.begin()
 	c.handler.Message(r, msg)
 	r.active = false
@@ -1581,6 +1584,7 @@ type Reply struct {
 	active  bool       // during a call
 	full    bool       // the queue is over its limit
 	drained bool       // Drained is due
+	eager   bool       // there were answers that gathered
 
 	gathering *gathering // where small messages gather instead, before those in side; or nil
 }
@@ -1611,6 +1615,16 @@ func (r *Reply) accept() {
 	}
 	r.c.mu.Lock()
 	r.acceptLocked()
+	r.gatherLocked()
+	r.c.mu.Unlock()
+	r.eager = true
+}
+
+// gather is gatherLocked before the first call of a turn, where answers are
+// likely because there were some before: so they lie in one piece, and leave by a
+// system call for one piece, which costs less.
+func (r *Reply) gather() {
+	r.c.mu.Lock()
 	r.gatherLocked()
 	r.c.mu.Unlock()
 }

@@ -198,14 +198,26 @@ func (d *decoder) buffered() bool { return d.w > d.r }
 // comes in one read and is not copied.
 func (d *decoder) need() int {
 	n := max(minChunk, d.want, len(d.rest)+1, d.w-d.r+1)
-	if !d.borrow && readChunk < d.last && d.last <= maxSized {
+	if d.last <= maxSized && (d.borrow || d.last > readChunk) {
 		n = max(n, d.last)
 	}
 	return n
 }
 
-// maxSized is the size of the largest chunk that is made for one message.
+// maxSized is the size of the largest message that room is made for before it
+// comes, because the one before had that size.
 const maxSized = 64 << 10
+
+// shares reports whether a message of n bytes, its header included, lies in a
+// chunk with others: not if it takes more than half of one. What counts is the
+// whole chunk and not what is left of it, which a message of a tenth may not fit.
+func (d *decoder) shares(n int) bool {
+	whole := max(len(d.chunk), readChunk)
+	if d.borrow {
+		whole = chunk.Size
+	}
+	return n <= whole/2
+}
 
 // minChunk is the least size of a chunk: a header, and room beyond it.
 const minChunk = 1024
@@ -359,7 +371,7 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 		return p[h:end:end], true, nil
 	}
 	d.want, d.lacks = end, end-len(p)
-	if d.full() && end > len(d.chunk)/2 {
+	if d.full() && !d.shares(end) {
 		d.size, d.head = int(n), h
 		d.grow(p[h:])
 		d.w, d.want = d.r, 1 // the chunk does not hold it any more

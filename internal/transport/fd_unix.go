@@ -19,8 +19,9 @@ import (
 // (RawSyscall): such a call saves about 4 % of a small exchange, but keeps its
 // P for as long as the copy takes, which must stay far below the time that a
 // waiting goroutine would notice. Only calls that cannot wait may be made so;
-// on Linux MSG_DONTWAIT sees to that.
-const rawLimit = 16 << 10
+// on Linux MSG_DONTWAIT sees to that. 16 KiB and a header are below it, as
+// messages like to be of a round size.
+const rawLimit = 17 << 10
 
 // sendMax bounds the bytes of one sending system call. Linux cuts a longer
 // vector silently and others refuse it. The cut must be ours: a short count
