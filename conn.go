@@ -1720,11 +1720,8 @@ func (r *Reply) acceptLocked() {
 	r.full = !r.c.chargeAnswersLocked(o.charge()+r.side.Charge(), o.empty()) || r.full
 	if !o.run {
 		o.q.Absorb(&r.side)
-	} else if last := len(o.behind) - 1; last >= 0 && o.behind[last].from == nil {
-		o.behind[last].q.Splice(&r.side)
 	} else {
-		o.behind = append(o.behind, segment{q: r.side})
-		r.side = outq.Queue{}
+		o.queueBehind(&r.side)
 	}
 }
 

@@ -67,7 +67,7 @@ type output struct {
 	err     error         // of the write that failed
 	gone    chan struct{} // made by who waits for the token's release, closed by it
 	feed    *feed         // the message of a SendFrom that is not wholly written; comes after q
-	behind  []segment     // of a Handler's, accepted during a run, and queued at its end
+	behind  []segment     // of a Handler's, or of an iterator's that panicked: accepted during a run, and queued at its end
 	waiters []*waiter     // Sends that wait, in the order in which they came
 
 	since   time.Duration // begin of the current lack of progress; 0: nothing to write
@@ -494,7 +494,13 @@ func (r *run) acceptLocked() {
 func (r *run) end() int {
 	r.c.mu.Lock()
 	defer r.c.mu.Unlock()
-	if r.yielded && !r.side.Empty() && r.c.out.refuse == nil {
+	switch {
+	case !r.yielded || r.side.Empty() || r.c.out.refuse != nil:
+	case r.c.out.run && !r.begun: // somebody else's
+		r.n += r.side.Len()
+		r.c.out.accepted.add(r.side.Len(), r.side.Bytes())
+		r.c.out.queueBehind(&r.side)
+	default:
 		r.acceptLocked()
 	}
 	if r.begun {
@@ -503,15 +509,24 @@ func (r *run) end() int {
 	return r.n
 }
 
-// segment is what a Handler has sent during a run: messages, then perhaps one
-// of a reader's.
+// segment is what was accepted during a run that is not its sender's, and could
+// not wait for its end: messages, then perhaps one of a reader's.
 type segment struct {
 	q    outq.Queue
 	from *feed
 }
 
-// endRunLocked lets others send again, but first what a Handler has sent
-// meanwhile.
+// queueBehind queues messages behind the run under way.
+func (o *output) queueBehind(q *outq.Queue) {
+	if last := len(o.behind) - 1; last >= 0 && o.behind[last].from == nil {
+		o.behind[last].q.Splice(q)
+	} else {
+		o.behind = append(o.behind, segment{q: *q})
+		*q = outq.Queue{}
+	}
+}
+
+// endRunLocked lets others send again, but first what was accepted meanwhile.
 func (c *Conn) endRunLocked() {
 	o := &c.out
 	if o.frozen {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"slices"
 	"strings"
@@ -553,5 +554,58 @@ func TestTrySendDoesNotWaitForARun(t *testing.T) {
 		}
 		returns(t, send, nil)
 		expect(t, l.p, frames(string(numbered(0, 100)), string(numbered(1, 100)), string(numbered(2, 100)), "y"))
+	})
+}
+
+// What an iterator that panics has yielded does not come into the middle of what
+// somebody else is sending.
+func TestPanicOfAnIteratorBesideARun(t *testing.T) {
+	panics := func(l *line) {
+		defer func() {
+			if v := recover(); v != "boom" {
+				t.Errorf("recovered %v", v)
+			}
+		}()
+		l.c.SendMany(t.Context(), func(yield func([]byte) bool) {
+			yield([]byte("one"))
+			panic("boom")
+		})
+	}
+	t.Run("SendMany", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLine(t, &sockhub.Options{ConnOutbound: 100}, nil, nil)
+			more := make(chan struct{})
+			run := async(func() (int, error) {
+				return l.c.SendMany(t.Context(), func(yield func([]byte) bool) {
+					for k := range 3 {
+						yield(numbered(k, 100))
+					}
+					<-more
+				})
+			})
+			waits(t, run)
+			panics(l)
+			close(more)
+			returns(t, run, nil)
+			expect(t, l.p, frames(string(numbered(0, 100)), string(numbered(1, 100)), string(numbered(2, 100)), "one"))
+			l.c.Close()
+			if r := l.ended().Report; r.WrittenMessages != 4 {
+				t.Errorf("%+v", r)
+			}
+		})
+	})
+	t.Run("SendFrom", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLine(t, nil, nil, nil)
+			big := pattern(200_000)
+			pr, pw := io.Pipe()
+			from := async(func() (int, error) { return 0, l.c.SendFrom(t.Context(), uint64(len(big)), pr) })
+			pw.Write(big[:100_000])
+			waits(t, from) // a piece of it has left
+			panics(l)
+			go pw.Write(big[100_000:])
+			expect(t, l.p, frames(string(big), "one"))
+			returns(t, from, nil)
+		})
 	})
 }
