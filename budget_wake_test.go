@@ -311,3 +311,38 @@ func TestSessionsOfPacketsAreWithinTheLimits(t *testing.T) {
 		t.Fatalf("%d MiB held, InboundLimit is 1 MiB and MemoryLimit 2 MiB; QueuedIn %d", n>>20, hub.Stats().QueuedIn)
 	}
 }
+
+// A Handler that takes its time holds up its own peer alone, and is not ended for
+// that, though its message could be read only as the one that lacked least.
+func TestHandlerThatBlocksDoesNotKeepOthersFromReading(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{InboundLimit: 2 << 20, MaxMessage: 900_000})
+		go func() {
+			for range hub.Events() {
+			}
+		}()
+		release := make(chan struct{})
+		h := &handlerFuncs{message: func(*sockhub.Reply, []byte) { <-release }}
+		a, pa := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+		b, pb := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		d, pd := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		big := frame(string(make([]byte, 800_000)))
+		parts := map[*memnet.End]int{pa: 700_000, pb: 400_000, pd: 400_000} // a lacks least
+		for p, n := range parts {
+			go p.Write(big[:n])
+		}
+		<-time.After(time.Second)
+		for p, n := range parts {
+			go p.Write(big[n:])
+		}
+		<-time.After(time.Second)
+		if b.Stats().MessagesIn+d.Stats().MessagesIn < 2 {
+			t.Errorf("others wait for a Handler: %+v", hub.Stats())
+		}
+		<-time.After(10 * time.Minute)
+		if err := context.Cause(a.Context()); err != nil {
+			t.Errorf("ended within a call: %v", err)
+		}
+		close(release)
+	})
+}

@@ -782,6 +782,9 @@ func (c *Conn) cut(t *turn) (err error) {
 		if !ok {
 			break
 		}
+		if c.token {
+			c.endToken() // before a callback, which may take its time
+		}
 		switch {
 		case c.greet != nil:
 			if err := c.greeted(msg); err != nil {
@@ -810,9 +813,6 @@ func (c *Conn) cut(t *turn) (err error) {
 	}
 	if msgs == 0 {
 		return err
-	}
-	if c.token {
-		c.endToken()
 	}
 	c.turnMsgs += msgs
 	c.turnBytes += size
