@@ -58,6 +58,30 @@ func TestShutdownWithinAHandler(t *testing.T) {
 	})
 }
 
+// Each of them waits for the other's connection too.
+func TestShutdownWithinTwoHandlers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, nil)
+		done := make(chan error, 2)
+		h := &handlerFuncs{message: func(*sockhub.Reply, []byte) {
+			<-time.After(time.Second) // both are called
+			ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+			defer cancel()
+			done <- hub.Shutdown(ctx)
+		}}
+		for range 2 {
+			_, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+			p.Write(frame("x"))
+		}
+		start := time.Now()
+		for range 2 {
+			if err := <-done; err != nil || time.Since(start) > time.Minute {
+				t.Errorf("%v after %v", err, time.Since(start))
+			}
+		}
+	})
+}
+
 func TestCloseWithinClassify(t *testing.T) {
 	hub, _ := sockhub.New(context.Background(), nil)
 	done := make(chan struct{})

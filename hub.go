@@ -83,6 +83,7 @@ type Hub struct {
 	over      chan struct{}  // closed by Close at its end
 	left      chan struct{}  // capacity 1; sent to without waiting when a connection is gone; never closed
 	unbind    func() bool    // takes the hub off its context
+	within    atomic.Int32   // Shutdowns that were called from callbacks of the hub's, and wait
 	tasks     errgroup.Group // the hub goroutine, the watch and the listeners; the connections are in live
 
 	budget  *Budget
@@ -573,18 +574,22 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 // has not taken a batch for Linger, it counts all Ended as taken.
 //
 // Who calls this from a callback waits for his own connection, which waits for
-// him: if no other is left for Linger, that is it.
+// him: if none but such connections are left for Linger, that is it.
 func (h *Hub) drain(ctx context.Context) error {
 	const look = 5 * time.Millisecond
 	taken, since := h.fan.taken(), h.watch.Now()
 	within := withinCallback()
+	if within {
+		h.within.Add(1)
+		defer h.within.Add(-1)
+	}
 	var alone time.Duration // since when
 	for {
 		n, inCall := h.liveConns()
 		switch {
 		case n == 0:
 			return nil
-		case !within || n > 1 || inCall == 0:
+		case !within || n > int(h.within.Load()) || inCall < n:
 			alone = 0
 		case alone == 0:
 			alone = h.watch.Now()
