@@ -1728,10 +1728,15 @@ func (r *Reply) acceptLocked() {
 // admit says whether one more message may be gathered: the first of a call
 // always.
 func (r *Reply) admit(size int) error {
-	c := r.conn()
-	if err := c.checkSize(size); err != nil {
+	if err := r.conn().checkSize(size); err != nil {
 		return err
 	}
+	return r.place(size)
+}
+
+// place is admit without a look at the size.
+func (r *Reply) place(size int) error {
+	c := r.c
 	if r.sent == 1 {
 		c.mu.Lock()
 		r.room = c.out.limit - c.out.charge()
@@ -1808,9 +1813,9 @@ func (r *Reply) SendMany(m iter.Seq[[]byte]) (n int, err error) {
 // SendFrom refuses it. If rc fails, the connection ends.
 func (r *Reply) SendFrom(size uint64, rc io.ReadCloser) error {
 	c := r.conn()
-	err := r.admit(0)
+	err := c.set.check(size)
 	if err == nil {
-		err = c.set.check(size)
+		err = r.place(0)
 	}
 	if err != nil {
 		rc.Close()

@@ -6,12 +6,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -457,5 +459,30 @@ func TestShutdownSendsWhatDatagramsAreQueued(t *testing.T) {
 		case <-time.After(10 * time.Second):
 			t.Fatalf("%d of 100 came: %+v", n, server.Stats())
 		}
+	}
+}
+
+func TestHandlerAnswersAPacketFromAReader(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("few systems have such sockets")
+	}
+	h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+		if err := r.SendFrom(5, io.NopCloser(strings.NewReader("hello"))); err != nil {
+			r.Send([]byte(err.Error()))
+		}
+	}}
+	s := newStand(t, &sockhub.Options{Name: "x"}, nil)
+	_, path := address(t, "unix")
+	_, err := s.Listen(soon(t), "unixpacket", path, &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := s.Dial(soon(t), "unixpacket", path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.TrySend([]byte("go"))
+	if m := s.got(c, 1)[0]; string(m) != "hello" {
+		t.Errorf("answered %q", m)
 	}
 }
