@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"strconv"
 	"testing"
 	"testing/synctest"
@@ -99,4 +100,28 @@ func TestMessagesInEveryFraming(t *testing.T) {
 			})
 		})
 	}
+}
+
+// notInPlace returns memory of its own from AppendHeader, as append may.
+type notInPlace struct{ sockhub.Framing }
+
+func (f notInPlace) AppendHeader(dst []byte, n uint64) []byte {
+	return f.Framing.AppendHeader(slices.Clip(dst), n)
+}
+
+func TestFramingThatAppendsToACopy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := sockhub.LengthPrefix(4, leOrder)
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }}
+		_, p := serveMemory(t, openHub(t, nil), nil, sockhub.ListenOptions{
+			Framing: notInPlace{f},
+			Handler: func(*sockhub.Conn) sockhub.Handler { return h },
+		})
+		var wire []byte
+		for _, m := range []string{"one", "two", "three", "four"} {
+			wire = append(f.AppendHeader(wire, uint64(len(m))), m...)
+		}
+		p.Write(wire)
+		expect(t, p, wire)
+	})
 }

@@ -43,7 +43,10 @@ func (s *Slab) Add(f Framing, body []byte) bool {
 	}
 	header := 0
 	if f != nil {
-		header = len(f(s.buf[at:at:slabBytes], uint64(len(body))))
+		h := f(s.buf[at:at:slabBytes], uint64(len(body)))
+		if header = len(h); header > 0 && &h[0] != &s.buf[at] {
+			copy(s.buf[at:], h) // as it may, append has made memory of its own
+		}
 	}
 	copy(s.buf[at+header:], body)
 	s.sizes[s.msgs&(slabMsgs-1)] = newMessage(len(body), header, false)
