@@ -1428,7 +1428,7 @@ func (c *Conn) undivert() {
 		c.handle(m)
 		c.inCall.Store(false)
 		if unread := c.dec.rest[:len(c.dec.rest)-before]; len(unread) > 0 && len(d.msgs) > 0 {
-			d.msgs[0] = slices.Concat(unread, d.msgs[0])
+			d.msgs[0] = slices.Clip(slices.Concat(unread, d.msgs[0]))
 			c.dec.takeBack(len(unread))
 		}
 		c.flush()

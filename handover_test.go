@@ -350,3 +350,31 @@ func TestNotifyDrainedBeforeTheEndOfTheOutput(t *testing.T) {
 		}
 	})
 }
+
+func TestUnreadOfWhatWasWithdrawnLeavesNoSpareCapacity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, p := memnet.Pair(nil)
+		defer p.Close()
+		c, err := openHub(t, nil).ServeConn(t.Context(), ours, &sockhub.ListenOptions{Mode: sockhub.Raw})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range []string{"12345", "6789012"} {
+			p.Write([]byte(m))
+			synctest.Wait()
+		}
+		var got []string
+		c.SetHandler(&handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			if cap(m) != len(m) {
+				t.Errorf("%q has a capacity of %d", m, cap(m))
+			}
+			if got = append(got, string(m)); len(got) == 1 {
+				r.Unread(m[2:])
+			}
+		}})
+		synctest.Wait()
+		if want := []string{"12345", "3456789012"}; !slices.Equal(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	})
+}
