@@ -516,7 +516,8 @@ func (p *preface) ask() (use *ListenOptions, more int, err error) {
 // net.Conn, a pipe, anything that reads, writes and closes. The hub closes it,
 // also when ServeConn fails. It returns after the handshake, with the reason
 // if the peer was not let in; ctx bounds this call alone. ProxyFrom must be
-// empty: who has a connection in hand can read a proxy's header off it.
+// empty, and Classify nil: who has a connection in hand can read a proxy's header
+// off it, and choose its options.
 //
 // What has neither a descriptor nor deadlines can be ended only by its Close;
 // where that does not unblock a Read, the promises about closing in time do
@@ -526,8 +527,12 @@ func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOp
 	if err == nil {
 		err = h.budget.allow("ListenOptions.MaxMessage", set.maxMessage)
 	}
-	if err == nil && len(r.ProxyFrom) > 0 {
+	switch {
+	case err != nil:
+	case len(r.ProxyFrom) > 0:
 		err = unsupported("ListenOptions.ProxyFrom")
+	case r.Classify != nil:
+		err = unsupported("ListenOptions.Classify")
 	}
 	if err != nil {
 		rwc.Close()

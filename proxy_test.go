@@ -231,3 +231,16 @@ func TestProxyFromOptions(t *testing.T) {
 		t.Errorf("ServeConn: %v, want ErrUnsupported", err)
 	}
 }
+
+func TestServeConnDoesNotPassOverClassify(t *testing.T) {
+	t.Parallel()
+	a, b := net.Pipe()
+	defer b.Close()
+	_, err := newStand(t, nil, nil).ServeConn(soon(t), a, &sockhub.ListenOptions{
+		Mode:     sockhub.Anonymous,
+		Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) { return nil, 0, nil },
+	})
+	if !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("%v, want ErrUnsupported", err)
+	}
+}
