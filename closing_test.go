@@ -229,32 +229,34 @@ func TestHalfOpenIsOursToFinish(t *testing.T) {
 
 // What was received before Shutdown may be answered until Ended is taken.
 func TestShutdownLetsAnswersOut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		hub, _, peer := serveHandler(t, sockhub.Anonymous, nil, nil)
-		peer.Write(frames("1", "2"))
-		synctest.Wait()
-		done := make(chan error, 1)
-		go func() { done <- hub.Shutdown(t.Context()) }()
-		synctest.Wait()
-		go func() {
-			for b := range hub.Events() {
-				for c, m := range b.Messages() {
-					<-time.After(200 * time.Millisecond)
-					if err := c.TrySend(m); err != nil {
-						t.Error(err)
+	for _, linger := range []time.Duration{0, -1} { // -1: our side does not wait for the peer's FIN, but for the user
+		synctest.Test(t, func(t *testing.T) {
+			hub, _, peer := serveHandler(t, sockhub.Anonymous, nil, &sockhub.Options{Linger: linger})
+			peer.Write(frames("1", "2"))
+			synctest.Wait()
+			done := make(chan error, 1)
+			go func() { done <- hub.Shutdown(t.Context()) }()
+			synctest.Wait()
+			go func() {
+				for b := range hub.Events() {
+					for c, m := range b.Messages() {
+						<-time.After(200 * time.Millisecond)
+						if err := c.TrySend(m); err != nil {
+							t.Error(err)
+						}
 					}
 				}
+			}()
+			expect(t, peer, frames("1", "2"))
+			if _, err := peer.Read(make([]byte, 1)); err != io.EOF {
+				t.Error(err)
 			}
-		}()
-		expect(t, peer, frames("1", "2"))
-		if _, err := peer.Read(make([]byte, 1)); err != io.EOF {
-			t.Error(err)
-		}
-		peer.Close()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
+			peer.Close()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
 
 func TestShutdownEndsWithItsContext(t *testing.T) {

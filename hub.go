@@ -548,7 +548,8 @@ func (h *Hub) liveConns() (n, inCall int) {
 // ctx's end is returned.
 //
 // It may be called where Events is received from: a program that takes no
-// batch for Linger has nothing more to say, and Shutdown goes on without it.
+// batch for Linger (DefaultLinger, if that is none) has nothing more to say, and
+// Shutdown goes on without it.
 // Connections with HalfOpen set are the user's to Finish until ctx ends.
 func (h *Hub) Shutdown(ctx context.Context) error {
 	h.mu.Lock()
@@ -577,6 +578,7 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 // him: if none but such connections are left for Linger, that is it.
 func (h *Hub) drain(ctx context.Context) error {
 	const look = 5 * time.Millisecond
+	linger := orElse(h.o.Linger, DefaultLinger) // without one, the user gets as much time all the same
 	taken, since := h.fan.taken(), h.watch.Now()
 	within := withinCallback()
 	if within {
@@ -593,7 +595,7 @@ func (h *Hub) drain(ctx context.Context) error {
 			alone = 0
 		case alone == 0:
 			alone = h.watch.Now()
-		case h.watch.Now()-alone >= h.o.Linger:
+		case h.watch.Now()-alone >= linger:
 			return nil
 		}
 		select {
@@ -603,11 +605,11 @@ func (h *Hub) drain(ctx context.Context) error {
 			return nil
 		case <-h.left:
 			continue
-		case <-time.After(max(since+h.o.Linger-h.watch.Now(), look)):
+		case <-time.After(max(since+linger-h.watch.Now(), look)):
 		}
 		if now := h.fan.taken(); now != taken {
 			taken, since = now, h.watch.Now()
-		} else if h.watch.Now()-since >= h.o.Linger {
+		} else if h.watch.Now()-since >= linger {
 			conns, _ := h.everything()
 			for _, c := range conns {
 				c.endTaken()
