@@ -289,3 +289,36 @@ func TestPeerThatNeverReadsStopsNobodyElse(t *testing.T) {
 		})
 	}
 }
+
+// Messages that have begun are completed at the memory limit, lest it be reached
+// by beginnings alone, but no further than one of them goes beyond it while nobody
+// takes them.
+func TestMemoryLimitHoldsForMessagesThatHaveBegun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const conns, size, limit = 50, 1 << 20, 8 << 20
+		hub := openHub(t, &sockhub.Options{MaxMessage: size, MemoryLimit: limit, FrameTimeout: -1, HandshakeTimeout: -1})
+		big := frame(string(make([]byte, size)))
+		_, peers := attachMany(t, hub, conns)
+		for _, p := range peers {
+			go func() {
+				p.Write(big[:100_000])
+				<-time.After(time.Second) // meanwhile everybody has begun
+				p.Write(big[100_000:])
+			}()
+		}
+		<-time.After(time.Minute)
+		if in := hub.Stats().QueuedIn; in > limit+size {
+			t.Errorf("%d bytes wait", in)
+		}
+		for got := 0; got < conns; {
+			select {
+			case b := <-hub.Events():
+				for range b.Messages() {
+					got++
+				}
+			case <-time.After(time.Minute):
+				t.Fatalf("nothing comes after %d messages: %+v", got, hub.Stats())
+			}
+		}
+	})
+}

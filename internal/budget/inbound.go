@@ -201,7 +201,9 @@ func (b *Inbound[C]) grant() {
 	}
 }
 
-// leastLocked is the one that lacks least of a message, if that fits.
+// leastLocked is the one that lacks least of a message, if that fits, and goes at
+// most one message beyond the other limit. Where the beginnings alone have reached
+// that, the last of them has exceeded it by no more than it has received.
 func (b *Inbound[C]) leastLocked(used int64) (least C, ok bool) {
 	var lacks int64
 	for _, c := range b.queue {
@@ -209,5 +211,5 @@ func (b *Inbound[C]) leastLocked(used int64) (least C, ok bool) {
 			least, lacks, ok = c, l, true
 		}
 	}
-	return least, ok && lacks <= b.limit.Load()-used
+	return least, ok && lacks <= b.limit.Load()-used && !b.over(used+lacks-b.max-Slack)
 }
