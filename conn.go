@@ -556,7 +556,10 @@ func (c *Conn) turn() (park bool) {
 	switch {
 	case c.input == ended:
 		return c.watchPeer()
-	case c.input == held, c.input == reading && c.holdsBack():
+	case c.input == held:
+		return true
+	case c.input == reading && c.holdsBack():
+		c.hold()
 		return true
 	}
 	t := c.getTurn()
@@ -579,6 +582,16 @@ func (c *Conn) turn() (park bool) {
 // holdsBack reports whether the input has to wait.
 func (c *Conn) holdsBack() bool {
 	return c.paused || c.gated || c.stopped || c.stream != nil || c.closing.Load() || c.diverted != nil || c.greet != nil && c.greet.busy
+}
+
+// hold stops the clocks of silence, where the input has come to wait outside of a
+// turn that has read.
+func (c *Conn) hold() {
+	now := c.hub.watch.Now()
+	c.mu.Lock()
+	c.busyLocked(now)
+	c.holding = true
+	c.mu.Unlock()
 }
 
 // readSome is turn, with something to read into.

@@ -378,3 +378,77 @@ func TestUnreadOfWhatWasWithdrawnLeavesNoSpareCapacity(t *testing.T) {
 		}
 	})
 }
+
+// What Drained has sent fills the queue, so the peer is not listened to.
+func TestIdleClockStopsWhileWhatDrainedHasSentWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		got := make(chan string, 1)
+		h := &handlerFuncs{
+			message: func(r *sockhub.Reply, m []byte) { got <- string(m) },
+			drained: func(r *sockhub.Reply) {
+				if n++; n == 1 {
+					r.Send(make([]byte, 200_000))
+				}
+			},
+		}
+		hub := openHub(t, &sockhub.Options{IdleTimeout: time.Minute, ConnOutbound: 100_000, WriteTimeout: -1})
+		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+		c.TrySend([]byte("x"))
+		<-time.After(time.Second)
+		if !c.Stats().Paused {
+			t.Errorf("not paused: %+v", c.Stats())
+		}
+		p.Write(frame("hello"))
+		<-time.After(10 * time.Minute)
+		if err := context.Cause(c.Context()); err != nil {
+			t.Fatalf("ended while we did not listen: %v", err)
+		}
+		go io.Copy(io.Discard, p)
+		if m := <-got; m != "hello" {
+			t.Error(m)
+		}
+		start := time.Now()
+		<-c.Context().Done()
+		if d := time.Since(start); d < 59*time.Second || d > 61*time.Second {
+			t.Errorf("ended with %v %v later", context.Cause(c.Context()), d)
+		}
+	})
+}
+
+// A connection that is given to Events waits until the end of the same client's
+// last one is taken, and its peer with it.
+func TestIdleClockStopsWhileAConnectionWaitsToBeReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{IdleTimeout: time.Minute}, nil)
+		var conns []*sockhub.Conn
+		_, err := r.Expect("alice", &sockhub.ClientOptions{Handler: func(c *sockhub.Conn) sockhub.Handler {
+			if conns = append(conns, c); len(conns) == 1 {
+				return nil
+			}
+			return new(handlerFuncs)
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := r.claim("alice")
+		expect(t, p, frame("OK"))
+		r.take()
+		p.Close()
+		r.take()
+		p = r.claim("alice")
+		expect(t, p, frame("OK"))
+		<-time.After(time.Second)
+		conns[1].SetHandler(nil)
+		<-time.After(10 * time.Minute)
+		if err := context.Cause(conns[1].Context()); err != nil {
+			t.Fatalf("ended before it was reported: %v", err)
+		}
+		if b := r.take(); len(b.Disconnected) != 1 {
+			t.Errorf("%q", batchText(b))
+		}
+		if b := r.take(); len(b.Connected) != 1 {
+			t.Errorf("%q", batchText(b))
+		}
+	})
+}
