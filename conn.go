@@ -594,6 +594,18 @@ func (c *Conn) hold() {
 	c.mu.Unlock()
 }
 
+// listening starts the clocks of silence anew: what a callback has taken is no
+// silence of the peer's, though nothing came. It is called before inCall ends.
+func (c *Conn) listening() {
+	if c.set.idleTimeout == 0 && c.dec.partial() == 0 {
+		return // they do not run
+	}
+	now := c.hub.watch.Now()
+	c.mu.Lock()
+	c.quiet = now
+	c.mu.Unlock()
+}
+
 // readSome is turn, with something to read into.
 func (c *Conn) readSome(t *turn) (park bool) {
 	var (
@@ -603,6 +615,7 @@ func (c *Conn) readSome(t *turn) (park bool) {
 		err     = c.cut(t) // what came behind the handshake or before a pause
 	)
 	if c.called {
+		c.listening()
 		c.afterCalls()
 	}
 	for err == nil && ok && !drained && read < readTurn && !c.holdsBack() {
@@ -1439,6 +1452,7 @@ func (c *Conn) undivert() {
 		d.msgs = d.msgs[1:]
 		before := len(c.dec.rest)
 		c.handle(m)
+		c.listening()
 		c.inCall.Store(false)
 		if unread := c.dec.rest[:len(c.dec.rest)-before]; len(unread) > 0 && len(d.msgs) > 0 {
 			d.msgs[0] = slices.Clip(slices.Concat(unread, d.msgs[0]))
@@ -1494,6 +1508,7 @@ func (c *Conn) call(f func(*Reply)) {
 	c.reply.begin()
 	f(&c.reply)
 	c.reply.end()
+	c.listening()
 	c.inCall.Store(false)
 }
 

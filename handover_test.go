@@ -452,3 +452,73 @@ func TestIdleClockStopsWhileAConnectionWaitsToBeReported(t *testing.T) {
 		}
 	})
 }
+
+// The time in a callback is no silence of the peer's, whatever called it.
+func TestTimeInCallbacksIsNotIdle(t *testing.T) {
+	var returned chan time.Time
+	long := func() {
+		<-time.After(90 * time.Second)
+		returned <- time.Now()
+	}
+	for what, begin := range map[string]func(t *testing.T, hub *sockhub.Hub) *sockhub.Conn{
+		"the function that makes a Handler": func(t *testing.T, hub *sockhub.Hub) *sockhub.Conn {
+			c, _ := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
+				long()
+				return sockhub.BaseHandler{}
+			}})
+			return c
+		},
+		"Message of what was withdrawn": func(t *testing.T, hub *sockhub.Hub) *sockhub.Conn {
+			c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+			<-hub.Events()
+			p.Write(frame("x"))
+			synctest.Wait()
+			c.SetHandler(&handlerFuncs{message: func(*sockhub.Reply, []byte) { long() }})
+			return c
+		},
+		"Message of what had to wait for room": func(t *testing.T, hub *sockhub.Hub) *sockhub.Conn {
+			n := 0
+			h := &handlerFuncs{message: func(r *sockhub.Reply, _ []byte) {
+				if n++; n == 1 {
+					r.Send(make([]byte, 200_000)) // more than the peer has room for
+					return
+				}
+				long()
+			}}
+			c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+			p.Write(frames("1", "2"))
+			<-time.After(5 * time.Second)
+			go io.Copy(io.Discard, p)
+			return c
+		},
+		"Drained soon after input": func(t *testing.T, hub *sockhub.Hub) *sockhub.Conn {
+			h := &handlerFuncs{
+				message: func(r *sockhub.Reply, m []byte) { r.Send(m) },
+				drained: func(*sockhub.Reply) { long() },
+			}
+			_, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+			p.Write(frame("x"))
+			for c := range hub.Conns() {
+				return c
+			}
+			return nil
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				returned = make(chan time.Time, 1)
+				hub := openHub(t, &sockhub.Options{IdleTimeout: time.Minute, ConnOutbound: 100_000})
+				c := begin(t, hub)
+				<-c.Context().Done()
+				select {
+				case at := <-returned:
+					if d := time.Since(at); d < 59*time.Second {
+						t.Errorf("ended with %v, %v after the call", context.Cause(c.Context()), d)
+					}
+				default:
+					t.Errorf("ended with %v before the call returned", context.Cause(c.Context()))
+				}
+			})
+		})
+	}
+}

@@ -1100,6 +1100,7 @@ func (c *Conn) makeHandler() {
 	}
 	c.inCall.Store(true)
 	h := factory(c)
+	c.listening()
 	c.inCall.Store(false)
 	if h != nil {
 		c.useHandler(h)
