@@ -1414,6 +1414,7 @@ func (c *Conn) useHandler(h Handler) {
 	if c.out.handled = h != nil; c.out.deaf {
 		c.out.hearLocked()
 	}
+	c.reply.refused = c.out.refuse != nil
 	c.mu.Unlock()
 }
 
@@ -1613,6 +1614,7 @@ type Reply struct {
 	full    bool       // the queue is over its limit
 	drained bool       // Drained is due
 	eager   bool       // there were answers that gathered
+	refused bool       // the output has ended
 
 	gathering *gathering // where small messages gather instead, before those in side; or nil
 }
@@ -1708,7 +1710,7 @@ func (l *gatheringLock) Lock() {
 // takeInLocked queues what a Handler's calls that have returned have answered.
 func (c *Conn) takeInLocked(s *outq.Slab) {
 	o := &c.out
-	if o.refuse != nil {
+	if o.refuse != nil && !o.frozen { // else the report tells of it
 		s.Drop()
 		return
 	}
@@ -1736,7 +1738,7 @@ func (c *Conn) chargeAnswersLocked(charge int64, alone bool) (room bool) {
 
 func (r *Reply) acceptLocked() {
 	o := &r.c.out
-	if o.refuse != nil {
+	if r.refused = o.refuse != nil; r.refused && !o.frozen {
 		r.side = outq.Queue{}
 		return
 	}
@@ -1765,6 +1767,11 @@ func (r *Reply) admit(size int) error {
 // place is admit without a look at the size.
 func (r *Reply) place(size int) error {
 	c := r.c
+	if r.refused {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.out.refuse
+	}
 	if r.sent == 1 {
 		c.mu.Lock()
 		r.room = c.out.limit - c.out.charge()
@@ -1782,8 +1789,9 @@ func (r *Reply) place(size int) error {
 func (r *Reply) Conn() *Conn { return r.conn() }
 
 // Send answers with one message. It never waits: the message is gathered, or
-// refused with ErrMessageTooLarge or, when the queue is full, ErrBackpressure.
-// The first message of a call is never refused for that, as a Handler is not
+// refused with ErrMessageTooLarge, when the queue is full with ErrBackpressure, or
+// when the output has ended with the error of Conn.Send. If the connection fails
+// before the call returns, the Report counts what was gathered as unsent. The first message of a call is never refused for that, as a Handler is not
 // called while the queue is full: its peer waits, and is given up after
 // WriteTimeout. For more answers to one message there is Drained to send the
 // next at, or Conn.SendMany in a goroutine of its own, which waits.
@@ -1911,6 +1919,7 @@ func (r *Reply) SetHandler(h Handler) { r.conn().setHandler(h) }
 func (r *Reply) CloseWrite() {
 	r.settle()
 	r.c.CloseWrite()
+	r.refused = true
 }
 
 // Finish is Conn.Finish, after what this call has sent. No further call but
@@ -1918,7 +1927,7 @@ func (r *Reply) CloseWrite() {
 func (r *Reply) Finish() {
 	r.settle()
 	r.c.Finish()
-	r.c.stopped = true
+	r.refused, r.c.stopped = true, true
 }
 
 // Close is Conn.Close: what was sent and not written is reported as unsent. No
@@ -1926,7 +1935,7 @@ func (r *Reply) Finish() {
 func (r *Reply) Close() {
 	r.settle()
 	r.c.Close()
-	r.c.stopped = true
+	r.refused, r.c.stopped = true, true
 }
 
 // settle is accept for the methods that end the output.

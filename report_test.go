@@ -350,3 +350,54 @@ func (l *line) find(b *sockhub.Batch) sockhub.Disconnection {
 	}
 	return l.ended()
 }
+
+// A Handler learns that its answer was refused, or finds it in the report.
+func TestAnswersAfterTheEndOfTheOutput(t *testing.T) {
+	for what, end := range map[string]func(r *sockhub.Reply, p *memnet.End){
+		"Reply.CloseWrite": func(r *sockhub.Reply, _ *memnet.End) { r.CloseWrite() },
+		"Reply.Finish":     func(r *sockhub.Reply, _ *memnet.End) { r.Finish() },
+		"Reply.Close":      func(r *sockhub.Reply, _ *memnet.End) { r.Close() },
+		"Conn.Close":       func(r *sockhub.Reply, _ *memnet.End) { r.Conn().Close() },
+		"a failed write": func(r *sockhub.Reply, p *memnet.End) {
+			p.Reset()
+			r.Conn().TrySend([]byte("x"))
+			<-time.After(time.Second)
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var (
+					calls, accepted int
+					p               *memnet.End
+					gone            = make(chan sockhub.Disconnection, 1)
+				)
+				h := &handlerFuncs{
+					message: func(r *sockhub.Reply, m []byte) {
+						if calls++; calls == 2 {
+							end(r, p)
+						}
+						for range 2 {
+							switch err := r.Send(m); {
+							case err == nil:
+								accepted++
+							case !errors.Is(err, sockhub.ErrClosed) && !errors.Is(err, sockhub.ErrNotConnected):
+								t.Error(err)
+							}
+						}
+					},
+					disconnected: func(d sockhub.Disconnection) { gone <- d },
+				}
+				_, c, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+				p = peer
+				p.Write(frames("1", "2", "3"))
+				<-time.After(2 * time.Second)
+				p.Close()
+				d := <-gone
+				checkReport(t, c, d, false)
+				if d.Report.AcceptedMessages < uint64(accepted) {
+					t.Errorf("%d answers were accepted: %v, %+v", accepted, d.Err, d.Report)
+				}
+			})
+		})
+	}
+}
