@@ -1221,6 +1221,13 @@ func (c *Conn) finished() bool {
 	return c.closeErr != nil || c.out.finish != nil
 }
 
+// closed is the reason why the connection is to end now, or nil.
+func (c *Conn) closed() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closeErr
+}
+
 // endWasAsked reports, of a connection that has ended, whether this side had
 // asked for that, even if something else came in between.
 func (c *Conn) endWasAsked() bool {

@@ -1059,6 +1059,9 @@ func (c *Conn) enter() error {
 				g.asked = o
 			}
 		}
+		if err := c.closed(); err != nil {
+			return err // while a rule was asked
+		}
 		a, replaced, err := c.hub.admit(c)
 		if err != nil {
 			return err

@@ -8,10 +8,12 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/memnet"
 )
 
 func TestHubListenerAndNameMustAllAdmit(t *testing.T) {
@@ -222,4 +224,45 @@ func TestHandlerOfANameBeatsTheListeners(t *testing.T) {
 		}
 		r.happened() // nothing of it
 	})
+}
+
+// A handshake that has ended while a rule was asked is over, whatever the rule
+// answers: it lets nobody in, and replaces nobody.
+func TestRuleThatAnswersTooLateLetsNobodyIn(t *testing.T) {
+	for what, end := range map[string]func(*sockhub.Listener){
+		"HandshakeTimeout": func(*sockhub.Listener) {},
+		"Listener.Close":   func(l *sockhub.Listener) { l.Close() },
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := openHub(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld})
+				asked := 0
+				slow := func(sockhub.Peer) error {
+					if asked++; asked > 1 {
+						<-time.After(10 * time.Second)
+					}
+					return nil
+				}
+				inner := memnet.Listen(nil)
+				l, err := hub.Serve(inner, &sockhub.ListenOptions{Admit: slow})
+				if err != nil {
+					t.Fatal(err)
+				}
+				r := &room{Hub: hub, t: t, l: inner}
+				first := r.claim("alice")
+				expect(t, first, frame("OK"))
+				r.take()
+				r.claim("alice")
+				synctest.Wait()
+				end(l)
+				<-time.After(time.Minute)
+				if b := r.take(); len(batchText(b)) > 0 {
+					t.Errorf("%q", batchText(b))
+				}
+				if n := hub.Stats().HandshakeTimeouts; n != 1 && what == "HandshakeTimeout" {
+					t.Errorf("%d timeouts", n)
+				}
+			})
+		})
+	}
 }
