@@ -14,8 +14,10 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sockhub/sockhub"
@@ -485,4 +487,41 @@ func TestHandlerAnswersAPacketFromAReader(t *testing.T) {
 	if m := s.got(c, 1)[0]; string(m) != "hello" {
 		t.Errorf("answered %q", m)
 	}
+}
+
+// onePacket is a PacketConn without deadlines, on which one packet comes.
+type onePacket struct {
+	packet, closed chan struct{}
+	once           sync.Once
+}
+
+func (c *onePacket) ReadFrom(p []byte) (int, net.Addr, error) {
+	select {
+	case <-c.packet:
+		return copy(p, "x"), &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1}, nil
+	case <-c.closed:
+		return 0, nil, net.ErrClosed
+	}
+}
+func (c *onePacket) WriteTo(p []byte, _ net.Addr) (int, error) { return len(p), nil }
+func (c *onePacket) Close() error                              { c.once.Do(func() { close(c.closed) }); return nil }
+func (c *onePacket) LocalAddr() net.Addr                       { return &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 2} }
+func (c *onePacket) SetDeadline(time.Time) error               { return errors.ErrUnsupported }
+func (c *onePacket) SetReadDeadline(time.Time) error           { return errors.ErrUnsupported }
+func (c *onePacket) SetWriteDeadline(time.Time) error          { return errors.ErrUnsupported }
+
+func TestClosingAPacketConnWithoutDeadlines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, nil)
+		pc := &onePacket{packet: make(chan struct{}, 1), closed: make(chan struct{})}
+		defer pc.Close()
+		l, err := hub.ServePacket(pc, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pc.packet <- struct{}{}
+		<-hub.Events()
+		mustEndWithin(t, "Listener.Close", time.Minute, func() { l.Close() })
+		mustEndWithin(t, "Hub.Close", time.Minute, func() { hub.Close() })
+	})
 }

@@ -187,7 +187,9 @@ func (p *plain) hurry(by time.Time) {
 // interrupt implements batcher.
 func (p *plain) interrupt() {
 	p.once.Do(func() { close(p.over) })
-	p.pc.SetReadDeadline(longPast)
+	if p.pc.SetReadDeadline(longPast) != nil {
+		p.pc.Close() // nothing else would end a ReadFrom
+	}
 }
 
 func newPauses() pauses { return pauses{over: make(chan struct{})} }
