@@ -411,7 +411,6 @@ func (o *Options) resolve() (Options, error) {
 	r.HandshakeTimeout = orDuration(r.HandshakeTimeout, DefaultHandshakeTimeout)
 	r.FrameTimeout = orDuration(r.FrameTimeout, DefaultFrameTimeout)
 	r.WriteTimeout = orDuration(r.WriteTimeout, DefaultWriteTimeout)
-	r.IdleTimeout = orDuration(r.IdleTimeout, 0)
 	r.Linger = orDuration(r.Linger, DefaultLinger)
 	return r, nil
 }
@@ -452,7 +451,7 @@ func (o *ListenOptions) resolve(hub *Options, network string) (ListenOptions, *s
 		}
 		if network != "unixpacket" {
 			r.MaxConns = orElse(r.MaxConns, DefaultMaxSessions)
-			if hub.IdleTimeout == 0 {
+			if hub.IdleTimeout == 0 { // not "none", which is less
 				r.IdleTimeout = orElse(r.IdleTimeout, DefaultSessionIdle)
 			}
 		}
@@ -472,7 +471,7 @@ func (o *ListenOptions) resolve(hub *Options, network string) (ListenOptions, *s
 		streamOver:  streamOver(orElse(r.StreamOver, hub.StreamOver)),
 		connIn:      or(r.ConnInbound, hub.ConnInbound),
 		connOut:     or(r.ConnOutbound, hub.ConnOutbound),
-		idleTimeout: orDuration(r.IdleTimeout, hub.IdleTimeout),
+		idleTimeout: max(0, orDuration(r.IdleTimeout, hub.IdleTimeout)),
 	}
 	if packets {
 		set.ofPackets(network)
@@ -530,7 +529,7 @@ func (o *DialOptions) resolve(hub *Options, network string) (DialOptions, *setti
 		streamOver:  streamOver(hub.StreamOver),
 		connIn:      hub.ConnInbound,
 		connOut:     hub.ConnOutbound,
-		idleTimeout: hub.IdleTimeout,
+		idleTimeout: max(0, hub.IdleTimeout),
 	}
 	if packets {
 		set.ofPackets(network)

@@ -525,3 +525,34 @@ func TestClosingAPacketConnWithoutDeadlines(t *testing.T) {
 		mustEndWithin(t, "Hub.Close", time.Minute, func() { hub.Close() })
 	})
 }
+
+func TestSessionsEndAsTheHubsIdleTimeoutSays(t *testing.T) {
+	for _, tt := range []struct{ hub, listener, want time.Duration }{
+		{0, 0, sockhub.DefaultSessionIdle},
+		{time.Hour, 0, time.Hour},
+		{time.Hour, time.Minute, time.Minute},
+		{-1, 0, 0},
+		{-1, time.Minute, time.Minute},
+		{time.Hour, -1, 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			hub := openHub(t, &sockhub.Options{IdleTimeout: tt.hub})
+			pc := &onePacket{packet: make(chan struct{}, 1), closed: make(chan struct{})}
+			if _, err := hub.ServePacket(pc, &sockhub.ListenOptions{IdleTimeout: tt.listener}); err != nil {
+				t.Fatal(err)
+			}
+			pc.packet <- struct{}{}
+			c := (<-hub.Events()).Unknown[0]
+			begun := time.Now()
+			got := time.Duration(0)
+			select {
+			case <-c.Context().Done():
+				got = time.Since(begun)
+			case <-time.After(24 * time.Hour):
+			}
+			if got < tt.want || got > tt.want+time.Second {
+				t.Errorf("%v of the hub, %v of the listener: ended after %v, want %v", tt.hub, tt.listener, got, tt.want)
+			}
+		})
+	}
+}
