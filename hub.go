@@ -858,6 +858,11 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 		if l.conns >= l.o.MaxConns && !c.set.sessions() { // which packet.Options.Sessions bounds
 			return 0, nil, ErrTooManyConns
 		}
+	}
+	if err := c.letIn(); err != nil {
+		return 0, nil, err
+	}
+	if l := c.listener; l != nil {
 		l.conns++
 	}
 	h.slots++

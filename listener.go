@@ -980,8 +980,13 @@ func (c *Conn) handshake(ctx context.Context, rwc io.Closer) (*Conn, error) {
 		}
 		return c, nil
 	case <-ctx.Done():
+		c.fail(context.Cause(ctx))
+	case <-c.hub.closed:
+		c.fail(ErrClosed)
 	}
-	c.fail(context.Cause(ctx))
+	if c.handshaking() { // and it stays so: its reader may be in a callback, and is not waited for
+		return nil, c.notLetIn(c.closed())
+	}
 	if err := <-done; err != nil {
 		return nil, err
 	}
@@ -1111,7 +1116,7 @@ func (c *Conn) makeHandler() {
 }
 
 // admitted ends the handshake proper: the answer is queued, as the first of
-// the output, and the limits of the handshake are lifted.
+// the output, and the limits of what may come are lifted.
 func (c *Conn) admitted() {
 	if c.set.mode.named() && !c.peer.Dialed {
 		c.say(answer)
@@ -1125,8 +1130,18 @@ func (c *Conn) admitted() {
 	if o := c.greet.asked; o != nil && o.Overflow != 0 {
 		c.out.policy = o.Overflow
 	}
-	c.shaking, c.deadline = false, 0
-	c.quiet = c.hub.watch.Now()
+}
+
+// letIn lifts the limits of the handshake's time, unless it has ended already.
+func (c *Conn) letIn() error {
+	now := c.hub.watch.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closeErr != nil {
+		return c.closeErr
+	}
+	c.shaking, c.deadline, c.quiet = false, 0, now
+	return nil
 }
 
 // say queues a message of the handshake, which no report counts.
@@ -1144,7 +1159,15 @@ func (c *Conn) say(text string) {
 // refused makes ErrRefused of the ways in which a peer can end a connection
 // before its answer.
 func (c *Conn) refused(err error) error {
-	if c.greet == nil || !c.peer.Dialed || !c.set.mode.named() || errors.Is(err, ErrRefused) {
+	if c.greet == nil {
+		return err
+	}
+	return c.notLetIn(err)
+}
+
+// notLetIn is refused, of a connection whose handshake is known to have failed.
+func (c *Conn) notLetIn(err error) error {
+	if !c.peer.Dialed || !c.set.mode.named() || errors.Is(err, ErrRefused) {
 		return err
 	}
 	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED} {

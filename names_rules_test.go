@@ -266,3 +266,37 @@ func TestRuleThatAnswersTooLateLetsNobodyIn(t *testing.T) {
 		})
 	}
 }
+
+func TestServeConnDoesNotWaitForARule(t *testing.T) {
+	for _, how := range []string{"ctx", "Close"} {
+		t.Run(how, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := openHub(t, &sockhub.Options{HandshakeTimeout: -1, Admit: func(sockhub.Peer) error {
+					<-time.After(time.Hour)
+					return nil
+				}})
+				ours, p := memnet.Pair(nil)
+				defer p.Close()
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				want := context.DeadlineExceeded
+				if how == "Close" {
+					want = sockhub.ErrClosed
+					time.AfterFunc(time.Second, func() { hub.Close() })
+				}
+				begun := time.Now()
+				if _, err := hub.ServeConn(ctx, ours, &sockhub.ListenOptions{Mode: sockhub.Anonymous}); !errors.Is(err, want) {
+					t.Error(err)
+				}
+				if d := time.Since(begun); d > 61*time.Second {
+					t.Errorf("after %v", d)
+				}
+				<-time.After(2 * time.Hour)
+				hub.Close()
+				for b := range hub.Events() {
+					t.Errorf("%q", batchText(b))
+				}
+			})
+		})
+	}
+}
