@@ -589,3 +589,32 @@ func TestStrangersAreRefused(t *testing.T) {
 		}
 	})
 }
+
+// A connection has its place until its end was taken, in the hub and not in the
+// listener.
+func TestPlaceIsFreeWhenTheEndIsTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{MaxConns: 1}, nil)
+		p := r.join("alice")
+		r.refused("bob")
+		r.take()
+		p.Reset()
+		synctest.Wait()
+		r.refused("bob")
+		if b := r.take(); len(b.Disconnected) != 1 {
+			t.Fatalf("%q", batchText(b))
+		}
+		r.join("bob")
+		if n := r.Stats().RefusedLimit; n != 2 {
+			t.Errorf("%d refused", n)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, &sockhub.ListenOptions{MaxConns: 1})
+		p := r.join("alice")
+		r.refused("bob")
+		p.Reset()
+		synctest.Wait()
+		r.join("bob")
+	})
+}
