@@ -1435,6 +1435,7 @@ type diversion struct {
 	msgs   [][]byte
 	stream bool // a Stream was withdrawn behind them
 	ended  bool // Ended was withdrawn too
+	paused bool // the input waited for them to be taken
 }
 
 // undivert gives the handler what was withdrawn from Events, if that is done.
@@ -1444,6 +1445,12 @@ func (c *Conn) undivert() {
 		return
 	}
 	c.diverted = nil
+	if d.paused {
+		d.paused, c.paused = false, false
+		c.mu.Lock()
+		c.holding, c.quiet = false, c.hub.watch.Now()
+		c.mu.Unlock()
+	}
 	c.useHandler(d.handler)
 	if c.handler != nil && c.gated {
 		if err := c.enter(); err != nil { // nobody has to be told of it before
@@ -1451,8 +1458,8 @@ func (c *Conn) undivert() {
 		}
 	}
 	for len(d.msgs) > 0 && c.handler != nil && !c.stopped {
-		if c.paused {
-			// It has to wait for room, as if it had just been read.
+		if c.waitsForRoom() {
+			// As if it had just been read.
 			d.handler, c.diverted = c.handler, d
 			return
 		}
@@ -1483,6 +1490,14 @@ func (c *Conn) undivert() {
 	if d.ended {
 		c.reportEnd()
 	}
+}
+
+// waitsForRoom reports whether the handler is not to be called before there is room
+// for its answer.
+func (c *Conn) waitsForRoom() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.out.wantRoom
 }
 
 // handle calls the handler with one message. inCall stays set, for the next:

@@ -522,3 +522,27 @@ func TestTimeInCallbacksIsNotIdle(t *testing.T) {
 		})
 	}
 }
+
+// What it waited for to be taken is its Handler's, so it does not wait any more.
+func TestConnectionThatIsPausedGetsAHandler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{ConnInbound: 1000})
+		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		m := frame(strings.Repeat("x", 1000))
+		for range 3 {
+			p.Write(m)
+			synctest.Wait()
+		}
+		if s := c.Stats(); !s.Paused || s.MessagesIn != 1 {
+			t.Fatalf("not paused: %+v", s)
+		}
+		n := 0
+		c.SetHandler(&handlerFuncs{message: func(*sockhub.Reply, []byte) { n++ }})
+		synctest.Wait()
+		p.Write(m)
+		synctest.Wait()
+		if s := c.Stats(); n != 4 || s.Paused {
+			t.Errorf("the Handler has got %d of 4 messages: %+v", n, s)
+		}
+	})
+}

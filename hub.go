@@ -1417,6 +1417,7 @@ func (f *fan) withdrawLocked(b *Batch, c *Conn) (charged int64) {
 		b.Ended = slices.DeleteFunc(b.Ended, isC)
 		c.ev.ending, d.ended = false, true
 	}
+	d.paused = c.ev.paused
 	f.pauseLocked(c, false)
 	d.done = true
 	return charged
