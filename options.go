@@ -213,8 +213,8 @@ type ClientOptions struct {
 
 // Backoff says how long to wait before dialing again: Min after the first
 // failure, Factor times as long after each further one, Max at most, each
-// wait varied at random by ± Jitter of itself. A connection that was made
-// starts it anew.
+// wait varied at random by ± Jitter of itself. A connection that lasted longer
+// than the wait before it starts it anew.
 type Backoff struct {
 	Min    time.Duration // default 100 ms
 	Max    time.Duration // default 30 s, or Min if that is more
