@@ -1732,8 +1732,8 @@ func (l *gatheringLock) Lock() {
 // takeInLocked queues what a Handler's calls that have returned have answered.
 func (c *Conn) takeInLocked(s *outq.Slab) {
 	o := &c.out
-	if o.refuse != nil && !o.frozen { // else the report tells of it
-		s.Drop()
+	if o.refuse != nil && !o.frozen {
+		o.accepted.add(o.tooLate().Take(s))
 		return
 	}
 	alone, q := o.empty(), &o.q
@@ -1761,7 +1761,10 @@ func (c *Conn) chargeAnswersLocked(charge int64, alone bool) (room bool) {
 func (r *Reply) acceptLocked() {
 	o := &r.c.out
 	if r.refused = o.refuse != nil; r.refused && !o.frozen {
-		r.side = outq.Queue{}
+		if !r.side.Empty() {
+			o.accepted.add(r.side.Len(), r.side.Bytes())
+			o.tooLate().Splice(&r.side)
+		}
 		return
 	}
 	r.full, o.answered = o.answered, false
@@ -1812,11 +1815,15 @@ func (r *Reply) Conn() *Conn { return r.conn() }
 
 // Send answers with one message. It never waits: the message is gathered, or
 // refused with ErrMessageTooLarge, when the queue is full with ErrBackpressure, or
-// when the output has ended with the error of Conn.Send. If the connection fails
-// before the call returns, the Report counts what was gathered as unsent. The first message of a call is never refused for that, as a Handler is not
-// called while the queue is full: its peer waits, and is given up after
-// WriteTimeout. For more answers to one message there is Drained to send the
-// next at, or Conn.SendMany in a goroutine of its own, which waits.
+// when the output has ended with the error of Conn.Send. If the output ends, or
+// the connection fails, before the call returns, the Report counts what was
+// gathered as unsent.
+//
+// The first message of a call is never refused because the queue is full: when
+// answers have filled it, the Handler is not called again before there is room.
+// Its peer waits, and is given up after WriteTimeout. For more answers to one
+// message there is Drained to send the next at, or Conn.SendMany in a goroutine
+// of its own, which waits.
 //
 // It takes ownership of msg as Conn.Send does, but msg may also be the message
 // that the call was given, or a part of it.

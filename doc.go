@@ -147,8 +147,8 @@
 // Events should use TrySend. Two loops that wait for room in each other's queues
 // stand still until WriteTimeout. A program with much to send makes it part by
 // part, each when Drained says that the one before is gone
-// ([Conn.NotifyDrained]). A Handler is not called while its own connection's queue
-// is full, so it may always answer once.
+// ([Conn.NotifyDrained]). A Handler may answer each message once, whatever is queued;
+// when that has filled the queue, it is not called again before there is room.
 //
 // In: when the messages of a connection that the program has not taken are
 // charged ConnInbound, its reading pauses until they are taken, and so in the

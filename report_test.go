@@ -401,3 +401,45 @@ func TestAnswersAfterTheEndOfTheOutput(t *testing.T) {
 		})
 	}
 }
+
+// Another goroutine ends the output while a Handler is called: what that has
+// answered already, and what it answers in the same turn, is refused or reported.
+func TestAnswersBesideAFinishOfAnotherGoroutine(t *testing.T) {
+	for name, end := range map[string]func(*sockhub.Conn){
+		"Finish":     func(c *sockhub.Conn) { c.Finish() },
+		"CloseWrite": func(c *sockhub.Conn) { c.CloseWrite() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				gone := make(chan sockhub.Disconnection, 1)
+				var accepted uint64
+				calls := 0
+				h := &handlerFuncs{
+					message: func(r *sockhub.Reply, m []byte) {
+						if r.Send(m) == nil {
+							accepted++
+						}
+						if calls++; calls == 2 {
+							done := make(chan struct{})
+							go func() { defer close(done); end(r.Conn()) }()
+							<-done
+						}
+					},
+					disconnected: func(d sockhub.Disconnection) { gone <- d },
+				}
+				_, _, p := serveHandler(t, sockhub.Anonymous, h, nil)
+				p.Write(frames("1", "2", "3", "4"))
+				p.CloseWrite()
+				d := <-gone
+				r := d.Report
+				var unsent []string
+				for m := range r.Unsent() {
+					unsent = append(unsent, string(m))
+				}
+				if r.AcceptedMessages != accepted || r.WrittenMessages+r.UnsentMessages != accepted || uint64(len(unsent)) != r.UnsentMessages {
+					t.Errorf("%d answers without an error, unsent %q, %+v", accepted, unsent, r)
+				}
+			})
+		})
+	}
+}

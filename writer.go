@@ -68,6 +68,7 @@ type output struct {
 	gone    chan struct{} // made by who waits for the token's release, closed by it
 	feed    *feed         // the message of a SendFrom that is not wholly written; comes after q
 	behind  []segment     // of a Handler's, or of an iterator's that panicked: accepted during a run, and queued at its end
+	late    *outq.Queue   // of a Handler's, answered before its call saw the end of the output: unsent. nil: none
 	waiters []*waiter     // Sends that wait, in the order in which they came
 
 	since   time.Duration // begin of the current lack of progress; 0: nothing to write
@@ -135,6 +136,15 @@ func (o *output) len() int {
 		}
 	}
 	return n
+}
+
+// tooLate is where answers go that nobody will write: the output was ended by
+// another goroutine while the Handler was called. The report tells of them.
+func (o *output) tooLate() *outq.Queue {
+	if o.late == nil {
+		o.late = new(outq.Queue)
+	}
+	return o.late
 }
 
 // empty reports that everything accepted was written, idle that nothing can be
@@ -1438,6 +1448,9 @@ func (o *output) report(t transport.Conn) Report {
 		}
 	}
 	o.behind = nil
+	if o.late != nil {
+		o.q.Splice(o.late)
+	}
 	if o.q.Empty() && o.w.Empty() {
 		return r
 	}
