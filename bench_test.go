@@ -3,6 +3,8 @@ package sockhub_test
 import (
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"slices"
 	"testing"
 	"time"
@@ -117,6 +119,68 @@ func BenchmarkManyRoundTrips(b *testing.B) {
 		})
 	}
 }
+
+// An echo by each API, with received memory used again and without: the peers are
+// plain connections, so that all that is allocated is the hub's.
+func BenchmarkEcho(b *testing.B) {
+	const conns = 20
+	for _, reuse := range []bool{true, false} {
+		for _, api := range []string{"Handler", "Events"} {
+			for _, size := range []int{64, 16384} {
+				b.Run(fmt.Sprintf("%s/reuse=%t/%dB", api, reuse, size), func(b *testing.B) {
+					hub, err := sockhub.New(context.Background(), &sockhub.Options{ReuseBuffers: reuse})
+					if err != nil {
+						b.Fatal(err)
+					}
+					defer hub.Close()
+					o := &sockhub.ListenOptions{Mode: sockhub.Anonymous}
+					if api == "Handler" {
+						o.Handler = func(*sockhub.Conn) sockhub.Handler { return answerer{} }
+					}
+					l, err := hub.Listen(b.Context(), "tcp", "127.0.0.1:0", o)
+					if err != nil {
+						b.Fatal(err)
+					}
+					go func() {
+						for batch := range hub.Events() {
+							echo(batch)
+							batch.Release()
+						}
+					}()
+					peers := make([]net.Conn, conns)
+					for i := range peers {
+						if peers[i], err = net.Dial("tcp", l.Addr().String()); err != nil {
+							b.Fatal(err)
+						}
+						defer peers[i].Close()
+					}
+					out := frame(string(make([]byte, size)))
+					in := make([]byte, len(out))
+					b.ReportAllocs()
+					n := 0
+					for b.Loop() {
+						for _, p := range peers {
+							if _, err := p.Write(out); err != nil {
+								b.Fatal(err)
+							}
+						}
+						for _, p := range peers {
+							if _, err := io.ReadFull(p, in); err != nil {
+								b.Fatal(err)
+							}
+						}
+						n += conns
+					}
+					report(b, n, 2*size)
+				})
+			}
+		}
+	}
+}
+
+type answerer struct{ sockhub.BaseHandler }
+
+func (answerer) Message(r *sockhub.Reply, msg []byte) { r.Send(msg) }
 
 // One way, in runs of a thousand; the last message of a run is answered.
 func BenchmarkSendMany(b *testing.B) {

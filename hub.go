@@ -1103,8 +1103,8 @@ type Batch struct {
 
 	// The hub's own notes: what is above is the receiver's to change.
 	seq      uint64
-	charges  []charge       // of Received, in the same order
-	chunks   []*chunk.Chunk // that borrowed messages lie in
+	charges  []charge // of Received, in the same order
+	lent     *loan    // what Release gives back; nil: nothing
 	released atomic.Bool
 	ended    []*Conn // as Ended
 	gone     []*Conn // as in Disconnected
@@ -1147,17 +1147,50 @@ func (b *Batch) Messages() iter.Seq2[*Conn, []byte] {
 }
 
 // Release gives the buffers of all messages in the batch back, where
-// ReuseBuffers is set; they must not be used after it. Otherwise it does
-// nothing. Calling it again does nothing. It may be called after the hub was
-// closed.
+// ReuseBuffers is set; they, and the Delivery.Messages that list them, must not be
+// used after it. Otherwise it does nothing. Calling it again does nothing. It may be
+// called after the hub was closed.
 func (b *Batch) Release() {
-	if b.released.Swap(true) {
+	if b.released.Swap(true) || b.lent == nil {
 		return
 	}
-	for _, c := range b.chunks {
+	b.lent.giveBack()
+	b.lent = nil
+}
+
+// loan is what a batch holds of memory that is used again.
+type loan struct {
+	msgs   [][]byte       // Delivery.Messages of connections with ReuseBuffers, one behind the other
+	chunks []*chunk.Chunk // that these lie in
+}
+
+var loans = sync.Pool{New: func() any { return new(loan) }}
+
+func (l *loan) giveBack() {
+	for _, c := range l.chunks {
 		c.Release()
 	}
-	b.chunks = nil
+	clear(l.chunks)
+	clear(l.msgs)
+	l.chunks, l.msgs = l.chunks[:0], l.msgs[:0]
+	loans.Put(l)
+}
+
+// list adds msgs to the list of what one connection has delivered before.
+func (l *loan) list(before, msgs [][]byte) [][]byte {
+	at, n := len(l.msgs), len(before)
+	if n > 0 {
+		if n > at || &l.msgs[at-n] != &before[0] {
+			return append(before, msgs...) // others came behind it: a list of its own
+		}
+		at -= n
+	}
+	if need := len(l.msgs) + len(msgs); need > cap(l.msgs) && at > 0 {
+		// Further lists lie in other memory, twice as much. These stay where they are.
+		l.msgs, at = append(make([][]byte, 0, 2*max(need, 32)), before...), 0
+	}
+	l.msgs = append(l.msgs, msgs...)
+	return l.msgs[at:len(l.msgs):len(l.msgs)]
 }
 
 // fan gathers what readers and writers report into the next batch, and is the
@@ -1168,15 +1201,17 @@ type fan struct {
 	// mu guards what follows and every Conn.ev. It may be taken with hub.mu
 	// held, and nothing is locked inside it.
 	mu      sync.Mutex
-	next    *Batch  // what is reported now goes here
-	some    bool    // there is something in next
-	seq     uint64  // of the last batch that was taken
-	ended   []*Conn // Ended waits until their last data was taken
-	diverts []*Conn // what of them is in no batch that was taken is withdrawn
-	paused  int     // connections that do not read because too much of theirs was not taken
-	untaken int64   // charged to input that was not taken
-	made    uint64  // batches
-	over    bool    // the last batch was put: nothing is reported any more
+	next    *Batch   // what is reported now goes here
+	some    bool     // there is something in next
+	seq     uint64   // of the last batch that was taken
+	ended   []*Conn  // Ended waits until their last data was taken
+	diverts []*Conn  // what of them is in no batch that was taken is withdrawn
+	paused  int      // connections that do not read because too much of theirs was not taken
+	untaken int64    // charged to input that was not taken
+	likely  int      // connections whose input was in the last batch
+	spare   []charge // memory of a batch that was taken, for the next
+	made    uint64   // batches
+	over    bool     // the last batch was put: nothing is reported any more
 }
 
 // connEvents is what the fan knows of one connection.
@@ -1190,6 +1225,9 @@ type connEvents struct {
 	last      uint64   // the batch that its last data is in
 	in        [2]place // where it stands in a batch; the index is the batch's seq mod 2
 }
+
+// maxLikely is the most room that is made beforehand, for deliveries.
+const maxLikely = 1024
 
 // place is where a connection stands in a batch that is still added to. There
 // are two of these at most, the one that waits in the channel and the next, and
@@ -1268,8 +1306,8 @@ func (f *fan) deliver(c *Conn, t *turn, bytes int64) (pause bool) {
 	defer f.mu.Unlock()
 	f.receivedLocked(f.next, c, t.msgs, bytes, nil)
 	if t.chunk != nil {
-		f.next.keep(t.chunk)
-		f.next.chunks = append(f.next.chunks, t.own...)
+		f.next.lent.keep(t.chunk)
+		f.next.lent.chunks = append(f.next.lent.chunks, t.own...)
 	}
 	f.untaken += bytes
 	c.ev.untaken += bytes
@@ -1288,24 +1326,37 @@ func (f *fan) deliverStream(c *Conn, s *Stream) {
 }
 
 // keep holds the chunk that messages lie in until the batch is released.
-func (b *Batch) keep(c *chunk.Chunk) {
-	if n := len(b.chunks); n > 0 && b.chunks[n-1] == c {
+func (l *loan) keep(c *chunk.Chunk) {
+	if n := len(l.chunks); n > 0 && l.chunks[n-1] == c {
 		return // readers take turns with the same one
 	}
 	c.Retain()
-	b.chunks = append(b.chunks, c)
+	l.chunks = append(l.chunks, c)
 }
 
 // receivedLocked adds to a batch.
 func (f *fan) receivedLocked(b *Batch, c *Conn, msgs [][]byte, bytes int64, s *Stream) {
 	in := c.inLocked(b)
 	if in.received == 0 {
+		if b.Received == nil { // as many are likely as the last time
+			b.Received = make([]Delivery, 0, f.likely)
+			b.charges, f.spare = f.spare, nil
+		}
 		b.Received = append(b.Received, Delivery{Conn: c})
 		b.charges = append(b.charges, charge{conn: c})
 		in.received = len(b.Received)
 	}
 	d := &b.Received[in.received-1]
-	d.Messages = append(d.Messages, msgs...)
+	switch {
+	case len(msgs) == 0:
+	case c.set.reuse:
+		if b.lent == nil {
+			b.lent = loans.Get().(*loan)
+		}
+		d.Messages = b.lent.list(d.Messages, msgs)
+	default:
+		d.Messages = append(d.Messages, msgs...)
+	}
 	if s != nil {
 		d.Stream = s // nothing comes behind it until it was read, so until b was taken
 	}
@@ -1398,6 +1449,7 @@ func (f *fan) withdrawLocked(b *Batch, c *Conn) (charged int64) {
 		i, last := in.received-1, len(b.Received)-1
 		d.msgs, d.stream = b.Received[i].Messages, b.Received[i].Stream != nil
 		if c.set.reuse { // the batch keeps their chunks, but not for us
+			d.msgs = slices.Clone(d.msgs)
 			for j, m := range d.msgs {
 				d.msgs[j] = slices.Clip(bytes.Clone(m))
 			}
@@ -1486,7 +1538,7 @@ func (f *fan) collect(prev *Batch) (b *Batch, withdrawn int64) {
 		c.kickReader()
 	}
 	f.diverts = nil
-	f.some = false
+	f.some, f.likely = false, min(len(b.Received), maxLikely)
 	f.next = &Batch{seq: f.next.seq + 1}
 	if f.next.seq%2 == b.seq%2 {
 		f.next.seq++
@@ -1510,7 +1562,15 @@ func (f *fan) mergeLocked(a, b *Batch) {
 	for _, c := range b.Drained {
 		f.drainedLocked(a, c)
 	}
-	a.chunks = append(a.chunks, b.chunks...)
+	if b.lent != nil {
+		if a.lent == nil {
+			a.lent = loans.Get().(*loan)
+		}
+		a.lent.chunks = append(a.lent.chunks, b.lent.chunks...)
+		clear(b.lent.chunks) // a's now
+		b.lent.chunks = b.lent.chunks[:0]
+		b.lent.giveBack() // the lists were copied
+	}
 	a.Ended = append(a.Ended, b.Ended...)
 	a.ended = append(a.ended, b.ended...)
 	a.Disconnected = append(a.Disconnected, b.Disconnected...)
@@ -1560,6 +1620,10 @@ func (f *fan) Taken(b *Batch) {
 		}
 	}
 	f.untaken -= taken
+	if cap(b.charges) <= maxLikely {
+		clear(b.charges)
+		f.spare, b.charges = b.charges[:0], nil
+	}
 	f.mu.Unlock()
 
 	f.hub.turn.Add(1)
