@@ -296,6 +296,9 @@ func (q *Queue) header(f Framing, n, more int) (b *block, size int) {
 }
 
 func (q *Queue) push(need int) *block {
+	if t := q.tail; t != nil && t == q.head && cap(t.buf) == smallBlock && len(t.refs) == 0 {
+		return q.enlarge()
+	}
 	pool := &smallBlocks
 	if q.tail != nil || need > smallBlock {
 		pool = &largeBlocks
@@ -307,6 +310,18 @@ func (q *Queue) push(need int) *block {
 		q.tail.next = b
 	}
 	q.tail = b
+	return b
+}
+
+// enlarge gives a queue of one small block a large one instead: what lies in one
+// piece leaves by a system call for one piece, which saves more than this copy
+// costs.
+func (q *Queue) enlarge() *block {
+	t, b := q.tail, largeBlocks.Get().(*block)
+	b.buf, b.msgs = append(b.buf, t.buf...), append(b.msgs, t.msgs...)
+	b.msg0, b.buf0, b.wire, b.bytes = t.msg0, t.buf0, t.wire, t.bytes
+	q.head, q.tail = b, b
+	t.recycle()
 	return b
 }
 

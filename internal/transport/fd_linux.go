@@ -111,8 +111,8 @@ var vectors = sync.Pool{New: func() any { return new([iovMax]unix.Iovec) }}
 // send sends v as far as the socket takes it without waiting. raw says that a
 // small transfer may keep its P.
 func send(fd int, v [][]byte, raw bool) (n int, err error) {
-	if raw && len(v) == 1 && len(v[0]) <= rawLimit {
-		return sendOne(fd, v[0]) // most are
+	if len(v) == 1 && len(v[0]) <= sendMax {
+		return sendOne(fd, v[0], raw && len(v[0]) <= rawLimit) // most are
 	}
 	return sendMany(fd, v, raw)
 }
@@ -120,9 +120,15 @@ func send(fd int, v [][]byte, raw bool) (n int, err error) {
 // sendOne sends one slice by sendto, which spares the kernel the copying and
 // checking of a header and a vector, and us the memory for them: with many
 // connections each one's stack is out of the caches.
-func sendOne(fd int, p []byte) (n int, err error) {
+func sendOne(fd int, p []byte, raw bool) (n int, err error) {
 	for {
-		r, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), sendFlags, 0, 0)
+		var r uintptr
+		var errno unix.Errno
+		if raw {
+			r, _, errno = unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), sendFlags, 0, 0)
+		} else {
+			r, _, errno = unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), sendFlags, 0, 0)
+		}
 		switch errno {
 		case 0:
 			return int(r), nil
