@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/memnet"
 )
 
 // benchPair connects two hubs over loopback. Every batch of the server's goes
@@ -181,6 +182,47 @@ func BenchmarkEcho(b *testing.B) {
 type answerer struct{ sockhub.BaseHandler }
 
 func (answerer) Message(r *sockhub.Reply, msg []byte) { r.Send(msg) }
+
+// The way from a reader's turn into a batch and out of Events: connections in
+// memory, on each of which so many messages come at once. No system call is in it.
+func BenchmarkFanIn(b *testing.B) {
+	const conns = 50
+	for _, at := range []int{1, 64} {
+		b.Run(fmt.Sprintf("%d at once", at), func(b *testing.B) {
+			hub, err := sockhub.New(context.Background(), &sockhub.Options{ReuseBuffers: true})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer hub.Close()
+			peers := make([]*memnet.End, conns)
+			for i := range peers {
+				ours, peer := memnet.Pair(nil)
+				if _, err := hub.ServeConn(b.Context(), ours, &sockhub.ListenOptions{Mode: sockhub.Anonymous}); err != nil {
+					b.Fatal(err)
+				}
+				defer peer.Close()
+				peers[i] = peer
+			}
+			wire := frames(slices.Repeat([]string{string(make([]byte, 64))}, at)...)
+			b.ReportAllocs()
+			n := 0
+			for b.Loop() {
+				for _, p := range peers {
+					p.Write(wire)
+				}
+				for got := 0; got < conns*at; {
+					batch := <-hub.Events()
+					for _, d := range batch.Received {
+						got += len(d.Messages)
+					}
+					batch.Release()
+				}
+				n += conns * at
+			}
+			report(b, n, 64)
+		})
+	}
+}
 
 // One way, in runs of a thousand; the last message of a run is answered.
 func BenchmarkSendMany(b *testing.B) {

@@ -9,6 +9,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"github.com/sockhub/sockhub/internal/chunk"
 )
 
 // framings are those of the package.
@@ -396,6 +398,36 @@ func TestFramingThatBreaksItsContractEndsTheStream(t *testing.T) {
 		d.advance(copy(d.space(), "four"))
 		if _, ok, err := d.next(); ok || err == nil {
 			t.Errorf("%+v: %v, %v; want an error", f, ok, err)
+		}
+	}
+}
+
+// What it costs to take a message out of what was received.
+func BenchmarkDecode(b *testing.B) {
+	for _, f := range framings {
+		if f.name != "default" && f.name != "4 big" && f.name != "uvarint" {
+			continue
+		}
+		for _, size := range []int{9, 64, 512} {
+			b.Run(fmt.Sprintf("%s/%dB", f.name, size), func(b *testing.B) {
+				one := append(appendHeader(f.f, nil, uint64(size)), make([]byte, size)...)
+				in := bytes.Repeat(one, chunk.Size/len(one))
+				d := decoder{framing: plainFraming(f.f), max: 1 << 20, borrow: true}
+				mem := make([]byte, chunk.Size)
+				b.ReportAllocs()
+				left := 0
+				for b.Loop() {
+					if left == 0 {
+						d.move(mem)
+						d.advance(copy(d.space(), in))
+						left = len(in) / len(one)
+					}
+					if msg, ok, err := d.next(); len(msg) != size || !ok || err != nil {
+						b.Fatal(len(msg), ok, err)
+					}
+					left--
+				}
+			})
 		}
 	}
 }
