@@ -79,6 +79,16 @@ func (p *proof) start(wrap []string, role string, args ...any) *peer {
 // line waits for the peer's next line that begins with the word, and returns
 // the rest. Other lines are shown.
 func (c *peer) line(word string, limit time.Duration) string {
+	rest, ok := c.lineWithin(word, limit)
+	if !ok {
+		c.p.fail("%s did not say %s within %v", c.name, word, limit)
+		panic(stop{})
+	}
+	return rest
+}
+
+// lineWithin is line where it may be that none comes.
+func (c *peer) lineWithin(word string, limit time.Duration) (rest string, ok bool) {
 	late := time.After(limit)
 	for {
 		select {
@@ -88,12 +98,11 @@ func (c *peer) line(word string, limit time.Duration) string {
 				panic(stop{})
 			}
 			if rest, ok := strings.CutPrefix(text, word); ok {
-				return strings.TrimSpace(rest)
+				return strings.TrimSpace(rest), true
 			}
 			c.p.say("%s: %s", c.name, text)
 		case <-late:
-			c.p.fail("%s did not say %s within %v", c.name, word, limit)
-			panic(stop{})
+			return "", false
 		}
 	}
 }
