@@ -654,7 +654,7 @@ func (c *Conn) receive(t *turn) (n int, drained, ok bool, err error) {
 	}
 	space := c.dec.space()
 	space = space[:min(len(space), maxRead)]
-	if c.dec.afterBig() {
+	if c.dec.little() {
 		// The next is likely to be large too: its body goes to a buffer of its
 		// own, and what is read of it here has to be copied.
 		space = space[:min(len(space), minChunk)]

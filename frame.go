@@ -145,6 +145,10 @@ func expressible(f Framing, n uint64) bool {
 	return true
 }
 
+// earnest is how many bytes of a large message have to come before it gets a
+// buffer. A peer that announces it and sends nothing costs no memory.
+const earnest = 256
+
 // growStep is what the buffer of a large message may hold beyond twice what
 // was received: memory follows the bytes that came, not the length announced.
 const growStep = 64 << 10
@@ -177,6 +181,7 @@ type decoder struct {
 	// release, and its to set to nil.
 	borrow bool
 	wasBig bool // the last message had a buffer of its own
+	early  bool // the next will have one, when as much of it as is earnest has come
 	sized  bool // the chunk is for a message like the last one
 	own    *chunk.Chunk
 	bigIn  *chunk.Chunk // that big lies in
@@ -240,10 +245,11 @@ func (d *decoder) move(chunk []byte) (used int) {
 // atEnd reports that everything received was cut, and not at the chunk's front.
 func (d *decoder) atEnd() bool { return d.big == nil && d.r == d.w && d.r > 0 && d.stream == 0 }
 
-// afterBig reports that the last message had a buffer of its own, the next will
-// have one too if it is as large, and nothing of it has come.
-func (d *decoder) afterBig() bool {
-	return d.wasBig && d.big == nil && d.r == d.w && (d.borrow || d.last > maxSized)
+// little reports that no more than a little is to be read into the chunk, from
+// where it has to be copied: what comes is of a message that will have a buffer of
+// its own, or likely to be, as it was so with the last one.
+func (d *decoder) little() bool {
+	return d.early || d.wasBig && d.big == nil && d.r == d.w && (d.borrow || d.last > maxSized)
 }
 
 // park takes unfinished input out of the chunk, which is then its owner's
@@ -371,8 +377,12 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 		return p[h:end:end], true, nil
 	}
 	d.want, d.lacks = end, end-len(p)
-	if d.full() && !d.shares(end) {
-		d.size, d.head = int(n), h
+	switch {
+	case !d.full() || d.shares(end):
+	case len(p) < h+earnest && end > growStep:
+		d.want, d.early = h+earnest, true
+	default:
+		d.early, d.size, d.head = false, int(n), h
 		d.grow(p[h:])
 		d.w, d.want = d.r, 1 // the chunk does not hold it any more
 	}
@@ -382,7 +392,7 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 // setRaw switches between frames and raw bytes where the input stands. A large
 // message that has begun is completed first.
 func (d *decoder) setRaw(raw bool) {
-	d.raw, d.kept, d.want, d.last = raw, 0, 1, 0
+	d.raw, d.kept, d.want, d.last, d.early = raw, 0, 1, 0, false
 }
 
 // unread takes back the end of the raw piece that next returned last.

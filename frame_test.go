@@ -375,6 +375,30 @@ func TestTooLongIsRefusedBeforeAnythingIsAllocated(t *testing.T) {
 	}
 }
 
+// A peer can announce a large message on each of many connections, and then send
+// nothing, or little.
+func TestAnnouncedMessageCostsNothingBeforeItComes(t *testing.T) {
+	for _, borrow := range []bool{false, true} {
+		d := decoder{max: 64 << 20, over: noStreams, borrow: borrow}
+		d.move(make([]byte, readChunk))
+		d.advance(copy(d.space(), appendHeader(nil, nil, 60<<20)))
+		body := 0
+		for ; body < earnest; body++ {
+			if _, ok, err := d.next(); ok || err != nil || d.big != nil || d.full() || !d.little() {
+				t.Fatalf("after %d bytes of the body: %v, %v, %d bytes allocated", body, ok, err, cap(d.big))
+			}
+			if body%2 == 0 { // as a reader does between turns
+				d.park()
+				d.move(make([]byte, d.need()))
+			}
+			d.advance(copy(d.space(), "x"))
+		}
+		if _, ok, err := d.next(); ok || err != nil || len(d.big) != earnest || d.little() {
+			t.Errorf("after %d bytes of the body: %v, %v, %d bytes in a buffer", body, ok, err, len(d.big))
+		}
+	}
+}
+
 func TestNoVarintIsAnError(t *testing.T) {
 	for _, in := range [][]byte{bytes.Repeat([]byte{0x80}, 10), append(bytes.Repeat([]byte{0xff}, 9), 2), bytes.Repeat([]byte{0xff}, 20)} {
 		if _, _, err := Uvarint().Header(in); err == nil {
