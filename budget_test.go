@@ -322,3 +322,28 @@ func TestMemoryLimitHoldsForMessagesThatHaveBegun(t *testing.T) {
 		}
 	})
 }
+
+// What an iterator that panics has yielded is queued whatever the limit says, and
+// counts against it: others get no more than there is.
+func TestWhatAnIteratorThatPanicsHasYieldedCountsAgainstOutboundLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{OutboundLimit: 256 << 10, MaxConns: 4, WriteTimeout: -1})
+		a, _ := serveMemory(t, hub, stuck, sockhub.ListenOptions{})
+		b, _ := serveMemory(t, hub, stuck, sockhub.ListenOptions{})
+		func() {
+			defer func() { recover() }()
+			a.SendMany(t.Context(), func(yield func([]byte) bool) {
+				for range 20 {
+					yield(make([]byte, 10_000))
+				}
+				panic("boom")
+			})
+		}()
+		for b.TrySend(make([]byte, 1000)) == nil {
+		}
+		const floor = 32 << 10
+		if q := b.Stats().QueuedOut; q < floor/2 || q > floor {
+			t.Errorf("%d bytes are queued beside all that is shared", q)
+		}
+	})
+}

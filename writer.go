@@ -504,14 +504,15 @@ func (r *run) acceptLocked() {
 func (r *run) end() int {
 	r.c.mu.Lock()
 	defer r.c.mu.Unlock()
-	switch {
-	case !r.yielded || r.side.Empty() || r.c.out.refuse != nil:
-	case r.c.out.run && !r.begun: // somebody else's
-		r.n += r.side.Len()
-		r.c.out.accepted.add(r.side.Len(), r.side.Bytes())
-		r.c.out.queueBehind(&r.side)
-	default:
-		r.acceptLocked()
+	if o := &r.c.out; r.yielded && !r.side.Empty() && o.refuse == nil {
+		r.c.chargeAnswersLocked(o.charge()+r.side.Charge(), o.empty() && r.side.Len() == 1) // like answers, it is not refused
+		if !o.run || r.begun {
+			r.acceptLocked()
+		} else { // behind somebody else's run
+			r.n += r.side.Len()
+			o.accepted.add(r.side.Len(), r.side.Bytes())
+			o.queueBehind(&r.side)
+		}
 	}
 	if r.begun {
 		r.c.endRunLocked()
