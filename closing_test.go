@@ -338,3 +338,41 @@ func TestErrorsOfWhatIsGone(t *testing.T) {
 		}
 	})
 }
+
+// A Handler whose Drained has filled the queue is not called, and its peer not
+// listened to: no clock runs meanwhile.
+func TestClocksStopWhileDrainedHasFilledTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var (
+			end  error
+			n    int
+			msgs []string
+		)
+		h := &handlerFuncs{
+			message: func(r *sockhub.Reply, m []byte) { msgs = append(msgs, string(m)); r.Send(make([]byte, 100)) },
+			drained: func(r *sockhub.Reply) {
+				if n++; n == 1 {
+					r.Send(make([]byte, 1000))
+				}
+			},
+			disconnected: func(d sockhub.Disconnection) { end = d.Err },
+		}
+		hub := openHub(t, &sockhub.Options{ConnOutbound: 500, FrameTimeout: 5 * time.Second, WriteTimeout: time.Hour})
+		c, p := serveMemory(t, hub, &memnet.Options{Buffer: 20}, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+		w := frames("ask", "second")
+		p.Write(w[:len(w)-3])
+		expect(t, p, frame(string(make([]byte, 100))))
+		synctest.Wait()
+		p.Write(w[len(w)-3:]) // it is there, but not read
+		synctest.Wait()
+		if s := c.Stats(); n != 1 || !s.Paused {
+			t.Errorf("Drained %d times, Paused %v", n, s.Paused)
+		}
+		<-time.After(20 * time.Second)
+		expect(t, p, frame(string(make([]byte, 1000))))
+		synctest.Wait()
+		if len(msgs) != 2 || end != nil {
+			t.Errorf("%d messages, %v", len(msgs), end)
+		}
+	})
+}
