@@ -1465,11 +1465,15 @@ func (c *Conn) undivert() {
 		}
 		m := d.msgs[0]
 		d.msgs = d.msgs[1:]
-		before := len(c.dec.rest)
+		before, raw := len(c.dec.rest), c.dec.raw
 		c.handle(m)
+		unread := c.dec.rest[:len(c.dec.rest)-before]
+		if c.dec.raw != raw {
+			c.rereads(d, len(unread)) // may call the user's Framing
+		}
 		c.listening()
 		c.inCall.Store(false)
-		if unread := c.dec.rest[:len(c.dec.rest)-before]; len(unread) > 0 && len(d.msgs) > 0 {
+		if len(unread) > 0 && len(d.msgs) > 0 {
 			d.msgs[0] = slices.Clip(slices.Concat(unread, d.msgs[0]))
 			c.dec.takeBack(len(unread))
 		}
@@ -1498,6 +1502,26 @@ func (c *Conn) waitsForRoom() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.out.wantRoom
+}
+
+// rereads makes input of what was withdrawn again, as it was on the wire, behind
+// the first bytes that were unread: Reply.SetRaw holds for it too.
+func (c *Conn) rereads(d *diversion, unread int) {
+	var again []byte
+	header := c.set.header(false)
+	for _, m := range d.msgs {
+		if c.dec.raw {
+			again = header(again, uint64(len(m)))
+		}
+		again = append(again, m...)
+	}
+	if d.stream && c.stream != nil { // nobody has seen it
+		again = header(again, c.stream.size)
+		d.stream, c.stream, c.dec.stream = false, nil, 0
+		c.streaming.Store(nil)
+	}
+	c.dec.rest = slices.Concat(c.dec.rest[:unread], again, c.dec.rest[unread:])
+	d.msgs = nil
 }
 
 // handle calls the handler with one message. inCall stays set, for the next:

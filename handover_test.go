@@ -3,6 +3,7 @@ package sockhub_test
 // SetHandler, Streams and ends that meet each other.
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -545,4 +546,67 @@ func TestConnectionThatIsPausedGetsAHandler(t *testing.T) {
 			t.Errorf("the Handler has got %d of 4 messages: %+v", n, s)
 		}
 	})
+}
+
+// SetRaw is exact within what was withdrawn too, whichever way it switches.
+func TestSetRawWithinWhatWasWithdrawn(t *testing.T) {
+	whole := frames("one", "two", strings.Repeat("a Stream", 100))
+	for _, tt := range []struct {
+		mode  sockhub.Mode
+		first string
+	}{
+		{sockhub.Raw, "upgrade"},
+		{sockhub.Anonymous, string(frame("upgrade"))},
+	} {
+		for n := range len(whole) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := openHub(t, &sockhub.Options{StreamOver: 100})
+				ours, p := memnet.Pair(nil)
+				defer p.Close()
+				c, err := hub.ServeConn(t.Context(), ours, &sockhub.ListenOptions{Mode: tt.mode})
+				if err != nil {
+					t.Fatal(err)
+				}
+				<-hub.Events()
+				p.Write([]byte(tt.first))
+				synctest.Wait()
+				p.Write(whole[:n])
+				synctest.Wait()
+				var got []byte
+				h := &wireHandler{raw: tt.mode != sockhub.Raw, got: &got}
+				if err := c.SetHandler(h); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				p.Write(whole[n:])
+				synctest.Wait()
+				if want := append([]byte("upgrade"), whole...); !bytes.Equal(got, want) {
+					t.Errorf("%v, %d bytes withdrawn: %q, want %q", tt.mode, n, got, want)
+				}
+			})
+		}
+	}
+}
+
+// wireHandler switches at its first message, and notes what follows as it is on
+// the wire.
+type wireHandler struct {
+	sockhub.BaseHandler
+	raw bool // what it switches to
+	got *[]byte
+}
+
+func (h *wireHandler) Message(r *sockhub.Reply, m []byte) {
+	switch {
+	case len(*h.got) == 0:
+		r.SetRaw(h.raw)
+	case !h.raw:
+		m = frame(string(m))
+	}
+	*h.got = append(*h.got, m...)
+}
+
+func (h *wireHandler) Stream(_ *sockhub.Reply, s *sockhub.Stream) {
+	b, _ := io.ReadAll(s)
+	*h.got = append(*h.got, frame(string(b))...)
 }
