@@ -610,3 +610,42 @@ func (h *wireHandler) Stream(_ *sockhub.Reply, s *sockhub.Stream) {
 	b, _ := io.ReadAll(s)
 	*h.got = append(*h.got, frame(string(b))...)
 }
+
+// What a Handler is to get of what was read before waits for room in its queue,
+// and not for others' input to be taken.
+func TestHandlerGetsWhatWasWithdrawnThoughInputIsFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{MaxMessage: 1000, InboundLimit: 140_000, ConnInbound: -1})
+		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		_, other := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		synctest.Wait()
+		<-hub.Events()
+		p.Write(frame("one"))
+		synctest.Wait()
+		go func() {
+			for range 100 {
+				other.Write(frame(string(make([]byte, 1000))))
+			}
+		}()
+		synctest.Wait()
+		p.Write(frame("two"))
+		synctest.Wait()
+		var got []string
+		h := &handlerFuncs{message: func(_ *sockhub.Reply, m []byte) { got = append(got, string(m)) }}
+		if err := c.SetHandler(h); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if !slices.Equal(got, []string{"one"}) {
+			t.Errorf("%q, want what was read; %+v", got, c.Stats())
+		}
+		go func() {
+			for range hub.Events() {
+			}
+		}()
+		synctest.Wait()
+		if !slices.Equal(got, []string{"one", "two"}) {
+			t.Errorf("%q", got)
+		}
+	})
+}
