@@ -299,11 +299,23 @@ func (s *settings) ofPackets(network string) {
 // fullRecords is a copy of a TLS configuration whose records are as large as they
 // may be from the first on. Small ones are for browsers, which begin to show a
 // page before all of it is there; a message is of use as a whole, and each record
-// costs the peer a system call or more.
+// costs the peer a system call or more. And transport.NewTLS relies on a write's
+// being one record, also with a configuration that is chosen for the client.
 func fullRecords(c *tls.Config) *tls.Config {
-	if c != nil {
-		c = c.Clone()
-		c.DynamicRecordSizingDisabled = true
+	if c == nil {
+		return nil
+	}
+	c = c.Clone()
+	c.DynamicRecordSizingDisabled = true
+	if choose := c.GetConfigForClient; choose != nil {
+		c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			chosen, err := choose(hello)
+			if chosen != nil && !chosen.DynamicRecordSizingDisabled {
+				chosen = chosen.Clone()
+				chosen.DynamicRecordSizingDisabled = true
+			}
+			return chosen, err
+		}
 	}
 	return c
 }

@@ -527,3 +527,61 @@ func TestTLSSessionIsResumed(t *testing.T) {
 		t.Errorf("GetConfigForClient was called %d times", asked)
 	}
 }
+
+// What a report calls unsent was not sent, whichever configuration was chosen for
+// the client: a call of package tls makes one record, which is out or is not.
+func TestUnsentOverTLSWithAConfigForTheClient(t *testing.T) {
+	server, client := secure()
+	for _, chosen := range []bool{false, true} {
+		config := server
+		if chosen {
+			config = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return server, nil }}
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		below, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		below.(*net.TCPConn).SetReadBuffer(4096)
+		peer := tls.Client(below, client)
+		defer peer.Close()
+		peer.SetDeadline(time.Now().Add(patience))
+		shaken := make(chan error, 1)
+		go func() { shaken <- peer.Handshake() }()
+		nc, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		nc.(*net.TCPConn).SetWriteBuffer(16 << 10)
+		s := newStand(t, nil, nil)
+		c, err := s.ServeConn(soon(t), nc, &sockhub.ListenOptions{Mode: sockhub.Anonymous, TLS: config})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := <-shaken; err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.SendMany(soon(t), func(yield func([]byte) bool) {
+			for k := range 2000 {
+				if !yield(numbered(k, 100)) {
+					return
+				}
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for begun := time.Now(); c.Stats().MessagesOut == 0 && time.Since(begun) < time.Second; {
+			<-time.After(10 * time.Millisecond) // the socket is full
+		}
+		c.Close()
+		r := s.end(c).Report
+		msgs, _, _ := readAll(peer)
+		if n := uint64(len(msgs)); n > r.WrittenMessages || r.UnsentMessages == 0 {
+			t.Errorf("config for the client %v: the peer got %d messages, and the report %+v", chosen, n, r)
+		}
+	}
+}
