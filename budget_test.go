@@ -347,3 +347,35 @@ func TestWhatAnIteratorThatPanicsHasYieldedCountsAgainstOutboundLimit(t *testing
 		}
 	})
 }
+
+// Answers of Handlers are not refused, so Handlers are not called while there is
+// no room for more: whose own queue is empty may answer once.
+func TestHandlersWaitForRoomInOutboundLimit(t *testing.T) {
+	for _, size := range []int{100, 10_000} {
+		synctest.Test(t, func(t *testing.T) {
+			const limit, each, conns = 256 << 10, 512 << 10, 4
+			hub := openHub(t, &sockhub.Options{OutboundLimit: limit, MaxConns: conns, WriteTimeout: -1})
+			var peers []*memnet.End
+			for range conns {
+				h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }}
+				_, p := serveMemory(t, hub, &memnet.Options{Buffer: 5000}, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+				peers = append(peers, p)
+				go func() {
+					for range each / size {
+						p.Write(frame(string(make([]byte, size))))
+					}
+				}()
+			}
+			synctest.Wait()
+			const turn = 32 << 10 // what small answers to what has come at once may be charged
+			if q := hub.Stats().QueuedOut; q < limit/2 || q > limit+conns*(turn+int64(size)) {
+				t.Errorf("answers of %d bytes: %d bytes are queued", size, q)
+			}
+			for _, p := range peers {
+				for range each / size {
+					expect(t, p, frame(string(make([]byte, size))))
+				}
+			}
+		})
+	}
+}

@@ -1609,7 +1609,7 @@ func (c *Conn) makeRoom() {
 	c.reply.write()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if o := &c.out; o.refuse == nil && !c.hasRoomLocked(0) {
+	if o := &c.out; o.refuse == nil && !c.mayAnswerLocked() {
 		o.wantRoom, c.paused = true, true
 		c.startWriterLocked()
 	}

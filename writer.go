@@ -351,7 +351,7 @@ func (c *Conn) leaveLocked(w *waiter, err error) error {
 // line or was accepted, the queue was closed (then all go).
 func (c *Conn) roomLocked() {
 	o := &c.out
-	if o.wantRoom && (o.refuse != nil || c.hasRoomLocked(0)) {
+	if o.wantRoom && (o.refuse != nil || c.mayAnswerLocked()) {
 		o.wantRoom = false
 		c.resume = true
 		c.t.Kick(transport.ReadSide)
@@ -381,6 +381,20 @@ func (c *Conn) hasRoomLocked(charge int64) bool {
 	}
 	b.Wait(c)
 	return b.Take(c, &o.share, queued+charge, queued == 0) // what fell before that has told nobody
+}
+
+// mayAnswerLocked reports whether there is room for what a Handler may answer.
+// That is never refused, and may have taken of the budget what there was not.
+func (c *Conn) mayAnswerLocked() bool {
+	o, b := &c.out, c.hub.budget.out
+	if !c.hasRoomLocked(0) {
+		return false
+	}
+	if !b.Overdrawn(&o.share) {
+		return true
+	}
+	b.Wait(c)
+	return !b.Overdrawn(&o.share) // as in hasRoomLocked
 }
 
 // roomAgainLocked reports whether Drained is due for a message that was refused

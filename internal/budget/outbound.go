@@ -92,6 +92,10 @@ func (b *Outbound[C]) Force(s *Share, charge int64) {
 	}
 }
 
+// Overdrawn reports whether Force has taken more than there was, and who has this
+// share is one of those who have more than their floor: it is to wait.
+func (b *Outbound[C]) Overdrawn(s *Share) bool { return s.held > 0 && b.used.Load() > b.shared }
+
 func (b *Outbound[C]) takeExempt(c C, s *Share, n int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
