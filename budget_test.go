@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -376,6 +377,37 @@ func TestHandlersWaitForRoomInOutboundLimit(t *testing.T) {
 					expect(t, p, frame(string(make([]byte, size))))
 				}
 			}
+		})
+	}
+}
+
+// A message of a reader's that was not sent takes no memory.
+func TestUnsentReaderIsNotChargedToMemoryLimit(t *testing.T) {
+	for _, size := range []uint64{1 << 40, 1 << 63} {
+		synctest.Test(t, func(t *testing.T) {
+			hub := openHub(t, nil)
+			blocked := make(chan struct{})
+			h := &handlerFuncs{
+				message: func(r *sockhub.Reply, m []byte) {
+					r.Send(m)
+					r.SendFrom(size, io.NopCloser(strings.NewReader("")))
+				},
+				disconnected: func(sockhub.Disconnection) { <-blocked },
+			}
+			got := 0
+			count := &handlerFuncs{message: func(*sockhub.Reply, []byte) { got++ }}
+			_, p := serveMemory(t, hub, stuck, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+			_, q := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return count }})
+			p.Write(frames("one"))
+			synctest.Wait()
+			p.Write(frames("one"))
+			synctest.Wait()
+			q.Write(frame("x"))
+			synctest.Wait()
+			if got != 1 {
+				t.Errorf("%d messages", got)
+			}
+			close(blocked)
 		})
 	}
 }

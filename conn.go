@@ -1112,10 +1112,7 @@ func (c *Conn) end() {
 	c.closeErr, c.over = err, true
 	heir, inherited := c.heirLocked()
 	c.hub.budget.out.Fell(&c.out.share, 0)
-	c.reported = int64(report.UnsentBytes)
-	if report.left == nil {
-		c.reported = 0
-	}
+	c.reported = report.left.size()
 	cancel := c.cancel
 	c.mu.Unlock()
 

@@ -1399,6 +1399,14 @@ type leftover struct {
 	cut  []byte
 }
 
+// size is how many bytes there are in it.
+func (l *leftover) size() int64 {
+	if l == nil {
+		return 0
+	}
+	return l.w.Bytes() + l.q.Bytes()
+}
+
 // Unsent yields the messages that were accepted and of which nothing was
 // written, in order. They are the caller's for good. It may be called again,
 // also concurrently. Messages of SendFrom are counted as unsent and not yielded:
