@@ -397,3 +397,27 @@ func TestWhoHoldsUpAllOthersHasADeadline(t *testing.T) {
 		}
 	})
 }
+
+// A hub that leaves a Budget leaves its floors to the others.
+func TestSendThatWaitsGetsTheFloorOfAClosedHub(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := sockhub.NewBudget(0, 1<<20, 0)
+		hub := openHub(t, &sockhub.Options{Budget: b, MaxConns: 10, WriteTimeout: -1})
+		other := openHub(t, &sockhub.Options{Budget: b, MaxConns: 1 << 20})
+		var cs []*sockhub.Conn
+		for range 3 {
+			c, _ := serveMemory(t, hub, stuck, sockhub.ListenOptions{})
+			cs = append(cs, c)
+		}
+		msg := make([]byte, 10_000)
+		for cs[0].TrySend(msg) == nil { // all that is shared
+		}
+		if err := cs[1].TrySend(msg); err != nil { // the exempt one
+			t.Fatal(err)
+		}
+		sent := async(func() (int, error) { return 0, cs[2].Send(t.Context(), msg) })
+		waits(t, sent)
+		other.Close()
+		returns(t, sent, nil)
+	})
+}

@@ -44,8 +44,12 @@ func NewOutbound[C comparable](limit int64, room func(c C), fell func()) *Outbou
 
 // Among says how many connections there may be.
 func (b *Outbound[C]) Among(conns int) {
-	if b.limit < math.MaxInt {
-		b.floor.Store(b.limit / 2 / int64(max(1, conns)))
+	if b.limit == math.MaxInt {
+		return
+	}
+	floor := b.limit / 2 / int64(max(1, conns))
+	if before := b.floor.Swap(floor); floor > before && b.waiting.Load() > 0 {
+		b.wake()
 	}
 }
 
