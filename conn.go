@@ -488,7 +488,7 @@ func (c *Conn) attend() (over bool) {
 		c.serveStream()
 	}
 	if c.handler != nil {
-		if ending && !c.paused {
+		if ending && !c.paused && c.stream == nil { // else the input is still its user's
 			c.cutRest()
 		}
 		c.flush()

@@ -649,3 +649,36 @@ func TestHandlerGetsWhatWasWithdrawnThoughInputIsFull(t *testing.T) {
 		}
 	})
 }
+
+// Shutdown leaves to a Stream's reader what is his, though a Handler waits.
+func TestShutdownBesideAStreamAndAHandler(t *testing.T) {
+	for range 20 {
+		synctest.Test(t, func(t *testing.T) {
+			hub := openHub(t, &sockhub.Options{StreamOver: 100})
+			c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+			want := []byte(strings.Repeat("0123456789", 1000))
+			p.Write(frame(string(want))[:8000])
+			synctest.Wait()
+			var s *sockhub.Stream
+			for s == nil {
+				for _, d := range (<-hub.Events()).Received {
+					s = d.Stream
+				}
+			}
+			if err := c.SetHandler(&handlerFuncs{}); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			go hub.Shutdown(t.Context())
+			got := []byte(nil)
+			for b := make([]byte, 1); ; got = append(got, b...) {
+				if _, err := s.Read(b); err != nil {
+					break
+				}
+			}
+			if !bytes.HasPrefix(want, got) {
+				t.Errorf("read %d bytes that are not what was sent", len(got))
+			}
+		})
+	}
+}
