@@ -389,3 +389,56 @@ func TestPanicInACallbackOfTLSEndsOneConnection(t *testing.T) {
 	tls.Client(nc, &tls.Config{InsecureSkipVerify: true}).Handshake()
 	<-time.After(200 * time.Millisecond)
 }
+
+// slowListener accepts connections whose Close takes until block is closed.
+type slowListener struct {
+	net.Listener
+	block, blocks chan struct{}
+}
+
+func (l *slowListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &slowConn{c, l}, nil
+}
+
+type slowConn struct {
+	net.Conn
+	l *slowListener
+}
+
+func (c *slowConn) Close() error {
+	c.l.blocks <- struct{}{}
+	<-c.l.block
+	return c.Conn.Close()
+}
+
+func TestCloseThatBlocksBeforeTheHandshake(t *testing.T) {
+	hub := openHub(t, nil)
+	inner := memnet.Listen(nil)
+	slow := &slowListener{inner, make(chan struct{}), make(chan struct{}, 2)}
+	asked := make(chan struct{}, 1)
+	l, err := hub.Serve(slow, &sockhub.ListenOptions{
+		Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) { asked <- struct{}{}; return nil, 1, nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := inner.Dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	<-asked
+	closed := make(chan error, 1)
+	go func() { closed <- l.Close() }()
+	defer func() { <-closed }()
+	defer close(slow.block)
+	select {
+	case <-slow.blocks:
+	case <-time.After(3 * time.Second):
+		t.Fatal("Listener.Close does not close what waits for its first byte")
+	}
+	mustEndWithin(t, "Lookup while a connection closes", 3*time.Second, func() { hub.Lookup("somebody") })
+}

@@ -386,13 +386,17 @@ func (p *preface) startLocked() (evicted pendingPeer, ok bool) {
 
 // failPrefaces ends those of a listener, or all for nil.
 func (h *Hub) failPrefaces(l *Listener) {
+	var failed []*preface
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	for p := range h.prefaces {
 		if l == nil || p.l == l {
 			p.failed = true
-			p.fail(ErrClosed)
+			failed = append(failed, p)
 		}
+	}
+	h.mu.Unlock()
+	for _, p := range failed {
+		p.fail(ErrClosed)
 	}
 }
 
