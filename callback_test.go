@@ -421,7 +421,10 @@ func TestCloseThatBlocksBeforeTheHandshake(t *testing.T) {
 	slow := &slowListener{inner, make(chan struct{}), make(chan struct{}, 2)}
 	asked := make(chan struct{}, 1)
 	l, err := hub.Serve(slow, &sockhub.ListenOptions{
-		Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) { asked <- struct{}{}; return nil, 1, nil }})
+		Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) {
+			asked <- struct{}{}
+			return nil, 1, nil
+		}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -441,4 +444,83 @@ func TestCloseThatBlocksBeforeTheHandshake(t *testing.T) {
 		t.Fatal("Listener.Close does not close what waits for its first byte")
 	}
 	mustEndWithin(t, "Lookup while a connection closes", 3*time.Second, func() { hub.Lookup("somebody") })
+}
+
+// badCloser is read without end, and leaves its Close.
+type badCloser struct {
+	io.Reader
+	how string
+}
+
+func (b badCloser) Close() error { leave(b.how); return nil }
+
+// stop is a reader that gives nothing before it is closed.
+type stop chan struct{}
+
+func (s stop) Read([]byte) (int, error) { <-s; return 0, io.ErrClosedPipe }
+
+func (s stop) Close() error { close(s); return nil }
+
+func TestReaderToSendFromThatLeavesItsClose(t *testing.T) {
+	for _, how := range []string{"panic", "Goexit"} {
+		for _, where := range []string{"read", "cut", "behind"} {
+			t.Run(how+", "+where, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					hub := openHub(t, nil)
+					size := uint64(1000)
+					if where != "read" {
+						size = 1 << 40
+					}
+					gone := 0
+					h := &handlerFuncs{
+						message: func(r *sockhub.Reply, _ []byte) {
+							if where == "behind" {
+								r.SendFrom(1000, make(stop))
+							}
+							r.SendFrom(size, badCloser{endless{}, how})
+						},
+						disconnected: func(sockhub.Disconnection) { gone++ },
+					}
+					c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+					p.Write(frame("x"))
+					synctest.Wait()
+					c.Close()
+					synctest.Wait()
+					if n := hub.Stats().Panics; gone != 1 || n != 1 {
+						t.Errorf("Disconnected %d times; %d panics", gone, n)
+					}
+				})
+			})
+		}
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// patientCloser's Close takes its time, and is the user's to wait for.
+type patientCloser struct {
+	endless
+	block chan struct{}
+}
+
+func (s patientCloser) Close() error { <-s.block; return nil }
+
+func TestCloseOfTheHubDoesNotWaitForAReaderBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, nil)
+		block := make(chan struct{})
+		h := &handlerFuncs{message: func(r *sockhub.Reply, _ []byte) {
+			r.SendFrom(1000, make(stop))
+			r.SendFrom(1000, patientCloser{block: block})
+		}}
+		_, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+		p.Write(frame("x"))
+		synctest.Wait()
+		closed := async(func() (int, error) { return 0, hub.Close() })
+		<-time.After(time.Second)
+		returns(t, closed, nil)
+		close(block)
+	})
 }

@@ -851,7 +851,39 @@ func (c *Conn) withdrawLocked() {
 	c.endRunLocked()
 }
 
-func (f *feed) close() { f.closing.Do(func() { f.from.Close() }) }
+// closeFeed closes the reader of a Reply.SendFrom, once. That is a callback of the
+// user's too, and however it leaves, it ends the connection alone: so it has a
+// goroutine of its own, which is waited for.
+func (c *Conn) closeFeed(f *feed) {
+	f.closing.Do(func() {
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			returned := false
+			defer func() {
+				if !returned {
+					c.callLeft(&PanicError{Value: recover(), Stack: debug.Stack()})
+				}
+			}()
+			f.from.Close()
+			returned = true
+		}()
+		<-closed
+	})
+}
+
+// callLeft is told that a callback has left in a way that it should not, which may
+// be when the connection is ending already.
+func (c *Conn) callLeft(err *PanicError) {
+	c.mu.Lock()
+	late := c.over || c.closeErr != nil
+	c.mu.Unlock()
+	if late {
+		c.hub.countPanic()
+	} else {
+		c.fail(err)
+	}
+}
 
 func (f *feed) signal() {
 	select {
@@ -916,7 +948,7 @@ func (c *Conn) feedFrom(f *feed) {
 			close(c.out.alone)
 		}
 	}()
-	defer f.close()
+	defer c.closeFeed(f)
 	first := make([]byte, min(f.size, pieceSize))
 	if _, err := io.ReadFull(f.from, first); err != nil {
 		c.fail(fromError(err))
@@ -940,17 +972,18 @@ func (c *Conn) beginFeed(f *feed, first []byte) bool {
 
 // joinFeedersLocked ends what Reply.SendFrom has begun. The output is frozen.
 func (c *Conn) joinFeedersLocked() {
+	c.inCall.Store(true) // a reader's Close may take any time
+	defer c.inCall.Store(false)
 	for _, s := range c.out.behind {
 		if s.from != nil {
 			c.mu.Unlock()
-			s.from.close()
+			c.closeFeed(s.from)
 			c.mu.Lock()
 		}
 	}
 	if c.out.feeders == 0 {
 		return
 	}
-	c.inCall.Store(true) // the reader's Close may take any time
 	alone := make(chan struct{})
 	c.out.alone = alone
 	// One at most still reads. Others were written, and are being closed; then
@@ -958,11 +991,10 @@ func (c *Conn) joinFeedersLocked() {
 	f := c.out.feed
 	c.mu.Unlock()
 	if f != nil && f.from != nil {
-		f.close()
+		c.closeFeed(f)
 	}
 	<-alone
 	c.mu.Lock()
-	c.inCall.Store(false)
 }
 
 // ---- ending the output ----
