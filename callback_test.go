@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -523,4 +524,47 @@ func TestCloseOfTheHubDoesNotWaitForAReaderBehind(t *testing.T) {
 		returns(t, closed, nil)
 		close(block)
 	})
+}
+
+// A reader that leaves is one that fails: its message is withdrawn, or cut.
+func TestReaderOfSendFromThatLeaves(t *testing.T) {
+	for _, how := range []string{"panic", "Goexit"} {
+		for _, buffer := range []int{0, 4} {
+			t.Run(fmt.Sprint(how, buffer), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					l := newLine(t, nil, &memnet.Options{Buffer: buffer}, nil)
+					if buffer > 0 {
+						l.sent("before") // and nothing is read, so the message waits
+					}
+					done := make(chan any, 1)
+					go func() {
+						defer func() { done <- recover() }()
+						l.c.SendFrom(t.Context(), 1<<20, io.MultiReader(io.LimitReader(zeros{}, 100_000), leaver(how)))
+					}()
+					if v := <-done; how == "panic" && v != "boom" {
+						t.Errorf("recovered %v", v)
+					}
+					sent := l.sending(t.Context(), "behind")
+					if buffer == 0 {
+						returns(t, sent, sockhub.ErrNotConnected)
+						d := ended(t, l.Hub, l.c)
+						if checkReport(t, l.c, d, true); !d.Report.Cut {
+							t.Errorf("%v, %+v", d.Err, d.Report)
+						}
+						return
+					}
+					returns(t, sent, nil)
+					expect(t, l.p, frames("before", "behind"))
+				})
+			})
+		}
+	}
+}
+
+type leaver string
+
+func (l leaver) Read([]byte) (int, error) {
+	<-time.After(time.Second) // meanwhile what came before is written, where there is room
+	leave(string(l))
+	return 0, nil
 }

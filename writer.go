@@ -635,7 +635,8 @@ const (
 //
 // If r fails or ends early, or ctx ends (which does not interrupt a Read), before
 // the first byte was written, nothing was accepted; after that the message is cut
-// and the connection closed, with the same error as its reason.
+// and the connection closed, with the same error as its reason. If r panics, that
+// is a failure too.
 func (c *Conn) SendFrom(ctx context.Context, size uint64, r io.Reader) error {
 	if err := c.set.check(size); err != nil {
 		return err
@@ -698,6 +699,20 @@ func (c *Conn) queueFeedLocked(f *feed) {
 
 // feedRest queues what comes behind the first piece.
 func (c *Conn) feedRest(ctx context.Context, f *feed, r io.Reader, first []byte) error {
+	returned := false
+	defer func() {
+		if !returned && f.from == nil { // else feedFrom sees it
+			c.cutFeed(f, fromError(errReaderLeft))
+		}
+	}()
+	err := c.feedPieces(ctx, f, r, first)
+	returned = true
+	return err
+}
+
+var errReaderLeft = errors.New("it has panicked, or ended its goroutine")
+
+func (c *Conn) feedPieces(ctx context.Context, f *feed, r io.Reader, first []byte) error {
 	var buffers [window][]byte
 	buffers[0] = first
 	left := f.size - uint64(len(first))
