@@ -411,3 +411,29 @@ func TestUnsentReaderIsNotChargedToMemoryLimit(t *testing.T) {
 		})
 	}
 }
+
+// All answers of a call but its first are refused where there is no room.
+func TestReplyIsRefusedAtOutboundLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit, conns, size = 256 << 10, 4, 10_000
+		hub := openHub(t, &sockhub.Options{OutboundLimit: limit, MaxConns: conns, WriteTimeout: -1})
+		for range conns {
+			h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+				for n := 0; ; n++ {
+					if err := r.Send(make([]byte, size)); err == nil {
+						continue
+					} else if n == 0 || !errors.Is(err, sockhub.ErrBackpressure) {
+						t.Errorf("answer %d: %v", n, err)
+					}
+					return
+				}
+			}}
+			_, p := serveMemory(t, hub, stuck, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+			p.Write(frame("x"))
+			synctest.Wait()
+		}
+		if q := hub.Stats().QueuedOut; q < limit/2 || q > limit+conns*2*size {
+			t.Errorf("%d bytes are queued", q)
+		}
+	})
+}

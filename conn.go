@@ -1764,12 +1764,14 @@ func (c *Conn) takeInLocked(s *outq.Slab) {
 		}
 		q = &o.behind[len(o.behind)-1].q
 	}
-	o.accepted.add(q.Take(s))
-	o.answered = !c.chargeAnswersLocked(o.charge(), alone) || o.answered
+	msgs, bytes := q.Take(s)
+	o.accepted.add(msgs, bytes)
+	o.answered = !c.chargeAnswersLocked(o.charge(), alone && msgs == 1) || o.answered
 }
 
 // chargeAnswersLocked charges what a Handler has answered, which is never refused,
-// and reports whether there is room for more.
+// and reports whether there is room for more. alone: it is one message, and no other
+// is queued.
 func (c *Conn) chargeAnswersLocked(charge int64, alone bool) (room bool) {
 	o := &c.out
 	if !c.hub.budget.out.Take(c, &o.share, charge, alone) {
@@ -1793,7 +1795,7 @@ func (r *Reply) acceptLocked() {
 		return
 	}
 	o.accepted.add(r.side.Len(), r.side.Bytes())
-	r.full = !r.c.chargeAnswersLocked(o.charge()+r.side.Charge(), o.empty()) || r.full
+	r.full = !r.c.chargeAnswersLocked(o.charge()+r.side.Charge(), o.empty() && r.side.Len() == 1) || r.full
 	if !o.run {
 		o.q.Absorb(&r.side)
 	} else {
@@ -1820,7 +1822,8 @@ func (r *Reply) place(size int) error {
 	}
 	if r.sent == 1 {
 		c.mu.Lock()
-		r.room = c.out.limit - c.out.charge()
+		charge := c.out.charge()
+		r.room = min(c.out.limit-charge, c.hub.budget.out.Left(&c.out.share, charge))
 		c.mu.Unlock()
 	}
 	if r.sent > 0 && r.charge >= r.room {

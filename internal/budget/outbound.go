@@ -100,6 +100,14 @@ func (b *Outbound[C]) Force(s *Share, charge int64) {
 // share is one of those who have more than their floor: it is to wait.
 func (b *Outbound[C]) Overdrawn(s *Share) bool { return s.held > 0 && b.used.Load() > b.shared }
 
+// Left is what there is beyond the charge of a connection's queue, as things are.
+func (b *Outbound[C]) Left(s *Share, charge int64) int64 {
+	if b.limit == math.MaxInt {
+		return math.MaxInt
+	}
+	return b.floor.Load() + s.held + s.exempt - charge + max(0, b.shared-b.used.Load())
+}
+
 func (b *Outbound[C]) takeExempt(c C, s *Share, n int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
