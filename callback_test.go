@@ -568,3 +568,21 @@ func (l leaver) Read([]byte) (int, error) {
 	leave(string(l))
 	return 0, nil
 }
+
+type panickyFraming struct{ shortFraming }
+
+func (panickyFraming) Header(p []byte) (int, uint64, error) {
+	return 2, uint64(binary.BigEndian.Uint16(p)), nil // whatever came
+}
+
+func TestFramingThatPanicsEndsOneConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, nil)
+		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Framing: panickyFraming{}})
+		p.Write([]byte{0})
+		d := ended(t, hub, c)
+		if _, ok := errors.AsType[*sockhub.PanicError](d.Err); !ok || hub.Stats().Panics != 1 {
+			t.Errorf("%v; %+v", d.Err, hub.Stats())
+		}
+	})
+}

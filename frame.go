@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime/debug"
 	"slices"
 
 	"github.com/sockhub/sockhub/internal/chunk"
@@ -449,7 +450,14 @@ func (d *decoder) header(p []byte) (h int, n uint64, err error) {
 		return headerSize, binary.LittleEndian.Uint64(p), nil
 	}
 	longest := d.framing.MaxHeader()
-	h, n, err = d.framing.Header(p)
+	switch f := d.framing.(type) {
+	case lengthPrefix:
+		h, n, err = f.Header(p)
+	case uvarint:
+		h, n, err = f.Header(p)
+	default:
+		h, n, err = usersHeader(f, p)
+	}
 	switch {
 	case err != nil:
 		return 0, 0, err
@@ -459,6 +467,20 @@ func (d *decoder) header(p []byte) (h int, n uint64, err error) {
 		d.want = longest
 	}
 	return h, n, nil
+}
+
+// usersHeader asks a Framing of the user's. What a peer sends may make it panic,
+// which ends this peer's connection alone.
+func usersHeader(f Framing, p []byte) (h int, n uint64, err error) {
+	returned := false
+	defer func() {
+		if !returned {
+			err = &PanicError{Value: recover(), Stack: debug.Stack()}
+		}
+	}()
+	h, n, err = f.Header(p)
+	returned = true
+	return h, n, err
 }
 
 // partial is the number of bytes received of an unfinished message, its header
