@@ -1405,8 +1405,16 @@ func (c *Conn) setHandler(h Handler) {
 		return
 	}
 	c.useHandler(h)
-	if h == nil {
-		c.gated = !c.hub.fan.publish(c)
+	if h != nil {
+		return
+	}
+	c.gated = !c.hub.fan.publish(c)
+	c.mu.Lock()
+	due := c.out.drained || c.reply.drained
+	c.out.drained, c.reply.drained = false, false
+	c.mu.Unlock()
+	if due {
+		c.hub.fan.drained(c) // who had the connection is not called any more
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sockhub/sockhub"
 	"github.com/sockhub/sockhub/internal/memnet"
+	"github.com/sockhub/sockhub/internal/transport"
 )
 
 func openHub(t *testing.T, o *sockhub.Options) *sockhub.Hub {
@@ -681,4 +682,56 @@ func TestShutdownBesideAStreamAndAHandler(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A Drained that is due when the connection is given back to Events is told there,
+// and the reader does not go on looking for who wants to hear it.
+func TestHandlerGivesBackBeforeDrained(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, nil)
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			if string(m) == "ask" {
+				r.Send(make([]byte, 1000))
+				return
+			}
+			<-time.After(time.Second) // meanwhile that is written
+			r.Conn().NotifyDrained()
+			r.SetHandler(nil)
+		}}
+		ours, p := memnet.Pair(&memnet.Options{Buffer: 100})
+		defer p.Close()
+		_, err := hub.ServeConn(t.Context(), &counted{End: ours}, &sockhub.ListenOptions{
+			Mode: sockhub.Anonymous, Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Write(frame("ask"))
+		synctest.Wait()
+		p.Write(frame("give back"))
+		expect(t, p, frame(string(make([]byte, 1000))))
+		<-time.After(time.Minute)
+		p.Write(frame("for Events"))
+		synctest.Wait()
+		b := <-hub.Events()
+		if len(b.Unknown) != 1 || len(b.Received) != 1 || len(b.Drained) != 1 || len(b.Disconnected) != 0 {
+			t.Errorf("%+v", b)
+		}
+	})
+}
+
+// counted is an End whose transport fails when it is read too often.
+type counted struct{ *memnet.End }
+
+func (c *counted) Transport() transport.Conn { return &countedConn{Conn: c.End.Transport()} }
+
+type countedConn struct {
+	transport.Conn
+	reads int
+}
+
+func (c *countedConn) Read(turn func() (park bool)) error {
+	if c.reads++; c.reads > 1000 {
+		return errors.New("the reader spins")
+	}
+	return c.Conn.Read(turn)
 }
