@@ -484,6 +484,10 @@ func (c *Conn) attend() (over bool) {
 	if c.diverted != nil {
 		c.undivert()
 	}
+	handled := c.handler != nil && c.diverted == nil
+	if s := c.stream; s != nil && !s.told && (s.wake == nil) != handled {
+		c.beginStream(handled) // nobody has seen it, and it is not for whom it has come
+	}
 	if c.stream != nil {
 		c.serveStream()
 	}
@@ -802,7 +806,7 @@ func (c *Conn) cut(t *turn) (err error) {
 				}
 				break
 			}
-			c.beginStream()
+			c.beginStream(c.handler != nil)
 			break
 		}
 		if !ok {
@@ -1493,8 +1497,7 @@ func (c *Conn) undivert() {
 		c.putTurn(t)
 	}
 	if d.stream && c.stream != nil {
-		// Nobody has seen that one. This is the Handler's, or is delivered.
-		c.beginStream()
+		c.stream.told = false // it was taken back
 	}
 	if d.ended {
 		c.reportEnd()
@@ -1520,7 +1523,7 @@ func (c *Conn) rereads(d *diversion, unread int) {
 		}
 		again = append(again, m...)
 	}
-	if d.stream && c.stream != nil { // nobody has seen it
+	if c.stream != nil && (d.stream || !c.stream.told) {
 		again = header(again, c.stream.size)
 		d.stream, c.stream, c.dec.stream = false, nil, 0
 		c.streaming.Store(nil)
@@ -2070,9 +2073,9 @@ func (s *Stream) endLocked(err error) {
 }
 
 // beginStream makes the input wait for a stream to be read.
-func (c *Conn) beginStream() {
+func (c *Conn) beginStream(handled bool) {
 	c.stream = &Stream{c: c, size: c.dec.stream}
-	if c.handler != nil {
+	if handled {
 		c.streaming.Store(nil)
 		return
 	}
@@ -2100,12 +2103,13 @@ func (c *Conn) retireStream(err error) {
 func (c *Conn) serveStream() {
 	s := c.stream
 	if s.wake == nil {
+		s.told = true
 		if h, ok := c.handler.(StreamHandler); ok {
 			c.call(func(r *Reply) { h.Stream(r, s) })
 		}
 		s.Close()
 	}
-	if s.wake != nil && !s.told {
+	if s.wake != nil && !s.told && c.diverted == nil {
 		s.told = true // and not before, when the reader still was in Read
 		c.hub.fan.deliverStream(c, s)
 	}

@@ -735,3 +735,44 @@ func (c *countedConn) Read(turn func() (park bool)) error {
 	}
 	return c.Conn.Read(turn)
 }
+
+// A Stream that has come, and that nobody has seen, is for who has the connection
+// when it is delivered.
+func TestStreamIsOfWhoGetsTheConnection(t *testing.T) {
+	for _, by := range []string{"SetHandler", "Drained"} {
+		t.Run(by, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := openHub(t, &sockhub.Options{StreamOver: 1000})
+				h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+					if by == "Drained" {
+						r.Send(m)
+						return
+					}
+					r.Conn().SetHandler(nil)
+				}}
+				if by == "Drained" {
+					h.drained = func(r *sockhub.Reply) { r.SetHandler(nil) }
+				}
+				_, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+				want := strings.Repeat("x", 2000)
+				p.Write(frames("first", want))
+				for begun := time.Now(); time.Since(begun) < time.Minute; {
+					select {
+					case b := <-hub.Events():
+						for _, d := range b.Received {
+							if d.Stream == nil {
+								continue
+							}
+							if got, err := io.ReadAll(d.Stream); err != nil || string(got) != want {
+								t.Errorf("%d bytes, %v", len(got), err)
+							}
+							return
+						}
+					case <-time.After(time.Second):
+					}
+				}
+				t.Error("no Stream")
+			})
+		})
+	}
+}
