@@ -2106,6 +2106,7 @@ func (c *Conn) serveStream() {
 		s.told = true
 		if h, ok := c.handler.(StreamHandler); ok {
 			c.call(func(r *Reply) { h.Stream(r, s) })
+			c.reply.write() // also if that was its last call
 		}
 		s.Close()
 	}

@@ -776,3 +776,25 @@ func TestStreamIsOfWhoGetsTheConnection(t *testing.T) {
 		})
 	}
 }
+
+// lastWord answers a Stream, and gives the connection back.
+type lastWord struct{ sockhub.BaseHandler }
+
+func (lastWord) Stream(r *sockhub.Reply, s *sockhub.Stream) {
+	io.Copy(io.Discard, s)
+	r.Send([]byte("bye"))
+	r.SetHandler(nil)
+}
+
+func TestAnswerToAStreamThatGivesBackIsWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{StreamOver: 1000})
+		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return lastWord{} }})
+		p.Write(frame(strings.Repeat("x", 2000)))
+		<-time.After(time.Minute)
+		if s := c.Stats(); s.QueuedMessages > 0 {
+			t.Fatalf("not written after a minute: %+v", s)
+		}
+		expect(t, p, frame("bye"))
+	})
+}
