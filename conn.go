@@ -75,6 +75,7 @@ type Conn struct {
 	called              bool       // cut has called the handler
 	begun               bool       // the reader is not the connection's first
 	moves               bool       // to a new stack
+	missed              bool       // a Stream's Read has taken a kick that may be for the reader; guarded by Stream.mu
 	starved             bool       // the budget does not let it read
 	token               bool       // the budget lets it read to the end of the message that has begun
 	badInput            bool       // what came is no message
@@ -2119,6 +2120,10 @@ func (c *Conn) serveStream() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if c.missed {
+		c.missed = false
+		c.t.Kick(transport.ReadSide)
+	}
 	c.stream = nil
 	c.streaming.Store(nil)
 	c.skipping = c.dec.stream > 0
@@ -2144,7 +2149,9 @@ func (c *Conn) readStream(p []byte) (n int, err error) {
 	c.streamWaits(true)
 	defer c.streamWaits(false)
 	for n == 0 && err == nil {
-		if e := c.t.Read(turn); e != nil && e != transport.ErrKicked {
+		if e := c.t.Read(turn); e == transport.ErrKicked {
+			c.missed = true
+		} else if e != nil {
 			err = e
 		}
 		if e := c.streamEnds(); n == 0 && e != nil {

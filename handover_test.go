@@ -798,3 +798,33 @@ func TestAnswerToAStreamThatGivesBackIsWritten(t *testing.T) {
 		expect(t, p, frame("bye"))
 	})
 }
+
+// skipper reads Streams.
+type skipper struct{ sockhub.BaseHandler }
+
+func (skipper) Stream(_ *sockhub.Reply, s *sockhub.Stream) { io.Copy(io.Discard, s) }
+
+// What is asked of the reader while its Handler reads a Stream is done after that.
+func TestSetHandlerWhileAStreamIsRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{StreamOver: 1000})
+		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return skipper{} }})
+		m := frame(strings.Repeat("x", 2000))
+		p.Write(m[:1000])
+		synctest.Wait()
+		if err := c.SetHandler(nil); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		p.Write(m[1000:])
+		synctest.Wait()
+		select {
+		case b := <-hub.Events():
+			if len(b.Unknown) != 1 {
+				t.Errorf("%+v", b)
+			}
+		default:
+			t.Error("nothing in Events")
+		}
+	})
+}
