@@ -83,6 +83,50 @@ func TestShutdownWithinTwoHandlers(t *testing.T) {
 	})
 }
 
+// The connection of who calls it from a reader that is sent from waits for him.
+func TestShutdownWithinAReaderToSendFrom(t *testing.T) {
+	for _, where := range []string{"Read", "Close"} {
+		t.Run(where, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := openHub(t, nil)
+				done := make(chan error, 1)
+				shutdown := func() {
+					ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+					defer cancel()
+					done <- hub.Shutdown(ctx)
+				}
+				from := &hookedReader{read: func() {}, close: func() {}}
+				if where == "Read" {
+					from.read = shutdown
+				} else {
+					from.close = shutdown
+				}
+				h := &handlerFuncs{message: func(r *sockhub.Reply, _ []byte) { r.SendFrom(1000, from) }}
+				_, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+				start := time.Now()
+				p.Write(frame("x"))
+				if err := <-done; err != nil || time.Since(start) > time.Minute {
+					t.Errorf("%v after %v", err, time.Since(start))
+				}
+			})
+		})
+	}
+}
+
+// hookedReader calls back when it is read first, and when it is closed.
+type hookedReader struct {
+	endless
+	once        sync.Once
+	read, close func()
+}
+
+func (r *hookedReader) Read(p []byte) (int, error) {
+	r.once.Do(r.read)
+	return r.endless.Read(p)
+}
+
+func (r *hookedReader) Close() error { r.close(); return nil }
+
 func TestCloseWithinClassify(t *testing.T) {
 	hub, _ := sockhub.New(context.Background(), nil)
 	done := make(chan struct{})

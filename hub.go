@@ -505,7 +505,7 @@ func (h *Hub) everything() (conns []*Conn, listeners []*Listener) {
 func (h *Hub) join() {
 	const look, patience = 5 * time.Millisecond, 4
 	for in := 0; ; {
-		rest, inCall := h.liveConns()
+		rest, inCall, _ := h.liveConns()
 		switch {
 		case rest == 0:
 			return
@@ -523,12 +523,17 @@ func (h *Hub) join() {
 	}
 }
 
-func (h *Hub) liveConns() (n, inCall int) {
+// liveConns counts connections, those whose reader is in a callback, and others
+// that send from a reader of the user's, which is called beside theirs.
+func (h *Hub) liveConns() (n, inCall, fed int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for c := range h.live {
-		if c.inCall.Load() {
+		switch {
+		case c.inCall.Load():
 			inCall++
+		case c.fed():
+			fed++
 		}
 	}
 	for p := range h.prefaces {
@@ -536,7 +541,7 @@ func (h *Hub) liveConns() (n, inCall int) {
 			inCall++
 		}
 	}
-	return len(h.live) + len(h.prefaces), inCall
+	return len(h.live) + len(h.prefaces), inCall, fed
 }
 
 // Shutdown ends everything gracefully: it stops accepting and dialing, and
@@ -587,11 +592,11 @@ func (h *Hub) drain(ctx context.Context) error {
 	}
 	var alone time.Duration // since when
 	for {
-		n, inCall := h.liveConns()
+		n, inCall, fed := h.liveConns()
 		switch {
 		case n == 0:
 			return nil
-		case !within || n > int(h.within.Load()) || inCall < n:
+		case !within || n > int(h.within.Load()) || inCall+fed < n:
 			alone = 0
 		case alone == 0:
 			alone = h.watch.Now()
@@ -627,7 +632,8 @@ func withinCallback() bool {
 		for more := n > 0; more; {
 			var f runtime.Frame
 			f, more = frames.Next()
-			if f.Function == nameOfServe || f.Function == nameOfPreface {
+			switch f.Function {
+			case nameOfServe, nameOfPreface, nameOfFeeder, nameOfCloser:
 				return true
 			}
 		}
@@ -640,6 +646,8 @@ func withinCallback() bool {
 var (
 	nameOfServe   = runtime.FuncForPC(reflect.ValueOf((*Conn).serve).Pointer()).Name()
 	nameOfPreface = runtime.FuncForPC(reflect.ValueOf((*preface).run).Pointer()).Name()
+	nameOfFeeder  = runtime.FuncForPC(reflect.ValueOf((*Conn).feedFrom).Pointer()).Name()
+	nameOfCloser  = runtime.FuncForPC(reflect.ValueOf((*Conn).callClose).Pointer()).Name()
 )
 
 // ---- clients and names ----

@@ -872,19 +872,21 @@ func (c *Conn) withdrawLocked() {
 func (c *Conn) closeFeed(f *feed) {
 	f.closing.Do(func() {
 		closed := make(chan struct{})
-		go func() {
-			defer close(closed)
-			returned := false
-			defer func() {
-				if !returned {
-					c.callLeft(&PanicError{Value: recover(), Stack: debug.Stack()})
-				}
-			}()
-			f.from.Close()
-			returned = true
-		}()
+		go c.callClose(f, closed)
 		<-closed
 	})
+}
+
+func (c *Conn) callClose(f *feed, closed chan<- struct{}) {
+	defer close(closed)
+	returned := false
+	defer func() {
+		if !returned {
+			c.callLeft(&PanicError{Value: recover(), Stack: debug.Stack()})
+		}
+	}()
+	f.from.Close()
+	returned = true
 }
 
 // callLeft is told that a callback has left in a way that it should not, which may
@@ -983,6 +985,13 @@ func (c *Conn) beginFeed(f *feed, first []byte) bool {
 	f.begin(c.out.framing, first)
 	c.queueFeedLocked(f)
 	return true
+}
+
+// fed reports whether there is a reader of Reply.SendFrom that may be called.
+func (c *Conn) fed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.out.feeders > 0
 }
 
 // joinFeedersLocked ends what Reply.SendFrom has begun. The output is frozen.
