@@ -421,3 +421,37 @@ func TestSendThatWaitsGetsTheFloorOfAClosedHub(t *testing.T) {
 		returns(t, sent, nil)
 	})
 }
+
+// A Handler whose call outlasts its hub gives the connection back to Events, where
+// nobody takes what was withdrawn for it.
+func TestHandlerThatGivesBackAfterTheEndOfItsHub(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := sockhub.NewBudget(140_000, 0, 0)
+		hub := openHub(t, &sockhub.Options{Budget: b, MaxMessage: 1000, ConnInbound: -1})
+		other := openHub(t, &sockhub.Options{Budget: b, MaxMessage: 1000})
+		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		<-hub.Events()
+		m := frame(string(make([]byte, 1000)))
+		go func() {
+			for range 100 { // more than there is room for
+				p.Write(m)
+			}
+		}()
+		synctest.Wait()
+		block := make(chan struct{})
+		c.SetHandler(&handlerFuncs{message: func(r *sockhub.Reply, _ []byte) {
+			<-block
+			r.SetHandler(nil)
+		}})
+		synctest.Wait()
+		hub.Close()
+		close(block)
+		synctest.Wait()
+		d, q := serveMemory(t, other, nil, sockhub.ListenOptions{})
+		go q.Write(m)
+		<-time.After(time.Minute)
+		if s := d.Stats(); s.MessagesIn != 1 {
+			t.Errorf("what nobody takes fills the Budget: %+v", s)
+		}
+	})
+}

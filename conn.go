@@ -869,7 +869,6 @@ func (c *Conn) deliver(t *turn) {
 	for _, m := range t.msgs {
 		charge += int64(len(m))
 	}
-	t.delivered += charge
 	if c.hub.fan.deliver(c, t, charge) {
 		c.paused = true
 	}

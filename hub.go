@@ -1307,11 +1307,16 @@ func (f *fan) adoptedLocked(b *Batch, c *Conn) {
 	b.Connected = append(b.Connected, c)
 }
 
-// deliver reports what came. The caller is to pause reading if it says so,
-// until the connection is told to go on.
+// deliver reports what came, and takes over what that is charged; but not when
+// nobody receives any more. The caller is to pause reading if it says so, until the
+// connection is told to go on.
 func (f *fan) deliver(c *Conn, t *turn, bytes int64) (pause bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.over {
+		return false
+	}
+	t.delivered += bytes
 	f.receivedLocked(f.next, c, t.msgs, bytes, nil)
 	if t.chunk != nil {
 		f.next.lent.keep(t.chunk)
