@@ -911,8 +911,14 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	var claims []*Conn
 	h.mu.Lock()
 	remove(&h.live, c)
-	if n := h.names[c.peer.Name]; n != nil && c.client == nil {
-		n.claims = slices.DeleteFunc(n.claims, func(x *Conn) bool { return x == c }) // it may have waited
+	if c.client == nil {
+		n := h.names[c.peer.Name]
+		if c.peer.Dialed {
+			n = c.greet.client // which is not in names, as its peer has given none
+		}
+		if n != nil {
+			n.claims = slices.DeleteFunc(n.claims, func(x *Conn) bool { return x == c }) // it may have waited
+		}
 	}
 	if c.greet != nil {
 		h.removePendingLocked(c.greet)
