@@ -223,3 +223,21 @@ func TestOutboundFloorSharedExempt(t *testing.T) {
 		t.Error("not woken by the shared half", b.Used())
 	}
 }
+
+// Who has little left in his queue keeps some of what he had, but not all do so
+// until there is nothing for anybody else.
+func TestOutboundOfManyWithLittleQueuedHasRoom(t *testing.T) {
+	const limit, conns = 512 << 20, 4096
+	b := NewOutbound(limit, func(int) {}, func() {})
+	b.Among(1 << 16)
+	shares := make([]Share, conns)
+	for i := range shares {
+		if !b.Take(i, &shares[i], 128<<10, false) {
+			t.Fatalf("no room for connection %d", i)
+		}
+		b.Fell(&shares[i], 5000)
+	}
+	if used := b.Used(); used > limit/2-64<<20 {
+		t.Errorf("%d bytes are taken for %d that are queued", used, conns)
+	}
+}

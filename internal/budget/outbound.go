@@ -136,8 +136,12 @@ func (b *Outbound[C]) Fell(s *Share, charge int64) {
 		return
 	}
 	spare := s.held - max(0, charge-b.floor.Load()-s.exempt)
-	if charge > 0 && s.exempt == 0 && spare < 2*b.step {
-		return // it will be wanted again
+	keep := 2 * b.step // it will be wanted again
+	if b.used.Load() > b.shared/2 {
+		keep = b.step / 8 // many who have little in their queues are to leave something to others
+	}
+	if charge > 0 && s.exempt == 0 && spare < keep {
+		return
 	}
 	freed := false
 	if charge == 0 && s.exempt > 0 {
