@@ -828,3 +828,27 @@ func TestSetHandlerWhileAStreamIsRead(t *testing.T) {
 		}
 	})
 }
+
+// A Handler that got the connection is called beside the user of a Stream of
+// Events, who has the input.
+func TestDrainedBesideAStreamOfEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{StreamOver: 1000})
+		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		<-hub.Events()
+		p.Write(frame(strings.Repeat("x", 2000)))
+		synctest.Wait()
+		s := (<-hub.Events()).Received[0].Stream
+		drained := 0
+		c.SetHandler(&handlerFuncs{drained: func(*sockhub.Reply) { drained++ }})
+		synctest.Wait()
+		c.NotifyDrained()
+		synctest.Wait()
+		if drained != 1 {
+			t.Errorf("Drained is called %d times", drained)
+		}
+		if b, err := io.ReadAll(s); len(b) != 2000 || err != nil {
+			t.Errorf("%d bytes, %v", len(b), err)
+		}
+	})
+}

@@ -593,7 +593,7 @@ func (c *Conn) NotifyDrained() {
 func (c *Conn) tellDrainedLocked() bool {
 	if c.out.handled && !c.out.deaf {
 		c.out.drained = true
-		c.t.Kick(transport.ReadSide)
+		c.kickReader()
 	}
 	return c.out.handled
 }
