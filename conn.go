@@ -602,6 +602,9 @@ func (c *Conn) hold() {
 // listening starts the clocks of silence anew: what a callback has taken is no
 // silence of the peer's, though nothing came. It is called before inCall ends.
 func (c *Conn) listening() {
+	if c.stream != nil {
+		return // who reads it sees to them, and has the decoder
+	}
 	if c.set.idleTimeout == 0 && c.dec.partial() == 0 {
 		return // they do not run
 	}
