@@ -393,6 +393,7 @@ func TestOneMessageAlwaysEntersAnEmptyQueue(t *testing.T) {
 					t.Fatalf("policy %v: %v", p, err)
 				}
 				expect(t, l.p, frame(string(m)))
+				synctest.Wait() // until the writer knows
 			}
 		})
 	}
