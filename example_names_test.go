@@ -144,6 +144,13 @@ func ExampleHub_SendMany() {
 		log.Fatal(err)
 	}
 
+	// A worker knows that it is in a moment before the hub has it in a batch.
+	for b := range hub.Events() {
+		if len(b.Connected) > 0 {
+			break
+		}
+	}
+
 	// Once.
 	if err := hub.Send(ctx, worker, encode(addition{17, 25})); err != nil {
 		log.Fatal(err)
