@@ -187,38 +187,48 @@ func (q *Queue) Charge() int64 { return q.bytes + int64(q.msgs)*Overhead }
 // Append queues one message. A small body is copied, a large one is kept by
 // reference and must not change until it is written.
 func (q *Queue) Append(f Framing, body []byte) {
-	if len(body) > inline {
-		b, header := q.header(f, len(body), 0)
-		b.refs = append(b.refs, ref{at: len(b.buf), body: body})
-		q.add(b, len(body), header, true)
-		return
+	if len(body) <= inline {
+		q.copied(f, body)
+	} else {
+		q.referred(f, body, nil)
 	}
-	b, header := q.header(f, len(body), len(body))
-	b.buf = append(b.buf, body...)
-	q.add(b, len(body), header, false)
 }
 
 // AppendBorrowed is Append of a body that may lie in memory that is used again.
 // The queue keeps the memory from that until the body is written, or copies a
 // body that is a small part of it.
 func (q *Queue) AppendBorrowed(f Framing, body []byte) {
-	var c *chunk.Chunk
-	if len(body) > inline {
-		c = chunk.Of(body)
+	if len(body) <= inline {
+		q.copied(f, body)
+	} else {
+		q.borrowed(f, body)
 	}
-	switch {
+}
+
+func (q *Queue) borrowed(f Framing, body []byte) {
+	switch c := chunk.Of(body); {
 	case c == nil:
-		q.Append(f, body)
+		q.referred(f, body, nil)
 	case small(body, c):
-		b, header := q.header(f, len(body), len(body))
-		b.buf = append(b.buf, body...)
-		q.add(b, len(body), header, false)
+		q.copied(f, body)
 	default:
 		c.Retain()
-		b, header := q.header(f, len(body), 0)
-		b.refs = append(b.refs, ref{len(b.buf), body, c})
-		q.add(b, len(body), header, true)
+		q.referred(f, body, c)
 	}
+}
+
+// copied queues a message with a copy of its body, referred one that refers to it:
+// if that lies in a chunk, with a reference to the chunk, which is the queue's now.
+func (q *Queue) copied(f Framing, body []byte) {
+	b, header := q.header(f, len(body), len(body))
+	b.buf = append(b.buf, body...)
+	q.add(b, len(body), header, false)
+}
+
+func (q *Queue) referred(f Framing, body []byte, c *chunk.Chunk) {
+	b, header := q.header(f, len(body), 0)
+	b.refs = append(b.refs, ref{len(b.buf), body, c})
+	q.add(b, len(body), header, true)
 }
 
 // small reports whether a body is not worth keeping its chunk for.
