@@ -14,7 +14,7 @@
 //	for b := range hub.Events() {
 //		for c, msg := range b.Messages() {
 //			if err := c.TrySend(msg); err != nil {
-//				c.Close() // it leaves its answers unread
+//				c.Close() // 4 MiB of answers to it are under way
 //			}
 //		}
 //	}
@@ -144,9 +144,11 @@
 // (BlockSender, the default), or the message is refused, or the oldest one is
 // dropped, or the peer is disconnected. TrySend never waits. A slow peer never
 // delays what is sent to others, unless the program waits for it: a loop over
-// Events should use TrySend. Two loops that wait for room in each other's queues
-// stand still until WriteTimeout. A program with much to send makes it part by
-// part, each when Drained says that the one before is gone
+// Events should use TrySend. That is refused too for a peer that reads, but sends
+// very fast without waiting for its answers: one batch can bring ConnInbound, and so
+// fill a queue. For such peers, use a Handler. Two loops that wait for room in each
+// other's queues stand still until WriteTimeout. A program with much to send makes it
+// part by part, each when Drained says that the one before is gone
 // ([Conn.NotifyDrained]). A Handler may answer each message once, whatever is queued;
 // when that has filled the queue, it is not called again before there is room.
 //

@@ -13,7 +13,10 @@ import (
 
 // An echo server is a loop over Events. The loop must not wait for a peer that
 // does not read its answers, or all others would wait too: so it sends with
-// TrySend, and ends the connection of who leaves megabytes of answers unread.
+// TrySend, and ends the connection of a peer to which 4 MiB of answers
+// (ConnOutbound) are under way. That is one who does not read them, or one who sends
+// very fast and does not wait for them: for those, a Handler is better, as its own
+// answers hold its peer back.
 func Example_echoServer() {
 	ctx := context.Background()
 	hub, err := sockhub.New(ctx, nil)
@@ -33,7 +36,7 @@ func Example_echoServer() {
 		for c, msg := range b.Messages() {
 			fmt.Printf("%s says %q\n", c.Name(), msg)
 			if err := c.TrySend(msg); err != nil {
-				c.Close()
+				c.Close() // 4 MiB of answers to it are under way
 			}
 		}
 		for _, d := range b.Disconnected {
@@ -216,8 +219,8 @@ func ExampleConn_NotifyDrained() {
 
 // Shutdown ends the input of every connection, as if the peers had finished.
 // What they had sent until then is still delivered and answered, and every
-// answer is written before its connection ends. So the loop goes on as before,
-// until Events is closed.
+// answer that was accepted is written before its connection ends. So the loop goes
+// on as before, until Events is closed.
 func ExampleHub_Shutdown() {
 	ctx := context.Background()
 	hub, err := sockhub.New(ctx, nil)

@@ -107,6 +107,10 @@ type Options struct {
 	// reading pauses. ConnOutbound is the charge of one connection's queue
 	// from which on a Send has to wait or is refused. One message always
 	// enters an empty queue, whatever its size. Default 4 MiB each.
+	//
+	// A batch can bring ConnInbound from one connection, and a loop that answers
+	// it, or passes it on, queues that much at a time. So where ConnOutbound is
+	// less, peers that read are refused too, or whatever the OverflowPolicy says.
 	ConnInbound, ConnOutbound int64
 
 	// InboundLimit, OutboundLimit and MemoryLimit bound the same for all

@@ -414,6 +414,11 @@ func (d DuplicatePolicy) String() string {
 // OverflowPolicy says what happens to a message when the queue of its
 // connection is full. Zero inherits: a client's from its listener, that from
 // the hub, and there BlockSender. Reply.Send never blocks, whatever the policy.
+//
+// A full queue does not prove that its peer is slow. A loop over Events that
+// answers a batch, or passes it on, can queue ConnInbound at a time: with a
+// ConnOutbound below that, the policy meets peers that read, too, and under
+// DisconnectPeer they are gone.
 type OverflowPolicy int
 
 // The values of OverflowPolicy.
@@ -421,7 +426,7 @@ const (
 	BlockSender    OverflowPolicy = iota + 1 // default: Send waits until there is room or its ctx ends
 	DropNewest                               // Send refuses with ErrBackpressure
 	DropOldest                               // what waited longest is dropped, and counted in the Report
-	DisconnectPeer                           // the connection ends with ErrSlowPeer
+	DisconnectPeer                           // the connection ends with ErrSlowPeer; see above whom that can meet
 )
 
 // String returns the constant's name, or "inherit" for zero.

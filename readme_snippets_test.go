@@ -132,7 +132,8 @@ func share(ctx context.Context, hub *sockhub.Hub, address string) (*sockhub.List
 }
 
 // serve echoes until the process is interrupted. What peers had sent until then
-// is answered, and every answer is written, if they take it within 5 seconds.
+// is answered, and every answer that TrySend has accepted is written, if they take
+// it within 5 seconds.
 func serve(ctx context.Context, hub *sockhub.Hub) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt)
 	done := make(chan error, 1)

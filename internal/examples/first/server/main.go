@@ -18,7 +18,7 @@ func main() {
 	for b := range hub.Events() {
 		for c, msg := range b.Messages() {
 			if err := c.TrySend(msg); err != nil {
-				c.Close() // it leaves its answers unread
+				c.Close() // 4 MiB of answers to it are under way
 			}
 		}
 	}
