@@ -111,10 +111,11 @@ func (adder) Message(r *sockhub.Reply, msg []byte) {
 	}
 }
 
-// A manager sends a command to a worker once, and then many from an iterator,
-// which is asked for the next one only when there is room for it in the queue:
-// a million commands take no more memory than ten thousand. SendMany waits for
-// that room, so it runs beside the loop that receives the answers.
+// A manager sends a command to a worker once, and then many from an iterator. What
+// that yields is queued in portions of up to 256 KiB, and it is asked for more only
+// when there was room in the queue for the portion before: a million commands take
+// no more memory than the queue may, 4 MiB, and one portion. SendMany waits for that
+// room, so it runs beside the loop that receives the answers.
 func ExampleHub_SendMany() {
 	const many = 10_000
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)

@@ -190,7 +190,8 @@ func (h *Hub) TrySend(to ID, msg []byte) error {
 }
 
 // SendMany is Conn.SendMany on the client's current connection: the first n
-// were accepted, in one run. Errors as those of Send.
+// were accepted, in one run. They are queued in portions, so msgs should not wait
+// for something. Errors as those of Send.
 func (h *Hub) SendMany(ctx context.Context, to ID, msgs iter.Seq[[]byte]) (n int, err error) {
 	c, err := h.current(to)
 	if err != nil {

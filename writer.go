@@ -441,9 +441,15 @@ func (c *Conn) makeRoomLocked(charge int64) bool {
 // accepted, which are the first n that m yielded; m may have been asked for
 // some more.
 //
-// m runs on the caller's goroutine, without any lock of the hub; meanwhile
-// other Sends to this connection may have to wait, so m must not send to it.
-// If m panics, what it yielded before is queued.
+// What m yields is gathered, and queued in portions: when it is charged 256 KiB, or
+// as much as the queue had room for if that is less, and when m has ended. What
+// others send before the first portion is queued comes before it; what they send
+// from then on waits for the end of the run. So m should not wait for something:
+// what it has yielded before would wait with it, and so would they. For messages
+// that come one at a time, use Send.
+//
+// m runs on the caller's goroutine, without any lock of the hub, and must not send
+// to this connection. If m panics, what it yielded before is queued.
 //
 // In a loop over Events whose answers go to peers that do the same, use TrySend
 // or another goroutine: two loops that wait for each other's queues stand still
