@@ -2017,7 +2017,9 @@ func (r *Reply) settle() {
 //
 // A Handler's Stream ends with the call that it was given to. One from Events
 // may be used at any time, also after the connection has ended: then Read
-// fails.
+// fails. Who answers after reading one from Events sets HalfOpen and calls
+// Conn.Finish: else the connection of a peer that has finished sending may have
+// ended before the answer, since Ended comes as soon as the Stream was read.
 type Stream struct {
 	c    *Conn
 	size uint64
@@ -2034,7 +2036,8 @@ func (s *Stream) Size() uint64 { return s.size }
 
 // Read reads a part of the message: io.EOF at its end. When the connection
 // ended in the middle, it fails with the reason, and if its peer has closed it
-// with io.ErrUnexpectedEOF.
+// with io.ErrUnexpectedEOF. After Hub.Shutdown or Conn.Finish it fails with
+// ErrClosed, also if the peer goes on sending.
 func (s *Stream) Read(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -557,6 +557,12 @@ func (h *Hub) liveConns() (n, inCall, fed int) {
 // batch for Linger (DefaultLinger, if that is none) has nothing more to say, and
 // Shutdown goes on without it.
 // Connections with HalfOpen set are the user's to Finish until ctx ends.
+//
+// Messages that have not come completely are not delivered, and a Stream that is
+// being read fails with ErrClosed. What the peer still sends of it is discarded, so
+// that the peer notices nothing but that no answer comes before the end. To let
+// Streams end, close the Listeners, wait until they were read, and then call
+// Shutdown.
 func (h *Hub) Shutdown(ctx context.Context) error {
 	h.mu.Lock()
 	if h.stage == running {
@@ -1148,7 +1154,8 @@ type charge struct {
 
 // Messages yields all messages of Received, connection by connection. It passes
 // over Delivery.Stream: a program that sets StreamOver and receives from Events
-// has to read or close each one, or its connection stands still.
+// has to read or close each one, or its connection stands still. If it answers from
+// the goroutine that reads, it needs HalfOpen: see Stream.
 func (b *Batch) Messages() iter.Seq2[*Conn, []byte] {
 	return func(yield func(*Conn, []byte) bool) {
 		for _, d := range b.Received {

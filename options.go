@@ -178,7 +178,8 @@ type ListenOptions struct {
 	// HalfOpen keeps the connection of a peer that has finished sending until
 	// the user calls Conn.Finish. Without it the connection ends when the
 	// batch with its Ended was taken and what had been sent until then is
-	// written.
+	// written. So it is for who answers later than that, as a goroutine does
+	// that reads a Delivery.Stream.
 	HalfOpen bool
 
 	Tag          string            // told to rules as Peer.Tag, so that they can tell listeners apart

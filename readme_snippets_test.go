@@ -116,7 +116,9 @@ func (s store) Stream(r *sockhub.Reply, m *sockhub.Stream) {
 	f, err := os.CreateTemp(s.dir, "message-")
 	if err == nil {
 		_, err = io.Copy(f, m)
-		err = errors.Join(err, f.Close())
+		if err = errors.Join(err, f.Close()); err != nil {
+			os.Remove(f.Name()) // a part of a message is of no use
+		}
 	}
 	if err != nil {
 		r.Close()

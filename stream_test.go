@@ -159,6 +159,7 @@ func TestStreamEndsWithItsConnection(t *testing.T) {
 		"we close":     {func(_ *sockhub.Hub, c *sockhub.Conn, _ *memnet.End) { c.Close() }, sockhub.ErrClosed},
 		"we finish":    {func(_ *sockhub.Hub, c *sockhub.Conn, _ *memnet.End) { c.Finish() }, sockhub.ErrClosed},
 		"hub closes":   {func(h *sockhub.Hub, _ *sockhub.Conn, _ *memnet.End) { h.Close() }, sockhub.ErrClosed},
+		"shutdown":     {func(h *sockhub.Hub, _ *sockhub.Conn, _ *memnet.End) { h.Shutdown(context.Background()) }, sockhub.ErrClosed},
 		"peer stalls":  {func(*sockhub.Hub, *sockhub.Conn, *memnet.End) {}, sockhub.ErrFrameTimeout},
 		"peer is gone": {func(_ *sockhub.Hub, _ *sockhub.Conn, p *memnet.End) { p.Reset() }, nil},
 	}
