@@ -45,7 +45,8 @@
 // anonymous ([Mode]). A named peer gives its name as its first message and is
 // answered OK; before that, the rules ([Rule]) of the hub, the listener and the
 // name say whether it may have that name from where it is. A peer that they
-// refuse is disconnected without an answer. A name has one connection at a time.
+// refuse is disconnected without an answer. A name has one connection at a time in
+// the whole hub, through whichever listener. Both sides must use the same Mode.
 //
 // An [ID] is a client: a name registered with [Hub.Expect], a peer that is
 // dialed (again and again, with DialOptions.Reconnect), or else one connection.

@@ -37,7 +37,7 @@ var (
 	ErrReplaced = errors.New("sockhub: replaced by a new connection of the same name")
 
 	// ErrRefused: the peer we dialed ended the connection instead of
-	// answering OK. It does not say why.
+	// answering OK. It does not say why: the Logger of the refusing side does.
 	ErrRefused = errors.New("sockhub: refused by the peer")
 
 	// ErrHandshakeTimeout: the handshake took longer than HandshakeTimeout, or
@@ -122,7 +122,8 @@ func (l *Listener) stop() (stopped bool, err error) {
 // with ErrTooManyConns. There are no names, since anybody can send from any
 // address, and nothing is sent before the program answers. Packets that are too
 // long, and those for which a client has no room, are dropped and counted
-// (Stats.ProtocolErrors, Stats.Dropped).
+// (Stats.ProtocolErrors, Stats.Dropped). On unixpacket there are connections, which
+// can be Named.
 func (h *Hub) Listen(ctx context.Context, network, address string, o *ListenOptions) (*Listener, error) {
 	var config net.ListenConfig
 	if o != nil && o.Config != nil {

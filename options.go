@@ -227,7 +227,15 @@ type Backoff struct {
 	Jitter float64       // default 0.2; from 0 to 1; negative: none
 }
 
-// Mode is what a connection speaks.
+// Mode is what a connection speaks. Both sides must use the same one, as nothing on
+// the wire tells which it is. Who dials Anonymous where the listener is Named has
+// his first message taken for his name, and if that is let in, gets OK as a message.
+// Who dials Named where the listener is Anonymous has his name taken for a message;
+// Dial fails with ErrHandshakeTimeout, or with ErrRefused when something else than
+// OK comes back. Between messages and raw bytes, lengths are taken for bytes and
+// bytes for lengths; what announces too much ends with ErrMessageTooLarge.
+//
+// On packet networks only unixpacket can be Named, and none is Raw or NamedRaw.
 type Mode int
 
 // The values of Mode. Zero means the default: Named, and on packet networks
