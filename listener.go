@@ -114,6 +114,9 @@ func (l *Listener) stop() (stopped bool, err error) {
 // @ is abstract (Linux): it has no file and so no permissions. ctx bounds the call
 // alone.
 //
+// A TLS configuration that could serve nobody, because it has no Certificates, no
+// GetCertificate and no GetConfigForClient, is an error, as it is of tls.Listen.
+//
 // On networks of packets one packet is one message, up to 65,507 bytes on udp and
 // about 200 KiB on the Unix networks. On udp and unixgram each remote address is a
 // client of its own, from its first packet until nothing came from it for

@@ -140,7 +140,7 @@ type Options struct {
 type ListenOptions struct {
 	Mode    Mode        // default Named, on packet networks Anonymous
 	Framing Framing     // default LengthPrefix(8, binary.LittleEndian)
-	TLS     *tls.Config // not nil: TLS on every connection
+	TLS     *tls.Config // not nil: TLS on every connection; an error without Certificates, GetCertificate or GetConfigForClient
 	Admit   Rule        // nil admits; Options.Admit must admit too
 
 	// Classify chooses, before the handshake, which options a connection is
@@ -480,6 +480,10 @@ func (o *ListenOptions) resolve(hub *Options, network string) (ListenOptions, *s
 				r.IdleTimeout = orElse(r.IdleTimeout, DefaultSessionIdle)
 			}
 		}
+	}
+	if c := r.TLS; c != nil && len(c.Certificates) == 0 && c.GetCertificate == nil && c.GetConfigForClient == nil {
+		// As tls.Listen does: every handshake would fail, and only the Logger know why.
+		return r, nil, optionError("ListenOptions.TLS", "neither Certificates, GetCertificate, nor GetConfigForClient is set")
 	}
 	r.Mode = orElse(r.Mode, Named)
 	r.MaxConns = int(or(int64(r.MaxConns), math.MaxInt))

@@ -172,6 +172,51 @@ func TestMutualTLSWithARuleOnTheCertificate(t *testing.T) {
 	}
 }
 
+// TestTLSThatCouldServeNobody: it is an error at once, wherever it is given.
+func TestTLSThatCouldServeNobody(t *testing.T) {
+	hub, err := sockhub.New(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Close()
+	cert := newAuthority().certify("hub.example")
+	for name, tt := range map[string]struct {
+		config *tls.Config
+		served bool
+	}{
+		"nothing":            {&tls.Config{}, false},
+		"for clients":        {&tls.Config{ServerName: "hub.example", NextProtos: []string{"x"}}, false},
+		"Certificates":       {&tls.Config{Certificates: []tls.Certificate{cert}}, true},
+		"GetCertificate":     {&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }}, true},
+		"GetConfigForClient": {&tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return nil, nil }}, true},
+	} {
+		o := &sockhub.ListenOptions{TLS: tt.config}
+		l, err := hub.Listen(t.Context(), "tcp", "127.0.0.1:0", o)
+		if (err == nil) != tt.served {
+			t.Errorf("%s: Listen: %v", name, err)
+		}
+		if tt.served {
+			l.Close()
+			continue
+		}
+		inner, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := hub.Serve(inner, o); err == nil {
+			t.Errorf("%s: Serve", name)
+		}
+		if err := inner.Close(); err != nil {
+			t.Errorf("%s: Serve has failed, and the listener is not its caller's: %v", name, err)
+		}
+		ours, theirs := net.Pipe()
+		if _, err := hub.ServeConn(t.Context(), ours, o); err == nil || !strings.Contains(err.Error(), "ListenOptions.TLS") {
+			t.Errorf("%s: ServeConn: %v", name, err)
+		}
+		theirs.Close()
+	}
+}
+
 func TestStalledTLSHandshakeEndsInTime(t *testing.T) {
 	ca := newAuthority()
 	hub, err := sockhub.New(context.Background(), &sockhub.Options{HandshakeTimeout: 100 * time.Millisecond})
