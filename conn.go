@@ -1274,11 +1274,11 @@ func (e *PanicError) Unwrap() error {
 // *PanicError.
 //
 // Messages are the handler's for good, but with ReuseBuffers only until the
-// call returns.
+// call returns. They may be changed in place before they are sent on.
 type Handler interface {
 	Message(r *Reply, msg []byte) // a whole message, or a piece of raw input
 	Drained(r *Reply)             // everything queued so far is with the kernel
-	Disconnected(d Disconnection) // the last call
+	Disconnected(d Disconnection) // the last call; see Hub.Close and Shutdown for when it has been
 }
 
 // BaseHandler does nothing. Embed it to write only the methods that matter. It

@@ -119,18 +119,18 @@
 //
 // # Whose memory it is
 //
-// A message that was received is the program's for good. Its cap is its len, so
-// append copies. Small messages that came together share up to 16 KiB of
-// memory; clone one that is kept for long.
+// A message that was received is the program's for good: it may be changed in place
+// before it is sent on. Its cap is its len, so append copies. Small messages that
+// came together share up to 16 KiB of memory; clone one that is kept for long.
 //
 // With ReuseBuffers, a message is lent: until [Batch.Release], or until the
 // Handler's call returns. Then its memory is used for what comes next, so that
 // nothing is left to the garbage collector and the memory stays in the caches;
-// messages of 4 KiB and more gain most. Before that moment the message, or a part
-// of it, may be given to any Send, Reply.Send or Broadcast, for any client: the
-// hub keeps what it needs until that is written. Keeping it, or handing it to
-// another goroutine, takes a clone. A batch that is never released costs memory
-// and nothing else.
+// messages of 4 KiB and more gain most. Before that moment it may be changed in
+// place too, and the message, or a part of it, may be given to any Send, Reply.Send
+// or Broadcast, for any client: the hub keeps what it needs until that is written.
+// Keeping it, or handing it to another goroutine, takes a clone. A batch that is
+// never released costs memory and nothing else.
 //
 // A message that is sent is the hub's: it must not be changed afterwards, as a
 // value sent to a channel by pointer must not. The same slice may be sent to

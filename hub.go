@@ -120,6 +120,9 @@ const (
 
 // New makes a Hub. When ctx ends, that does what Close does; for a graceful
 // end call Shutdown, and do not give New the context that a signal ends.
+//
+// Errors: ErrBadName for Options.Name; options that contradict each other, or that
+// have no meaning.
 func New(ctx context.Context, o *Options) (*Hub, error) {
 	r, err := o.resolve()
 	if err != nil {
@@ -395,15 +398,38 @@ func (h *Hub) Conns() iter.Seq[*Conn] {
 	}
 }
 
-// Stats are the figures of a hub: the first line and the last as they are now,
+// Stats are the figures of a hub: the first group and the last as they are now,
 // the others since New.
 type Stats struct {
-	Conns, Connecting, Paused, Expected, Listeners               int    // past their handshake; in it; held back until the user takes their input; registered names; listeners
-	Accepted, Dialed, Disconnected                               uint64 // past their handshake; of these ended
-	RefusedPolicy, RefusedName, RefusedLimit, HandshakeTimeouts  uint64 // handshakes ended by a rule; a bad or taken name; a limit; their deadline
-	AcceptErrors, SlowPeers, ProtocolErrors, Panics              uint64 // failed accepts; ErrSlowPeer; input that is no message; panics of callbacks
-	MessagesIn, MessagesOut, BytesIn, BytesOut, Dropped, Batches uint64 // delivered; handed to the kernel; dropped by DropOldest; batches made
-	QueuedIn, QueuedOut                                          int64  // bytes charged to input not taken; to output not written
+	Conns      int // past their handshake
+	Connecting int // in their handshake
+	Paused     int // of Conns: not read until the user takes what they have sent
+	Expected   int // names registered with Expect
+	Listeners  int // open
+
+	Accepted     uint64 // connections that a handshake has let in
+	Dialed       uint64 // connections of Dial and Attach that the peer has let in
+	Disconnected uint64 // of Accepted and Dialed, those that have ended
+
+	RefusedPolicy     uint64 // handshakes ended by a rule, RefuseUnexpected, Classify or a bad PROXY header
+	RefusedName       uint64 // by a name that is bad or taken
+	RefusedLimit      uint64 // by MaxConns, MaxPending or MemoryLimit
+	HandshakeTimeouts uint64 // by HandshakeTimeout
+
+	AcceptErrors   uint64 // calls of Accept that have failed; they are tried again
+	SlowPeers      uint64 // connections ended with ErrSlowPeer
+	ProtocolErrors uint64 // connections ended by input that is no message; packets that were too long
+	Panics         uint64 // of callbacks
+
+	MessagesIn  uint64 // delivered
+	MessagesOut uint64 // handed to the kernel whole
+	BytesIn     uint64 // of the bodies of MessagesIn
+	BytesOut    uint64 // of the bodies of MessagesOut
+	Dropped     uint64 // messages dropped by DropOldest; packets for which a client had no room
+	Batches     uint64 // made for Events
+
+	QueuedIn  int64 // bytes charged to input that was not taken
+	QueuedOut int64 // bytes charged to output that is not written
 }
 
 // Stats returns the hub's figures. It visits every connection, so it is for
@@ -455,6 +481,9 @@ func (s *Stats) add(c ConnStats) {
 // yields what remains and is then closed; of a connection in such a callback it
 // does not tell the end. Calling it again waits for the same.
 // The error is always nil.
+//
+// A Handler whose call is running when Close returns has its Disconnected called
+// after that call, so after Close. All others have had theirs.
 func (h *Hub) Close() error {
 	h.mu.Lock()
 	if h.stage == closing {
@@ -551,7 +580,9 @@ func (h *Hub) liveConns() (n, inCall, fed int) {
 // then each connection's output is flushed and ended, its input drained for at
 // most Options.Linger, and it is closed. When all are, Shutdown does what Close
 // does. When ctx ends before, the rest is closed and reported, and the cause of
-// ctx's end is returned.
+// ctx's end is returned. After a nil error, Disconnected of every Handler has
+// returned, unless a callback has called Shutdown, or somebody Close meanwhile; else
+// it is as after Close.
 //
 // It may be called where Events is received from: a program that takes no
 // batch for Linger (DefaultLinger, if that is none) has nothing more to say, and
@@ -1139,10 +1170,26 @@ type Delivery struct {
 	Stream   *Stream  // at most one, after Messages; nil mostly
 }
 
-// Disconnection is the end of one connection.
+// Disconnection is the end of one connection. Its Err matches one of these:
+//
+//	io.EOF               the peer has finished, between two messages
+//	io.ErrUnexpectedEOF  it has finished in the middle of one
+//	ErrClosed            this side has closed or finished it, or the hub
+//	ErrSlowPeer          WriteTimeout, or DisconnectPeer
+//	ErrFrameTimeout      a message that had begun stood still
+//	ErrIdleTimeout       nothing came
+//	ErrMessageTooLarge   what came was announced as larger than MaxMessage
+//	ErrReplaced          another has its name now
+//	ErrTooManyConns      a datagram client that made place for another
+//	*AdmissionError      a later Expect does not admit it
+//	*PanicError          a callback has panicked
+//	*net.OpError         an error of the system, such as a reset
+//
+// or is an error of the user's: of a Framing that cannot read what came, or of a
+// SendFrom that has failed when a part of its message was written.
 type Disconnection struct {
 	Conn   *Conn  // that has ended
-	Err    error  // never nil: io.EOF for the peer's clean end, ErrClosed for ours, else the reason
+	Err    error  // why; never nil
 	Report Report // what became of its output
 }
 

@@ -127,6 +127,11 @@ func (l *Listener) stop() (stopped bool, err error) {
 // long, and those for which a client has no room, are dropped and counted
 // (Stats.ProtocolErrors, Stats.Dropped). On unixpacket there are connections, which
 // can be Named.
+//
+// Errors: those of package net, with the system's inside; options that contradict
+// each other or the network; a MaxMessage that InboundLimit has no room for; what
+// matches errors.ErrUnsupported where the system lacks a network, ReusePort, FileMode
+// or abstract names; ErrClosed.
 func (h *Hub) Listen(ctx context.Context, network, address string, o *ListenOptions) (*Listener, error) {
 	var config net.ListenConfig
 	if o != nil && o.Config != nil {
@@ -184,9 +189,11 @@ func (h *Hub) Listen(ctx context.Context, network, address string, o *ListenOpti
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
 
 // Serve accepts connections from a listener of the user's, which the hub
-// closes: in Listener.Close, or when the hub is closed. It may be one that was
-// inherited (net.FileListener) or wrapped. What Listen does to a socket before
-// it is bound (ReusePort, FileMode, Config) was up to whoever made it.
+// closes: in Listener.Close, or when the hub is closed; but not if Serve fails. It
+// may be one that was inherited (net.FileListener) or wrapped. What Listen does to a
+// socket before it is bound (ReusePort, FileMode, Config) was up to whoever made it.
+//
+// Errors: those of Listen for options, and ErrClosed.
 func (h *Hub) Serve(l net.Listener, o *ListenOptions) (*Listener, error) {
 	return h.serve(l, l.Addr().Network(), o)
 }
@@ -194,7 +201,7 @@ func (h *Hub) Serve(l net.Listener, o *ListenOptions) (*Listener, error) {
 // ServePacket is Serve of a datagram socket: see Listen on udp and unixgram. The
 // hub owns the socket, unless ServePacket fails. Any net.PacketConn will do; those
 // of package net are read and written with many datagrams at a time where the
-// system can do that.
+// system can do that. Errors as those of Serve.
 func (h *Hub) ServePacket(pc net.PacketConn, o *ListenOptions) (*Listener, error) {
 	network := pc.LocalAddr().Network()
 	if packetMax(network) == 0 {
@@ -530,6 +537,12 @@ func (p *preface) ask() (use *ListenOptions, more int, err error) {
 // What has neither a descriptor nor deadlines can be ended only by its Close;
 // where that does not unblock a Read, the promises about closing in time do
 // not hold.
+//
+// Errors: those of Listen for options, and one that matches errors.ErrUnsupported
+// for TLS over what is no net.Conn; of the handshake *AdmissionError, ErrBadName,
+// ErrNameTaken, ErrReplaced, ErrTooManyConns, ErrMemoryLimit, ErrHandshakeTimeout,
+// *PanicError, those of TLS and of the transport, and io.ErrUnexpectedEOF where the
+// peer has left; the cause of ctx's end; ErrClosed.
 func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOptions) (*Conn, error) {
 	r, set, err := o.resolve(&h.o, packetNetwork(rwc))
 	if err == nil {
@@ -564,14 +577,16 @@ func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOp
 // there is one attempt. With it, Dial tries until ctx ends, and from then on
 // the client is dialed again whenever its connection has ended, under the same
 // ID, until Forget, an end that this side asked for (Conn.Close, Conn.Finish),
-// or the hub's end. It then tries again whatever the error was but for options,
-// networks and addresses that are wrong in themselves; so ctx should have an end,
-// or Options.Logger tell why it takes so long.
+// or the hub's end. An option, a network or an address that is wrong in itself is an
+// error at once. After any other error it tries again, also when it was refused or
+// the host has no address. So ctx should have an end, or Options.Logger tell why it
+// takes so long.
 //
 // Errors: those of package net; ErrRefused, also where the name is taken or not
 // let in; ErrHandshakeTimeout when the peer did not answer within
 // DialOptions.Timeout; the cause of ctx's end, with the last attempt's error;
-// ErrBadName where mode Named lacks a name; ErrTooManyConns; ErrClosed.
+// ErrBadName where mode Named lacks a name; options that are wrong in themselves;
+// ErrTooManyConns; ErrMemoryLimit; ErrClosed.
 func (h *Hub) Dial(ctx context.Context, network, address string, o *DialOptions) (*Conn, error) {
 	r, set, err := o.resolve(&h.o, network)
 	if err != nil {
@@ -754,7 +769,12 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // Attach is the dialing side of a connection that is open already; see
 // ServeConn. ctx and DialOptions.Timeout bound the call. DialOptions.Reconnect
-// must be nil: there is nothing to dial.
+// must be nil: there is nothing to dial. The hub closes the connection, also when
+// Attach fails.
+//
+// Errors: those of Dial, but context.DeadlineExceeded when the peer did not answer
+// within DialOptions.Timeout; options that are wrong; one that matches
+// errors.ErrUnsupported for TLS over what is no net.Conn.
 func (h *Hub) Attach(ctx context.Context, rwc io.ReadWriteCloser, o *DialOptions) (*Conn, error) {
 	r, set, err := o.resolve(&h.o, packetNetwork(rwc))
 	if err == nil && r.Reconnect != nil {

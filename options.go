@@ -21,15 +21,20 @@ import (
 
 // The documented defaults. A zero field of an options struct means the
 // constant of its name here; a negative limit or duration means none.
+//
+// MaxConns and IdleTimeout have none of their name: Options.MaxConns is 65,536, or
+// fewer where the process may open fewer descriptors, ListenOptions.MaxConns and
+// IdleTimeout are no limit. But on udp and unixgram they are DefaultMaxSessions and
+// DefaultSessionIdle.
 const (
-	DefaultMaxPending          = 1024     // handshakes under way in a hub
-	DefaultMaxPendingPerSource = 64       // of them from one address or uid before it counts as heavy
-	DefaultMaxMessage          = 64 << 20 // bytes of one buffered message
-	DefaultConnInbound         = 4 << 20  // bytes charged to input that the user has not taken, per connection
-	DefaultConnOutbound        = 4 << 20  // bytes charged to queued output, per connection
-	DefaultInboundLimit        = 512 << 20
-	DefaultOutboundLimit       = 512 << 20
-	DefaultMemoryLimit         = 2 << 30
+	DefaultMaxPending          = 1024      // handshakes under way in a hub
+	DefaultMaxPendingPerSource = 64        // of them from one address or uid before it counts as heavy
+	DefaultMaxMessage          = 64 << 20  // bytes of one buffered message
+	DefaultConnInbound         = 4 << 20   // bytes charged to input that the user has not taken, per connection
+	DefaultConnOutbound        = 4 << 20   // bytes charged to queued output, per connection
+	DefaultInboundLimit        = 512 << 20 // bytes charged to input that the user has not taken, in all
+	DefaultOutboundLimit       = 512 << 20 // bytes charged to queued output, in all
+	DefaultMemoryLimit         = 2 << 30   // bytes of both, and of the unsent messages in reports
 	DefaultHandshakeTimeout    = 5 * time.Second
 	DefaultFrameTimeout        = 30 * time.Second
 	DefaultWriteTimeout        = 10 * time.Second
@@ -40,8 +45,8 @@ const (
 	DefaultBackoffFactor       = 1.6
 	DefaultBackoffJitter       = 0.2
 	DefaultFileMode            = fs.FileMode(0o600) // of a Unix socket file
-	DefaultMaxSessions         = 65536              // of one UDP or unixgram listener
-	DefaultSessionIdle         = 60 * time.Second   // after which one of them ends
+	DefaultMaxSessions         = 65536              // ListenOptions.MaxConns on udp and unixgram
+	DefaultSessionIdle         = 60 * time.Second   // IdleTimeout there: after that, a client that is silent ends
 
 	// MessageCharge is what each queued message counts against a limit
 	// beside its length, so that tiny and empty messages are not free.
@@ -98,8 +103,9 @@ type Options struct {
 
 	// StreamOver is the size, in bytes, above which a message is delivered
 	// as a *Stream instead, and MaxMessage does not hold for it. Each must be
-	// read or closed: the connection's further input waits for that. Default:
-	// never.
+	// read or closed: the connection's further input waits for that. It should
+	// not be more than MaxMessage: a message larger than that, but not than
+	// StreamOver, ends its connection. Default: never.
 	StreamOver int64
 
 	// ConnInbound is the charge (see MessageCharge) of one connection's

@@ -643,6 +643,12 @@ const (
 // the first byte was written, nothing was accepted; after that the message is cut
 // and the connection closed, with the same error as its reason. If r panics, that
 // is a failure too.
+//
+// What r has beyond size is not read, and r is not closed; Reply.SendFrom does that.
+//
+// Errors: those of Send, with ErrMessageTooLarge only where the Framing cannot
+// express size, or a packet not hold it; r's error, wrapped, which matches
+// io.ErrUnexpectedEOF if r ended early; the cause of ctx's end.
 func (c *Conn) SendFrom(ctx context.Context, size uint64, r io.Reader) error {
 	if err := c.set.check(size); err != nil {
 		return err
@@ -1434,9 +1440,9 @@ func (c *Conn) giveUpLocked() {
 //	AcceptedMessages = WrittenMessages + UnsentMessages + DroppedMessages + (1 if Cut)
 //	AcceptedBytes    = WrittenBytes    + UnsentBytes    + DroppedBytes    + CutSize
 //
-// Unsent and dropped messages certainly did not reach the peer. Of a cut one
-// the peer has a part at most, and delivers nothing if it speaks the same
-// framing. Written ones were handed to the kernel: those whose bytes are not
+// Unsent and dropped messages certainly did not reach the peer. A cut message was
+// written in part: the peer has received no more than that part of it, and if it
+// speaks the same framing, its program sees nothing of it. Written ones were handed to the kernel: those whose bytes are not
 // among Unacked are in the peer's kernel; of the others nobody knows. Whether
 // the peer's program has handled a message, only its answer can tell.
 type Report struct {
@@ -1447,7 +1453,9 @@ type Report struct {
 	CutSize, CutWritten uint64 // its length, and how much of that was written
 
 	// Unacked is how many bytes on the wire, headers included, were written
-	// and not acknowledged by the peer's kernel; -1 if unknown.
+	// and not acknowledged by the peer's kernel; -1 if unknown. It was measured
+	// when the connection ended, and the kernel goes on after that: also after an
+	// orderly end it is often not 0, though everything arrives.
 	Unacked int64
 
 	left *leftover // nil: nothing
