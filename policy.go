@@ -81,17 +81,18 @@ func newPeer(network string, local, remote net.Addr) Peer {
 }
 
 // String returns the peer as messages show it: its name, if it has one, and
-// where it comes from. What the peer chose itself is quoted, so that it cannot
-// forge a line of a log.
+// where it comes from, as in "alice" from 10.0.0.7:5123; else the address alone.
+// What the peer chose itself is quoted, so that it cannot forge a line of a log.
 func (p Peer) String() string {
 	var b strings.Builder
+	where := ""
 	if p.Name != "" {
 		b.WriteString(strconv.Quote(p.Name))
 		b.WriteByte(' ')
-	}
-	where := "from "
-	if p.Dialed {
-		where = "at "
+		where = "from "
+		if p.Dialed {
+			where = "at "
+		}
 	}
 	switch ap := p.remote(); {
 	case ap.IsValid():

@@ -521,15 +521,15 @@ func TestAdmissionErrorReadsWell(t *testing.T) {
 		want string
 	}{
 		{named(peerFrom("10.0.0.7:5123"), "w1"), `sockhub: peer "w1" from 10.0.0.7:5123 not admitted: reason`},
-		{peerFrom("[::ffff:10.0.0.7]:5123"), `sockhub: peer from 10.0.0.7:5123 not admitted: reason`},
-		{peerFrom("[fe80::1%eth0]:1"), `sockhub: peer from [fe80::1]:1 not admitted: reason`},
+		{peerFrom("[::ffff:10.0.0.7]:5123"), `sockhub: peer 10.0.0.7:5123 not admitted: reason`},
+		{peerFrom("[fe80::1%eth0]:1"), `sockhub: peer [fe80::1]:1 not admitted: reason`},
 		{named(peerFrom("10.0.0.7:1"), "a\nb"), `sockhub: peer "a\nb" from 10.0.0.7:1 not admitted: reason`},
 		{unixPeer("/run/a.sock", "", nil), `sockhub: peer on Unix socket "/run/a.sock" not admitted: reason`},
 		{unixPeer("/run/a.sock", "@", nil), `sockhub: peer on Unix socket "/run/a.sock" not admitted: reason`},
-		{unixPeer("@a", "/tmp/x\ny", &Cred{1, 2, 3}), `sockhub: peer from Unix socket "/tmp/x\ny" (uid 2, gid 3, pid 1) not admitted: reason`},
-		{newPeer("pipe", nil, nil), `sockhub: peer from "unknown" not admitted: reason`},
-		{newPeer("x", nil, textAddr{"x", "far away"}), `sockhub: peer from "far away" not admitted: reason`},
-		{Peer{}, `sockhub: peer from "" not admitted: reason`},
+		{unixPeer("@a", "/tmp/x\ny", &Cred{1, 2, 3}), `sockhub: peer Unix socket "/tmp/x\ny" (uid 2, gid 3, pid 1) not admitted: reason`},
+		{newPeer("pipe", nil, nil), `sockhub: peer "unknown" not admitted: reason`},
+		{newPeer("x", nil, textAddr{"x", "far away"}), `sockhub: peer "far away" not admitted: reason`},
+		{Peer{}, `sockhub: peer "" not admitted: reason`},
 		{Peer{Network: "unix"}, `sockhub: peer on Unix socket "" not admitted: reason`},
 	} {
 		err := &AdmissionError{Peer: test.peer, Err: reason}
@@ -540,7 +540,7 @@ func TestAdmissionErrorReadsWell(t *testing.T) {
 			t.Errorf("%v does not wrap its reason", err)
 		}
 	}
-	if d := cmp.Diff(`sockhub: peer from "" not admitted`, (&AdmissionError{}).Error()); d != "" {
+	if d := cmp.Diff(`sockhub: peer "" not admitted`, (&AdmissionError{}).Error()); d != "" {
 		t.Errorf("without a reason (-want +got):\n%s", d)
 	}
 }

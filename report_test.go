@@ -443,3 +443,18 @@ func TestAnswersBesideAFinishOfAnotherGoroutine(t *testing.T) {
 		})
 	}
 }
+
+func TestReportForALog(t *testing.T) {
+	for want, r := range map[string]sockhub.Report{
+		"0 of 0 messages written":                           {Unacked: -1},
+		"3 of 3 messages written":                           {AcceptedMessages: 3, WrittenMessages: 3, Unacked: 90},
+		"5 accepted: 1 written, 3 unsent, 1 cut":            {AcceptedMessages: 5, WrittenMessages: 1, UnsentMessages: 3, Cut: true},
+		"2 accepted: 0 written, 2 dropped":                  {AcceptedMessages: 2, DroppedMessages: 2},
+		"1 accepted: 0 written, 1 cut":                      {AcceptedMessages: 1, Cut: true, CutSize: 10},
+		"9 accepted: 2 written, 3 unsent, 3 dropped, 1 cut": {AcceptedMessages: 9, WrittenMessages: 2, UnsentMessages: 3, DroppedMessages: 3, Cut: true},
+	} {
+		if got := r.String(); got != want {
+			t.Errorf("%q instead of %q", got, want)
+		}
+	}
+}

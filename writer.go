@@ -1442,9 +1442,10 @@ func (c *Conn) giveUpLocked() {
 //
 // Unsent and dropped messages certainly did not reach the peer. A cut message was
 // written in part: the peer has received no more than that part of it, and if it
-// speaks the same framing, its program sees nothing of it. Written ones were handed to the kernel: those whose bytes are not
-// among Unacked are in the peer's kernel; of the others nobody knows. Whether
-// the peer's program has handled a message, only its answer can tell.
+// speaks the same framing, its program sees nothing of it. Written ones were handed
+// to the kernel: those whose bytes are not among Unacked are in the peer's kernel; of
+// the others nobody knows. Whether the peer's program has handled a message, only its
+// answer can tell.
 type Report struct {
 	AcceptedMessages, WrittenMessages, UnsentMessages, DroppedMessages uint64 // whole messages, but AcceptedMessages counts the one that was cut too
 	AcceptedBytes, WrittenBytes, UnsentBytes, DroppedBytes             uint64 // of bodies of whole messages; AcceptedBytes includes CutSize
@@ -1459,6 +1460,29 @@ type Report struct {
 	Unacked int64
 
 	left *leftover // nil: nothing
+}
+
+// String is a line for a log: "3 of 3 messages written", or, if not all were, what
+// became of the others, as in "5 accepted: 1 written, 3 unsent, 1 cut". Bytes and
+// Unacked are not in it.
+func (r Report) String() string {
+	cut := uint64(0)
+	if r.Cut {
+		cut = 1
+	}
+	if r.UnsentMessages+r.DroppedMessages+cut == 0 {
+		return fmt.Sprintf("%d of %d messages written", r.WrittenMessages, r.AcceptedMessages)
+	}
+	text := fmt.Sprintf("%d accepted: %d written", r.AcceptedMessages, r.WrittenMessages)
+	for _, other := range []struct {
+		n    uint64
+		what string
+	}{{r.UnsentMessages, "unsent"}, {r.DroppedMessages, "dropped"}, {cut, "cut"}} {
+		if other.n > 0 {
+			text += fmt.Sprintf(", %d %s", other.n, other.what)
+		}
+	}
+	return text
 }
 
 // leftover is output that was accepted and not written.

@@ -160,7 +160,7 @@ func (p *printer) disconnected(d sockhub.Disconnection) {
 		if !clean(d.Err) || r.WrittenMessages < r.AcceptedMessages {
 			colour = p.colour.bad
 		}
-		p.line(colour, "disconnected", fmt.Sprintf("%s %v; %d of %d messages written", who(d.Conn), d.Err, r.WrittenMessages, r.AcceptedMessages))
+		p.line(colour, "disconnected", fmt.Sprintf("%s %v; %v", who(d.Conn), d.Err, r))
 	}
 }
 
