@@ -23,7 +23,8 @@ checks that all of it went as the library promises. Nothing leaves the machine.
 		flags.IntVar(&size.messages, "messages", 1_000_000, "`number` of small messages to send, and to get back")
 		size.bytes = 1 << 30
 		flags.Var((*byteSize)(&size.bytes), "bytes", "`number` of bytes to send as messages of 1 MiB")
-		limit := flags.Duration("timeout", time.Minute, "fail after this `duration`")
+		var limit time.Duration
+		durationVar(flags, &limit, "timeout", time.Minute, "`time` after which to fail")
 		return func(ctx context.Context, s streams, operands []string) error {
 			switch {
 			case len(operands) > 0:
@@ -31,7 +32,7 @@ checks that all of it went as the library promises. Nothing leaves the machine.
 			case size.messages < 1 || size.bytes < 1:
 				return usagef("there has to be something to send")
 			}
-			return runDemo(ctx, size, *limit, s)
+			return runDemo(ctx, size, limit, s)
 		}
 	},
 }

@@ -34,13 +34,13 @@ It is anonymous unless it is given a name.
 `,
 	prepare: func(flags *flag.FlagSet) func(context.Context, streams, []string) error {
 		d := &dialing{gone: make(chan sockhub.Disconnection, 1)}
-		flags.StringVar(&d.name, "name", "", "give this `name` first, which a hub wants unless it lets in anybody; else the first line is taken for one")
+		flags.StringVar(&d.name, "name", "", "give this `name` first; a hub that wants names takes the first line for it otherwise")
 		flags.BoolVar(&d.raw, "raw", false, "send and print bytes as they come, not messages")
 		flags.BoolVar(&d.whole, "whole", false, "send each file as one message")
 		flags.BoolVar(&d.noStdin, "no-stdin", false, "send nothing, and print until the other side finishes")
-		flags.DurationVar(&d.timeout, "timeout", sockhub.DefaultDialTimeout, "`time` that connecting may take; negative: for ever")
-		flags.DurationVar(&d.patience, "wait", 0, "`time` to wait for the other side after the last line (default: until it has finished; 1s for datagrams)")
-		flags.DurationVar(&d.writeTimeout, "write-timeout", sockhub.DefaultWriteTimeout, "fail when the other side takes nothing for this `duration`; negative: never")
+		durationVar(flags, &d.timeout, "timeout", sockhub.DefaultDialTimeout, "`time` that connecting may take; negative: for ever")
+		durationVar(flags, &d.patience, "wait", 0, "`time` to wait for the other side after the last line (default: until it has finished; 1s for datagrams)")
+		durationVar(flags, &d.writeTimeout, "write-timeout", sockhub.DefaultWriteTimeout, "`time` after which to fail when the other side takes nothing; negative: never")
 		d.print.define(flags, "data")
 		d.speech.define(flags)
 		d.tls.defineClient(flags)
@@ -109,8 +109,11 @@ func (d *dialing) run(ctx context.Context, s streams, operands []string) error {
 		return err
 	}
 	conn, err := hub.Dial(ctx, e.network, e.address, o)
-	if err == nil {
+	switch {
+	case err == nil:
 		err = d.talk(ctx, conn, e, s.in, files)
+	case ctx.Err() != nil:
+		err = errInterrupted
 	}
 	hub.Close() // nothing is printed after it
 	return errors.Join(err, d.print.out.close())
@@ -143,7 +146,7 @@ func (d *dialing) talk(ctx context.Context, conn *sockhub.Conn, e endpoint, stdi
 		case <-enough:
 			conn.Finish()
 		case end := <-d.gone:
-			return d.verdict(end)
+			return d.verdict(end, "the other side has closed the connection")
 		case <-d.print.out.failed:
 			return nil // its close says why
 		case <-ctx.Done():
@@ -201,21 +204,24 @@ func (d *dialing) finish(conn *sockhub.Conn) {
 	}
 }
 
-// verdict is about how the connection has ended.
-func (d *dialing) verdict(end sockhub.Disconnection) error {
+// verdict is about how the connection has ended, for a reason that is ours to
+// tell if nothing has gone wrong.
+func (d *dialing) verdict(end sockhub.Disconnection, reason string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch r := end.Report; {
 	case !clean(end.Err):
 		return end.Err
 	case r.WrittenMessages < r.AcceptedMessages:
-		return fmt.Errorf("the other side has closed the connection: %s of %s messages were not written",
+		return fmt.Errorf("%s: %s of %s messages were not written", reason,
 			grouped(r.AcceptedMessages-r.WrittenMessages), grouped(r.AcceptedMessages))
 	case d.awaited && !d.sent:
-		return errors.New("the other side has closed the connection before everything was sent")
+		return fmt.Errorf("%s before everything was sent", reason)
 	}
 	return nil
 }
+
+var errInterrupted = errors.New("interrupted")
 
 // interrupted ends the connection after what was typed so far. Input from
 // elsewhere is not all sent then, which is a failure.
@@ -223,9 +229,13 @@ func (d *dialing) interrupted(conn *sockhub.Conn) error {
 	conn.Finish()
 	select {
 	case end := <-d.gone:
-		return d.verdict(end)
+		if err := d.verdict(end, "interrupted"); err != nil {
+			return err
+		}
+		fmt.Fprintln(d.print.err, "sockhub dial: interrupted") // no failure, but not the other side's end either
+		return nil
 	case <-time.After(2 * time.Second):
-		return errors.New("interrupted")
+		return errInterrupted
 	}
 }
 

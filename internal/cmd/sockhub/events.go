@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -49,7 +51,7 @@ func (p *printer) open(s streams) error {
 // event is a line of output with -json. Fields that do not apply are absent.
 type event struct {
 	Time     time.Time   `json:"time"`
-	Event    string      `json:"event"` // listening, connected, message, data, ended, disconnected
+	Event    string      `json:"event"` // listening, connected, refused, message, data, ended, disconnected
 	Endpoint string      `json:"endpoint,omitempty"`
 	Conn     uint64      `json:"conn,omitempty"` // its number, from 1
 	Name     string      `json:"name,omitempty"`
@@ -96,6 +98,57 @@ func (p *printer) connected(c *sockhub.Conn) {
 	case p.what == "events":
 		p.line(p.colour.good, "connected", fmt.Sprintf("%d %s %s", number(c), peer.Network, peer))
 	}
+}
+
+// refused is told of a peer that was not let in, which so has no number.
+func (p *printer) refused(peer sockhub.Peer, reason error) {
+	switch {
+	case p.json:
+		p.object(event{Event: "refused", Name: peer.Name, Network: peer.Network, Remote: peer.Remote.String(), Reason: reason.Error()})
+	case p.what == "events":
+		p.line(p.colour.bad, "refused", fmt.Sprintf("%s %s: %v", peer.Network, peer, reason))
+	case p.what == "data":
+		fmt.Fprintf(p.err, "refused %s %s: %v\n", peer.Network, peer, reason)
+	}
+}
+
+// hubLog prints what a hub logs, as the slog.Handler of its Logger: the peers that
+// it has refused, and what fails otherwise, which is on standard error.
+type hubLog struct{ *printer }
+
+// Enabled implements slog.Handler: a hub logs little.
+func (hubLog) Enabled(context.Context, slog.Level) bool { return true }
+
+// WithAttrs implements slog.Handler. A hub does not use it.
+func (l hubLog) WithAttrs([]slog.Attr) slog.Handler { return l }
+
+// WithGroup implements slog.Handler. A hub does not use it.
+func (l hubLog) WithGroup(string) slog.Handler { return l }
+
+// Handle implements slog.Handler.
+func (l hubLog) Handle(_ context.Context, r slog.Record) error {
+	var (
+		peer   *sockhub.Peer
+		reason error
+	)
+	r.Attrs(func(a slog.Attr) bool {
+		switch v := a.Value.Any().(type) {
+		case *sockhub.Conn:
+			of := v.Peer()
+			peer = &of
+		case sockhub.Peer:
+			peer = &v
+		case error:
+			reason = v
+		}
+		return true
+	})
+	if peer != nil && reason != nil {
+		l.refused(*peer, reason)
+		return nil
+	}
+	_, err := fmt.Fprintf(l.err, "sockhub: %s: %v\n", r.Message, reason)
+	return err
 }
 
 func (p *printer) message(c *sockhub.Conn, msg []byte, raw bool) {

@@ -2,11 +2,13 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"flag"
 	"fmt"
 	"math"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/sockhub/sockhub"
 )
@@ -49,6 +51,28 @@ func (b *byteSize) Set(s string) error {
 	}
 	*b = byteSize(n << shift)
 	return nil
+}
+
+// duration is a flag for a time.Duration whose error says how to write one: a plain
+// number is what most try first.
+type duration time.Duration
+
+func (d *duration) String() string { return time.Duration(*d).String() }
+
+// Set reads a duration as time.ParseDuration does.
+func (d *duration) Set(s string) error {
+	v, err := time.ParseDuration(s)
+	if err != nil {
+		return errors.New("it is no duration such as 5s")
+	}
+	*d = duration(v)
+	return nil
+}
+
+// durationVar is flags.DurationVar, with that error.
+func durationVar(flags *flag.FlagSet, p *time.Duration, name string, value time.Duration, usage string) {
+	*p = value
+	flags.Var((*duration)(p), name, usage)
 }
 
 // framings are the values of -framing.

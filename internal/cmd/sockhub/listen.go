@@ -6,6 +6,7 @@ import (
 	"flag"
 	"io"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"slices"
 	"strconv"
@@ -20,8 +21,9 @@ var listenCommand = &command{
 	operands: " endpoint...",
 	about: `It accepts peers on all the endpoints and prints what they do. Lines of standard
 input go to every peer that is connected, and wait for the first one; with -echo
-or -answer they do not. A peer that has finished sending is finished. It goes on
-until it is interrupted, or with -once until its one peer has gone.
+or -answer they do not. A peer that has finished sending is finished. Peers that
+were not let in are printed as refused, with the reason, which they are not told. It
+goes on until it is interrupted, or with -once until its one peer has gone.
 
 Peers are anonymous; with -named each has to give a name first, as 'dial -name'
 and the library do by default.
@@ -44,8 +46,8 @@ and the library do by default.
 		flags.BoolVar(&l.noStdin, "no-stdin", false, "do not read standard input")
 		flags.StringVar(&l.fileMode, "file-mode", "0600", "`mode` of socket files, octal")
 		flags.BoolVar(&l.reusePort, "reuse-port", false, "let other processes that ask for it too listen on the same TCP ports")
-		flags.DurationVar(&l.idle, "idle", 0, "disconnect a peer that sends nothing for this `duration`")
-		flags.DurationVar(&l.writeTimeout, "write-timeout", sockhub.DefaultWriteTimeout, "disconnect a peer that takes nothing for this `duration`; negative: never")
+		durationVar(flags, &l.idle, "idle", 0, "`time` after which to disconnect a peer that sends nothing (default: never)")
+		durationVar(flags, &l.writeTimeout, "write-timeout", sockhub.DefaultWriteTimeout, "`time` after which to disconnect a peer that takes nothing; negative: never")
 		l.print.define(flags, "events")
 		l.speech.define(flags)
 		l.tls.defineServer(flags)
@@ -88,7 +90,7 @@ func (l *listening) run(ctx context.Context, s streams, operands []string) error
 	if err != nil {
 		return err
 	}
-	hubOptions := sockhub.Options{WriteTimeout: l.writeTimeout}
+	hubOptions := sockhub.Options{WriteTimeout: l.writeTimeout, Logger: slog.New(hubLog{&l.print})}
 	l.speech.limit(&hubOptions)
 	hub, err := sockhub.New(context.Background(), &hubOptions)
 	if err != nil {

@@ -41,6 +41,9 @@ commands:
   version  which one this is
 
 'sockhub command -help' has the flags and examples of each.
+` + exitHelp
+
+const exitHelp = `The exit status is 0 if all went well, 1 if not, and 2 if the command line was wrong.
 `
 
 // streams are where a command reads and writes.
@@ -158,7 +161,7 @@ func (c *command) help(w io.Writer, flags *flag.FlagSet) {
 	fmt.Fprintf(w, "usage: sockhub %s [flags]%s\n\n%s\nflags:\n", c.name, c.operands, c.about)
 	flags.SetOutput(w)
 	flags.PrintDefaults()
-	fmt.Fprintf(w, "\nexamples:\n%s", c.examples)
+	fmt.Fprintf(w, "\nexamples:\n%s\n%s", c.examples, exitHelp)
 }
 
 func version() string {

@@ -95,6 +95,10 @@ func TestNames(t *testing.T) {
 	if code != 1 || !strings.Contains(errs, "refused by the peer") {
 		t.Errorf("exit status %d, %s", code, errs)
 	}
+	var refused event
+	if err := json.Unmarshal([]byte(l.line()), &refused); err != nil || refused.Event != "refused" || refused.Name != "bob" || !strings.Contains(refused.Reason, "name is taken") {
+		t.Errorf("listen says %+v, %v", refused, err)
+	}
 	l.interrupt()
 	if err := holder.Wait(); err != nil {
 		t.Error(err)
@@ -250,6 +254,56 @@ func TestInterruptRemovesTheSocketFile(t *testing.T) {
 	}
 }
 
+func TestListenSaysWhomItHasRefused(t *testing.T) {
+	t.Parallel()
+	l := startListening(t, 1, "-named", "tcp://127.0.0.1:0")
+	finished(t, strings.Repeat("x", 300)+"\n", "dial", l.at[0]) // which is told nothing
+	if got := l.line(); !strings.HasPrefix(got, "refused       tcp 127.0.0.1:") || !strings.Contains(got, "too large") {
+		t.Error(got)
+	}
+}
+
+// TestDialIsInterrupted: it says so, and fails if there was more to send.
+func TestDialIsInterrupted(t *testing.T) {
+	t.Parallel()
+	needsSignals(t)
+	l := startListening(t, 1, "tcp://127.0.0.1:0")
+	for _, tt := range []struct {
+		flag, want string
+		code       int
+	}{
+		{"-no-stdin", "sockhub dial: interrupted\n", 0},
+		{"-whole", "sockhub dial: interrupted before everything was sent\n", 1},
+	} {
+		dial := program(t, "dial", tt.flag, l.at[0])
+		stdin, err := dial.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stdin.Close()
+		var errs strings.Builder
+		dial.Stderr = &errs
+		out, err := dial.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := dial.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for !strings.HasPrefix(l.line(), "connected") {
+		}
+		io.WriteString(l.stdin, "hello\n")
+		if line, err := bufio.NewReader(out).ReadString('\n'); err != nil { // now it is in its loop
+			t.Errorf("%q, %v", line, err)
+		}
+		dial.Process.Signal(os.Interrupt)
+		dial.Wait()
+		if code := dial.ProcessState.ExitCode(); code != tt.code || errs.String() != tt.want {
+			t.Errorf("%s: exit status %d, %q", tt.flag, code, &errs)
+		}
+	}
+}
+
 func TestExitStatusOfWrongUse(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -267,6 +321,9 @@ func TestExitStatusOfWrongUse(t *testing.T) {
 		{0, "examples:", "dial -h"},
 		{0, "examples:", "bench -help"},
 		{0, "examples:", "demo -help"},
+		{0, "exit status", "help"},
+		{0, "exit status", "listen -help"},
+		{2, "such as 5s", "bench -duration 5 tcp://:1"},
 		{2, "beside flags", "demo now"},
 		{2, "something to send", "demo -messages 0"},
 		{2, "-bytes", "demo -bytes x"},
