@@ -12,6 +12,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	defer hub.Close()
 	conn, err := hub.Dial(context.Background(), "tcp", "127.0.0.1:4040", nil)
 	if err != nil {
 		log.Fatal(err)
