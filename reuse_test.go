@@ -59,6 +59,39 @@ func relay(t *testing.T, handler func(others []*sockhub.Conn) func(*sockhub.Repl
 	return first, others
 }
 
+// A batch that is released again gives nothing back that later ones have meanwhile:
+// what one of these holds stays when the other is released.
+func TestBatchIsReleasedOnce(t *testing.T) {
+	hub, err := sockhub.New(context.Background(), &sockhub.Options{ReuseBuffers: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Close()
+	_, peers := attachMany(t, hub, 1)
+	next := func(seed uint32) *sockhub.Batch {
+		peers[0].Write(frame(string(seeded(seed, 100))))
+		for b := range hub.Events() {
+			if len(b.Received) > 0 {
+				return b
+			}
+			b.Release()
+		}
+		return nil
+	}
+	for round := range uint32(50) { // a pool may forget
+		first := next(round)
+		first.Release()
+		first.Release()
+		second, third := next(round+1000), next(round+2000)
+		first.Release()
+		second.Release()
+		if m := third.Received[0].Messages[0]; !bytes.Equal(m, seeded(round+2000, 100)) {
+			t.Fatalf("round %d: % x", round, m)
+		}
+		third.Release()
+	}
+}
+
 // ways are those to pass a message on.
 var ways = map[string]func(c *sockhub.Conn, m []byte) error{
 	"Send":    func(c *sockhub.Conn, m []byte) error { return c.Send(context.Background(), m) },
