@@ -1773,10 +1773,7 @@ func (c *Conn) takeInLocked(s *outq.Slab) {
 	}
 	alone, q := o.empty(), &o.q
 	if o.run {
-		if last := len(o.behind) - 1; last < 0 || o.behind[last].from != nil {
-			o.behind = append(o.behind, segment{})
-		}
-		q = &o.behind[len(o.behind)-1].q
+		q = o.behindRun()
 	}
 	msgs, bytes := q.Take(s)
 	o.accepted.add(msgs, bytes)
@@ -1813,7 +1810,7 @@ func (r *Reply) acceptLocked() {
 	if !o.run {
 		o.q.Absorb(&r.side)
 	} else {
-		o.queueBehind(&r.side)
+		o.behindRun().Splice(&r.side)
 	}
 }
 

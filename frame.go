@@ -390,8 +390,8 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 	return nil, false, nil
 }
 
-// setRaw switches between frames and raw bytes where the input stands. A large
-// message that has begun is completed first.
+// setRaw switches between frames and raw bytes where the input stands. A message
+// that has a buffer of its own is completed first.
 func (d *decoder) setRaw(raw bool) {
 	d.raw, d.kept, d.want, d.last, d.early = raw, 0, 1, 0, false
 }

@@ -531,7 +531,7 @@ func (r *run) end() int {
 		} else { // behind somebody else's run
 			r.n += r.side.Len()
 			o.accepted.add(r.side.Len(), r.side.Bytes())
-			o.queueBehind(&r.side)
+			o.behindRun().Splice(&r.side)
 		}
 	}
 	if r.begun {
@@ -547,14 +547,13 @@ type segment struct {
 	from *feed
 }
 
-// queueBehind queues messages behind the run under way.
-func (o *output) queueBehind(q *outq.Queue) {
-	if last := len(o.behind) - 1; last >= 0 && o.behind[last].from == nil {
-		o.behind[last].q.Splice(q)
-	} else {
-		o.behind = append(o.behind, segment{q: *q})
-		*q = outq.Queue{}
+// behindRun is the queue of what is accepted during the run under way, and comes
+// behind it.
+func (o *output) behindRun() *outq.Queue {
+	if last := len(o.behind) - 1; last < 0 || o.behind[last].from != nil {
+		o.behind = append(o.behind, segment{})
 	}
+	return &o.behind[len(o.behind)-1].q
 }
 
 // endRunLocked lets others send again, but first what was accepted meanwhile.

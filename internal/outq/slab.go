@@ -61,8 +61,8 @@ func (s *Slab) Publish() { s.published.Store(uint64(s.bytes)<<32 | uint64(s.msgs
 // Charge is at least what everything added since Reset counts against a limit.
 func (s *Slab) Charge() int64 { return int64(s.bytes) + int64(s.msgs)*Overhead }
 
-// Reset makes room for more. Everything added must have been published, and
-// taken or dropped. The caller is the writer, and has the lock.
+// Reset makes room for more. Everything added must have been published and
+// taken. The caller is the writer, and has the lock.
 func (s *Slab) Reset() {
 	s.bytes, s.msgs, s.takenBytes, s.takenMsgs = 0, 0, 0, 0
 	s.published.Store(0)
@@ -72,17 +72,12 @@ func (s *Slab) Reset() {
 // the lock.
 func (s *Slab) Waiting() bool { return int(s.published.Load()&math.MaxUint32) > s.takenMsgs }
 
-// Drop makes what was published nobody's. The caller has the lock.
-func (s *Slab) Drop() {
-	p := s.published.Load()
-	s.takenBytes, s.takenMsgs = int(p>>32), int(p&math.MaxUint32)
-}
-
 // Take moves what was published to the end of q, and returns how many messages
 // that were, and the bytes of their bodies.
 func (q *Queue) Take(s *Slab) (msgs int, bytes int64) {
 	data, sizes := s.takenBytes, s.takenMsgs
-	s.Drop()
+	p := s.published.Load()
+	s.takenBytes, s.takenMsgs = int(p>>32), int(p&math.MaxUint32)
 	buf, ms := s.buf[data:s.takenBytes], s.sizes[sizes:s.takenMsgs]
 	t := q.tail
 	if t == nil || len(t.buf)+len(buf) > cap(t.buf) {
