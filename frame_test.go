@@ -8,6 +8,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/sockhub/sockhub/internal/chunk"
@@ -45,20 +46,52 @@ type decoded struct {
 	Left    int // bytes of an unfinished message
 }
 
+// way is one in which a decoder gets its input.
+type way struct {
+	name          string
+	sizes, chunks func() int  // how long the pieces are, and the chunks
+	park          func() bool // it is parked after a piece
+	borrow        bool
+}
+
+// memory is what decode works in, again and again: a fuzzer has no time to
+// clear new memory for each input.
+type memory struct {
+	chunks [2][chunk.Size]byte
+	turn   int
+	msgs   []byte
+}
+
+var memories = sync.Pool{New: func() any { return new(memory) }}
+
+// move gives d a chunk of n bytes, and spoils what d used of the one before.
+func (m *memory) move(d *decoder, n int) {
+	m.turn ^= 1
+	p := m.chunks[m.turn][:]
+	if n > len(p) {
+		p = make([]byte, n)
+	}
+	before := d.chunk[:d.w]
+	d.move(p[:n:n])
+	clear(before)
+}
+
 // decode feeds a decoder as a reader does: into chunks of its own, next after
-// each piece, parked now and then. sizes says how long the pieces are, and
-// chunks how long the chunks.
-func decode(t testing.TB, f Framing, limit, over uint64, input []byte, sizes, chunks func() int, park func() bool) (r decoded) {
-	d := decoder{framing: f, max: limit, over: over}
+// each piece, parked now and then. Its messages are good until m is used again.
+func decode(t testing.TB, m *memory, f Framing, limit, over uint64, input []byte, w way) (r decoded) {
+	d := decoder{framing: f, max: limit, over: over, borrow: w.borrow}
+	defer d.drop()
 	streaming := false
 	bounds := func(received int) {
-		// What it holds follows from what came, whatever was announced.
-		if held := cap(d.big) + len(d.rest); held > 2*received+growStep {
+		// What it holds follows from what came, whatever was announced. A
+		// borrowed buffer that lay about is no part of that.
+		if held := cap(d.big) + len(d.rest); !w.borrow && held > 2*received+growStep {
 			t.Fatalf("%d bytes are held after %d were received", held, received)
 		}
 	}
-	newChunk := func() []byte { return make([]byte, max(chunks(), d.need())) }
-	d.move(newChunk())
+	move := func() { m.move(&d, max(w.chunks(), d.need())) }
+	move()
+	m.msgs = slices.Grow(m.msgs[:0], len(input)) // never moves
 	for at := 0; ; {
 		for {
 			msg, ok, err := d.next()
@@ -81,25 +114,30 @@ func decode(t testing.TB, f Framing, limit, over uint64, input []byte, sizes, ch
 			if cap(msg) != len(msg) {
 				t.Fatalf("a message of %d bytes has a capacity of %d", len(msg), cap(msg))
 			}
-			r.Msgs = append(r.Msgs, bytes.Clone(msg))
+			m.msgs = append(m.msgs, msg...)
+			r.Msgs = append(r.Msgs, m.msgs[len(m.msgs)-len(msg):])
+			if d.own != nil {
+				d.own.Release()
+				d.own = nil
+			}
 		}
 		bounds(at)
 		if at == len(input) {
 			r.Left = d.partial()
 			return r
 		}
-		if park() {
+		if w.park() {
 			d.park()
 			bounds(at)
-			d.move(newChunk())
+			move()
 		} else if d.full() {
-			d.move(newChunk())
+			move()
 		}
 		space := d.space()
 		if len(space) == 0 {
 			t.Fatal("no space")
 		}
-		n := copy(space[:min(len(space), max(1, sizes()))], input[at:])
+		n := copy(space[:min(len(space), max(1, w.sizes()))], input[at:])
 		d.advance(n)
 		at += n
 		bounds(at)
@@ -133,7 +171,7 @@ func plainly(f Framing, limit, over uint64, input []byte) (r decoded) {
 			r.Left = len(input)
 			return r
 		}
-		r.Msgs = append(r.Msgs, bytes.Clone(input[h:h+int(n)]))
+		r.Msgs = append(r.Msgs, input[h:h+int(n)])
 		input = input[h+int(n):]
 	}
 }
@@ -155,25 +193,24 @@ func checkCuts(t testing.TB, f Framing, limit, over uint64, input []byte, seed u
 		}
 		return rnd.IntN(5000)
 	}
-	ways := []struct {
-		name          string
-		sizes, chunks func() int
-		park          func() bool
-	}{
-		{"whole", always(1 << 30), always(readChunk), never},
-		{"whole in small chunks", always(1 << 30), always(minChunk), never},
-		{"random cuts", random, always(readChunk), func() bool { return rnd.IntN(2) == 0 }},
-		{"whole in large chunks", always(1 << 30), always(maxSized), never},
-		{"random cuts and chunks", random, func() int { return rnd.IntN(2 * readChunk) }, func() bool { return rnd.IntN(4) == 0 }},
+	ways := []way{
+		{"whole", always(1 << 30), always(readChunk), never, false},
+		{"whole, borrowed", always(1 << 30), always(chunk.Size), never, true},
+		{"whole in small chunks", always(1 << 30), always(minChunk), never, false},
+		{"random cuts", random, always(readChunk), func() bool { return rnd.IntN(2) == 0 }, false},
+		{"random cuts, borrowed", random, always(chunk.Size), func() bool { return rnd.IntN(2) == 0 }, true},
+		{"whole in large chunks", always(1 << 30), always(maxSized), never, false},
+		{"random cuts and chunks", random, func() int { return rnd.IntN(2 * readChunk) }, func() bool { return rnd.IntN(4) == 0 }, false},
 	}
 	if len(input) < 2000 {
-		ways = append(ways, ways[0], ways[0])
-		ways[5].name, ways[5].sizes, ways[5].chunks = "byte by byte", always(1), always(minChunk)
-		ways[5].park = func() bool { return true }
-		ways[6].name, ways[6].sizes = "byte by byte without parking", always(1)
+		ways = append(ways,
+			way{"byte by byte", always(1), always(minChunk), func() bool { return true }, false},
+			way{"byte by byte without parking", always(1), always(readChunk), never, false})
 	}
+	m := memories.Get().(*memory)
+	defer memories.Put(m)
 	for _, way := range ways {
-		got := decode(t, f, limit, over, input, way.sizes, way.chunks, way.park)
+		got := decode(t, m, f, limit, over, input, way)
 		if got.Left != want.Left && want.Err == "" {
 			t.Errorf("%s: %d bytes are left, want %d", way.name, got.Left, want.Left)
 		}
