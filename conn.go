@@ -3,6 +3,7 @@ package sockhub
 import (
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -797,6 +798,12 @@ func (c *Conn) cut(t *turn) (err error) {
 		called     bool
 	)
 	for !c.holdsBack() {
+		if c.reply.gathering != nil {
+			if m, n := c.quick(); m > 0 {
+				msgs, size, called = msgs+m, size+n, true
+				continue
+			}
+		}
 		msg, ok, e := c.dec.next()
 		if e != nil {
 			c.badInput, err = true, e
@@ -855,6 +862,64 @@ func (c *Conn) cut(t *turn) (err error) {
 	}
 	c.called = called
 	return err
+}
+
+// quick calls the handler for the whole messages at the front of the input, as
+// long as nothing is out of the ordinary: the default framing, messages that share
+// a chunk, and a handler that has answered, so that its answers gather. For each
+// message it does what a round of cut with decoder.next and handle would, and what
+// it does not understand it leaves to those: it looks again at all that a
+// call may have changed.
+//
+// With 64 messages of 64 bytes in flight, a message costs the server 35 ns outside
+// of the kernel by this loop, and 63 by the round.
+func (c *Conn) quick() (msgs, size int) {
+	d, r := &c.dec, &c.reply
+	if d.framing != nil || d.big != nil || d.stream > 0 || d.sized || c.token || c.greet != nil || !c.inCall.Load() {
+		return 0, 0
+	}
+	for r.gathering != nil && c.handler != nil && !d.raw && !c.holdsBack() {
+		p := d.chunk[d.r:d.w]
+		if len(p) < headerSize {
+			break
+		}
+		n := binary.LittleEndian.Uint64(p)
+		if n > uint64(len(p)-headerSize) || n > d.max || d.over > 0 && n > d.over {
+			break
+		}
+		end := headerSize + int(n)
+		d.r += end
+		d.wasBig, d.last, d.want, d.lacks = false, end, 1, 0
+		msgs, size = msgs+1, size+int(n)
+		r.begin()
+		c.handler.Message(r, p[headerSize:end:end])
+		if end < len(p) && r.side.Empty() && r.gathering != nil {
+			r.over()
+			r.gathering.slab.Publish()
+		} else if !c.handled() {
+			break
+		}
+	}
+	return msgs, size
+}
+
+// handled is what follows a call of the handler. It reports whether the next may
+// follow at once.
+func (c *Conn) handled() bool {
+	r := &c.reply
+	r.over()
+	if !c.dec.buffered() {
+		if r.gathering != nil {
+			r.gathering.slab.Publish()
+		}
+		return false // flush, which follows at once, accepts the rest of what was gathered
+	}
+	if r.accept(); r.full {
+		c.inCall.Store(false)
+		c.makeRoom()
+		return false
+	}
+	return true
 }
 
 // afterCalls is to be done when cut has called the handler. It is not part of cut
@@ -1393,7 +1458,7 @@ func (c *Conn) order(edit func(*change)) error {
 func (c *Conn) applyChange(ch *change) {
 	if ch.setRaw {
 		c.dec.setRaw(ch.raw)
-		c.reply.framing = c.set.header(ch.raw)
+		c.frameAnswers(ch.raw)
 	}
 	switch {
 	case !ch.setHandler:
@@ -1428,12 +1493,13 @@ func (c *Conn) setHandler(h Handler) {
 // useHandler makes h the connection's handler.
 func (c *Conn) useHandler(h Handler) {
 	c.handler = h
-	c.reply.c, c.reply.framing = c, c.set.header(c.dec.raw)
+	c.reply.c = c
 	c.mu.Lock()
 	if c.out.handled = h != nil; c.out.deaf {
 		c.out.hearLocked()
 	}
 	c.reply.refused = c.out.refuse != nil
+	c.frameAnswers(c.dec.raw)
 	c.mu.Unlock()
 }
 
@@ -1547,17 +1613,7 @@ func (c *Conn) handle(msg []byte) {
 	}
 	r.begin()
 	c.handler.Message(r, msg)
-	r.active = false
-	if !c.dec.buffered() {
-		if r.gathering != nil {
-			r.gathering.slab.Publish()
-		}
-		return // flush, which follows at once, accepts the rest of what was gathered
-	}
-	if r.accept(); r.full {
-		c.inCall.Store(false)
-		c.makeRoom()
-	}
+	c.handled()
 }
 
 // call calls the handler otherwise.
@@ -1663,24 +1719,28 @@ func (r *Reply) write() {
 type Reply struct {
 	c       *Conn
 	framing outq.Framing
+	plain   bool       // which is the default
 	side    outq.Queue // gathered
-	sent    int        // messages gathered in this call, Flush or not
-	charge  int64      // of these, since the room was looked up
-	room    int64      // charge that may be gathered, if sent > 0
 	active  bool       // during a call
+	fresh   bool       // nothing was sent in it, so that the next two are of the call before
 	full    bool       // the queue is over its limit
 	drained bool       // Drained is due
 	eager   bool       // there were answers that gathered
 	refused bool       // the output has ended
+	sent    int        // messages gathered in this call, Flush or not
+	charge  int64      // of these, since the room was looked up
+	room    int64      // charge that may be gathered, if sent > 0
+	small   int        // longest message of which, as the first of a call, nothing is to be asked but whether gathering has room
 
 	gathering *gathering // where small messages gather instead, before those in side; or nil
 }
 
-func (r *Reply) begin() { r.active, r.sent, r.charge, r.full = true, 0, 0, false }
+func (r *Reply) begin() { r.active, r.fresh, r.full = true, true, false }
+func (r *Reply) over()  { r.active, r.fresh = false, false }
 
 func (r *Reply) end() {
 	r.accept()
-	r.active = false
+	r.over()
 }
 
 // conn is r's Conn, for as long as the call lasts.
@@ -1694,15 +1754,16 @@ func (r *Reply) conn() *Conn {
 // accept queues what was gathered.
 func (r *Reply) accept() {
 	if g := r.gathering; g != nil {
-		if g.slab.Publish(); r.side.Empty() && g.slab.Charge() < g.room {
+		if g.slab.Publish(); r.side.Empty() {
 			return
 		}
 	} else if r.side.Empty() {
 		return
 	}
-	r.c.mu.Lock()
+	r.lock()
 	r.acceptLocked()
 	r.gatherLocked()
+	r.easeSend()
 	r.c.mu.Unlock()
 	r.eager = true
 }
@@ -1713,6 +1774,7 @@ func (r *Reply) accept() {
 func (r *Reply) gather() {
 	r.c.mu.Lock()
 	r.gatherLocked()
+	r.easeSend()
 	r.c.mu.Unlock()
 }
 
@@ -1727,8 +1789,7 @@ func (r *Reply) gatherLocked() {
 		t.gathering = new(gathering)
 	}
 	g := t.gathering
-	g.slab.Reset()
-	g.room = r.c.out.limit - r.c.out.charge()
+	g.slab.Reset(r.c.out.limit - r.c.out.charge())
 	if r.gathering == nil {
 		g.c, r.gathering = r.c, g
 		r.c.mu.gathering.Store(g)
@@ -1738,8 +1799,14 @@ func (r *Reply) gatherLocked() {
 // gatherNoMoreLocked ends that.
 func (r *Reply) gatherNoMoreLocked() {
 	r.c.mu.gathering.Store(nil)
-	r.gathering.slab.Reset()
-	r.gathering.c, r.gathering = nil, nil
+	r.gathering.c, r.gathering, r.small = nil, nil, 0
+}
+
+// easeSend finds out what Send need not ask.
+func (r *Reply) easeSend() {
+	if r.small = 0; r.gathering != nil && !r.refused && r.plain {
+		r.small = int(min(outq.SlabMax, r.c.set.maxMessage))
+	}
 }
 
 // gathering is where a Handler's answers gather, while it is called again and
@@ -1748,7 +1815,6 @@ func (r *Reply) gatherNoMoreLocked() {
 type gathering struct {
 	c    *Conn
 	slab outq.Slab
-	room int64 // charge up to which the queue is not full
 }
 
 // gatheringLock is a mutex that takes in what was gathered.
@@ -1760,22 +1826,30 @@ type gatheringLock struct {
 func (l *gatheringLock) Lock() {
 	l.Mutex.Lock()
 	if g := l.gathering.Load(); g != nil && g.slab.Waiting() {
-		g.c.takeInLocked(&g.slab)
+		g.c.takeInLocked(&g.slab, (*outq.Queue).Take)
+	}
+}
+
+// lock locks Conn.mu for the reader, which is the one that gathers.
+func (r *Reply) lock() {
+	r.c.mu.Mutex.Lock()
+	if g := r.gathering; g != nil && g.slab.Waiting() {
+		r.c.takeInLocked(&g.slab, (*outq.Queue).TakeWhole)
 	}
 }
 
 // takeInLocked queues what a Handler's calls that have returned have answered.
-func (c *Conn) takeInLocked(s *outq.Slab) {
+func (c *Conn) takeInLocked(s *outq.Slab, take func(*outq.Queue, *outq.Slab) (int, int64)) {
 	o := &c.out
 	if o.refuse != nil && !o.frozen {
-		o.accepted.add(o.tooLate().Take(s))
+		o.accepted.add(take(o.tooLate(), s))
 		return
 	}
 	alone, q := o.empty(), &o.q
 	if o.run {
 		q = o.behindRun()
 	}
-	msgs, bytes := q.Take(s)
+	msgs, bytes := take(q, s)
 	o.accepted.add(msgs, bytes)
 	o.answered = !c.chargeAnswersLocked(o.charge(), alone && msgs == 1) || o.answered
 }
@@ -1826,6 +1900,9 @@ func (r *Reply) admit(size int) error {
 // place is admit without a look at the size.
 func (r *Reply) place(size int) error {
 	c := r.c
+	if r.fresh {
+		r.fresh, r.sent, r.charge = false, 0, 0
+	}
 	if r.refused {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -1863,6 +1940,15 @@ func (r *Reply) Conn() *Conn { return r.conn() }
 // It takes ownership of msg as Conn.Send does, but msg may also be the message
 // that the call was given, or a part of it.
 func (r *Reply) Send(msg []byte) error {
+	if r.fresh && uint(len(msg)-1) < uint(r.small) && r.gathering.slab.AddDefault(msg) {
+		r.fresh, r.sent, r.charge = false, 1, int64(len(msg))+MessageCharge
+		return nil
+	}
+	return r.send(msg)
+}
+
+// send is Send of any message.
+func (r *Reply) send(msg []byte) error {
 	if err := r.admit(len(msg)); err != nil {
 		return err
 	}
@@ -1945,10 +2031,9 @@ func (r *Reply) SendFrom(size uint64, rc io.ReadCloser) error {
 // Flush gives what was gathered its place in the queue now, and has it written,
 // not when the call returns.
 func (r *Reply) Flush() {
-	r.conn()
-	r.accept()
+	r.settle()
 	r.write()
-	if r.sent > 0 {
+	if !r.fresh && r.sent > 0 {
 		r.sent, r.charge = 1, 0 // room is looked up again
 	}
 }
@@ -1969,7 +2054,7 @@ func (r *Reply) SetRaw(raw bool) {
 	}
 	c.dec.setRaw(raw)
 	r.accept()
-	r.framing = c.set.header(raw)
+	c.frameAnswers(raw)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.raw, c.out.framing = raw, r.framing
@@ -1983,7 +2068,7 @@ func (r *Reply) SetHandler(h Handler) { r.conn().setHandler(h) }
 func (r *Reply) CloseWrite() {
 	r.settle()
 	r.c.CloseWrite()
-	r.refused = true
+	r.refuse()
 }
 
 // Finish is Conn.Finish, after what this call has sent. No further call but
@@ -1991,7 +2076,8 @@ func (r *Reply) CloseWrite() {
 func (r *Reply) Finish() {
 	r.settle()
 	r.c.Finish()
-	r.refused, r.c.stopped = true, true
+	r.refuse()
+	r.c.stopped = true
 }
 
 // Close is Conn.Close: what was sent and not written is reported as unsent. No
@@ -1999,13 +2085,28 @@ func (r *Reply) Finish() {
 func (r *Reply) Close() {
 	r.settle()
 	r.c.Close()
-	r.refused, r.c.stopped = true, true
+	r.refuse()
+	r.c.stopped = true
 }
 
-// settle is accept for the methods that end the output.
+// settle is accept during a call.
 func (r *Reply) settle() {
 	r.conn()
 	r.accept()
+}
+
+// frameAnswers says how to frame what a handler answers from now on.
+func (c *Conn) frameAnswers(raw bool) {
+	r := &c.reply
+	r.framing = c.set.header(raw)
+	r.plain = !raw && c.set.framing == nil
+	r.easeSend()
+}
+
+// refuse lets nothing more be sent.
+func (r *Reply) refuse() {
+	r.refused = true
+	r.easeSend()
 }
 
 // Stream is one message above StreamOver, which is read from the connection as

@@ -1158,10 +1158,10 @@ func (c *Conn) writeTurn(v *vec) (park bool) {
 // answered: one attempt, which mostly is enough. What is left is the writer
 // goroutine's. It reports whether Handler.Drained is due.
 func (c *Conn) writeNow() (drained bool) {
-	o := &c.out
-	c.mu.Lock()
+	o, r := &c.out, &c.reply
+	r.lock()
 	c.bookLocked()
-	if r := &c.reply; !r.active {
+	if !r.active {
 		if !r.side.Empty() || o.answered {
 			r.acceptLocked()
 		}

@@ -195,9 +195,9 @@ func TestSlabIsTakenWhileItIsWritten(t *testing.T) {
 		got  []string
 		done = make(chan struct{})
 	)
-	drain := func() {
+	drain := func(take func(*Queue, *Slab) (int, int64)) {
 		if s.Waiting() {
-			q.Take(&s)
+			take(&q, &s)
 		}
 		for b := range q.Bodies() {
 			got = append(got, string(b))
@@ -210,17 +210,17 @@ func TestSlabIsTakenWhileItIsWritten(t *testing.T) {
 		defer close(done)
 		for more := true; more; runtime.Gosched() {
 			mu.Lock()
-			drain()
+			drain((*Queue).Take)
 			more = len(got) < n
 			mu.Unlock()
 		}
 	}()
 	for i := range n {
 		body := []byte(strconv.Itoa(i))
-		for !s.Add(header8, body) {
+		for !s.Add(header8, body) && !s.AddDefault(body) {
 			mu.Lock()
-			drain()
-			s.Reset()
+			drain((*Queue).TakeWhole)
+			s.Reset(1 << 30)
 			mu.Unlock()
 		}
 		s.Publish()
@@ -235,6 +235,10 @@ func TestSlabIsTakenWhileItIsWritten(t *testing.T) {
 
 func TestSlabHoldsOnlyWhatIsWorthIt(t *testing.T) {
 	var s Slab
+	if s.Add(header8, nil) || s.AddDefault(nil) {
+		t.Error("taken before Reset")
+	}
+	s.Reset(1 << 30)
 	if s.Add(header8, make([]byte, inline)) {
 		t.Error("a large message")
 	}
@@ -247,7 +251,7 @@ func TestSlabHoldsOnlyWhatIsWorthIt(t *testing.T) {
 	}
 	s.Publish()
 	new(Queue).Take(&s)
-	s.Reset()
+	s.Reset(1 << 30)
 	for n = 0; s.Add(nil, nil); n++ {
 	}
 	if n != slabMsgs {
@@ -257,5 +261,61 @@ func TestSlabHoldsOnlyWhatIsWorthIt(t *testing.T) {
 	s.Publish()
 	if msgs, bytes := q.Take(&s); msgs != n || bytes != 0 || q.Len() != n || s.Waiting() {
 		t.Error(msgs, bytes)
+	}
+}
+
+// TakeWhole gives the slab's memory away, if that is worth it, and the slab writes
+// no more in it.
+func TestSlabIsTakenWhole(t *testing.T) {
+	bodies := func(q *Queue) (all []string) {
+		for b := range q.Bodies() {
+			all = append(all, string(b))
+		}
+		return all
+	}
+	for _, n := range []int{1, 30, 100, 500} {
+		var (
+			s    Slab
+			q    Queue
+			want []string
+		)
+		fill := func(round string) {
+			s.Reset(1 << 30)
+			for i := range n {
+				m := fmt.Sprintf("%s %-90d", round, i)
+				if !s.AddDefault([]byte(m)) {
+					t.Fatalf("no room for message %d", i)
+				}
+				want = append(want, m)
+			}
+		}
+		fill("first")
+		s.Publish()
+		memory := &s.buf[0]
+		if msgs, bytes := q.TakeWhole(&s); msgs != n || bytes != q.Bytes() || q.Len() != n || s.Waiting() {
+			t.Errorf("%d messages of %d bytes, the queue has %d of %d", msgs, bytes, q.Len(), q.Bytes())
+		}
+		if given := &q.head.buf[0] == memory; given != (n*106 > smallBlock) {
+			t.Errorf("of %d messages the memory was given: %v", n, given)
+		} else if given && s.AddDefault(nil) {
+			t.Error("added to memory that is the queue's")
+		}
+		fill("second")
+		s.Publish()
+		q.TakeWhole(&s) // is behind the first
+		if got := bodies(&q); !slices.Equal(got, want) {
+			t.Errorf("%d messages: %q, want %q", n, got, want)
+		}
+		if q.head.wire != int64(8*len(q.head.msgs))+q.head.bytes {
+			t.Error("the block's bytes do not add up")
+		}
+
+		q, want = Queue{}, nil
+		fill("third")
+		s.Publish()
+		s.AddDefault([]byte("not published"))
+		if q.TakeWhole(&s); !slices.Equal(bodies(&q), want) {
+			t.Error("what was not published was taken")
+		}
 	}
 }

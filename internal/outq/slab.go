@@ -1,13 +1,19 @@
 package outq
 
 import (
+	"encoding/binary"
 	"math"
+	"slices"
 	"sync/atomic"
 )
 
+// SlabMax is the longest body that a Slab takes. Longer ones are better not copied
+// twice.
+const SlabMax = inline / 4
+
 const (
-	slabBytes = 16 << 10
-	slabMsgs  = 256
+	slabBytes = largeBlock
+	slabMsgs  = 1024
 )
 
 // Slab gathers small messages that one goroutine, its writer, adds without the
@@ -19,18 +25,21 @@ const (
 // Why that is right: the writer only ever writes beyond what is published, and
 // Take only reads what is, so they do not touch the same bytes; the store that
 // publishes, and the load that finds it, order the bytes between them. Only Reset
-// makes the writer begin again at the front, and it needs the lock.
+// makes the writer begin again at the front, and only TakeWhole gives its memory
+// away: both are the writer's, and need the lock.
+//
+// The zero value takes nothing before the first Reset.
 type Slab struct {
 	// The writer's own.
 	bytes, msgs int // added
+	buf         []byte
+	sizes       []message
+	block       *block // that they are the memory of
 
 	published atomic.Uint64 // bytes<<32 | msgs
 
 	// Guarded by the queue's lock.
 	takenBytes, takenMsgs int
-
-	sizes [slabMsgs]message
-	buf   [slabBytes]byte
 }
 
 // Add adds a message, unless there is no room for it, or it is better not copied
@@ -38,34 +47,56 @@ type Slab struct {
 func (s *Slab) Add(f Framing, body []byte) bool {
 	const maxHeader = 64
 	at := s.bytes
-	if len(body) > inline/4 || at+maxHeader+len(body) > slabBytes || s.msgs == slabMsgs {
+	if len(body) > SlabMax || at+maxHeader+len(body) > len(s.buf) || s.msgs >= len(s.sizes) {
 		return false
 	}
 	header := 0
 	if f != nil {
-		h := f(s.buf[at:at:slabBytes], uint64(len(body)))
+		h := f(s.buf[at:at], uint64(len(body)))
 		if header = len(h); header > 0 && &h[0] != &s.buf[at] {
 			copy(s.buf[at:], h) // as it may, append has made memory of its own
 		}
 	}
 	copy(s.buf[at+header:], body)
-	s.sizes[s.msgs&(slabMsgs-1)] = newMessage(len(body), header, false)
+	s.sizes[s.msgs] = newMessage(len(body), header, false)
 	s.msgs++
 	s.bytes = at + header + len(body)
 	return true
 }
 
+// AddDefault is Add with the default framing: 8 bytes of length, little-endian.
+func (s *Slab) AddDefault(body []byte) bool {
+	const header = 8
+	at := s.bytes
+	end := at + header + len(body)
+	if len(body) > SlabMax || end > len(s.buf) || s.msgs >= len(s.sizes) {
+		return false
+	}
+	binary.LittleEndian.PutUint64(s.buf[at:], uint64(len(body)))
+	copy(s.buf[at+header:], body)
+	s.sizes[s.msgs] = newMessage(len(body), header, false)
+	s.msgs++
+	s.bytes = end
+	return true
+}
+
 // Publish makes what was added the queue's.
-func (s *Slab) Publish() { s.published.Store(uint64(s.bytes)<<32 | uint64(s.msgs)) }
+func (s *Slab) Publish() { s.published.Store(s.added()) }
 
-// Charge is at least what everything added since Reset counts against a limit.
-func (s *Slab) Charge() int64 { return int64(s.bytes) + int64(s.msgs)*Overhead }
+func (s *Slab) added() uint64 { return uint64(s.bytes)<<32 | uint64(s.msgs) }
 
-// Reset makes room for more. Everything added must have been published and
-// taken. The caller is the writer, and has the lock.
-func (s *Slab) Reset() {
+// Reset makes room for more, of which the charge is at most limit. Everything added
+// must have been published and taken. The caller is the writer, and has the lock.
+func (s *Slab) Reset(limit int64) {
 	s.bytes, s.msgs, s.takenBytes, s.takenMsgs = 0, 0, 0, 0
 	s.published.Store(0)
+	if s.block == nil {
+		b := largeBlocks.Get().(*block)
+		b.msgs = slices.Grow(b.msgs, slabMsgs)
+		s.block, s.buf, s.sizes = b, b.buf, b.msgs
+	}
+	half := max(0, limit) / 2
+	s.buf, s.sizes = s.buf[:min(slabBytes, half)], s.sizes[:min(slabMsgs, half/Overhead)]
 }
 
 // Waiting reports whether something was published and not taken. The caller has
@@ -93,4 +124,24 @@ func (q *Queue) Take(s *Slab) (msgs int, bytes int64) {
 	q.msgs += len(ms)
 	q.bytes += bytes
 	return len(ms), bytes
+}
+
+// TakeWhole is Take by the writer itself. If it is all that was added, the first in
+// q, and enough for a large block, q gets the slab's memory instead of a copy, which
+// then leaves from where it was written, and the slab takes nothing before Reset.
+func (q *Queue) TakeWhole(s *Slab) (msgs int, bytes int64) {
+	if s.bytes <= smallBlock || s.takenMsgs > 0 || q.msgs > 0 || s.published.Load() != s.added() {
+		return q.Take(s)
+	}
+	q.Free()
+	b := s.block
+	b.buf, b.msgs = s.buf[:s.bytes], s.sizes[:s.msgs]
+	for _, m := range b.msgs {
+		bytes += int64(m.body())
+	}
+	b.wire, b.bytes = int64(len(b.buf)), bytes
+	q.head, q.tail, q.msgs, q.bytes = b, b, len(b.msgs), bytes
+	s.block, s.buf, s.sizes = nil, nil, nil
+	s.takenBytes, s.takenMsgs = s.bytes, s.msgs
+	return q.msgs, bytes
 }
