@@ -804,6 +804,12 @@ func (c *Conn) cut(t *turn) (err error) {
 				continue
 			}
 		}
+		if c.handler == nil && c.greet == nil && !c.token {
+			before := len(t.msgs)
+			var n int
+			t.msgs, n = c.dec.whole(t.msgs)
+			msgs, size = msgs+len(t.msgs)-before, size+n
+		}
 		msg, ok, e := c.dec.next()
 		if e != nil {
 			c.badInput, err = true, e
@@ -958,8 +964,17 @@ func (c *Conn) parking(doubtful, progress bool) {
 	partial := c.dec.partial() > 0 || c.dec.stream > 0
 	holding := c.holdsBack()
 	busy := progress && doubtful && !partial && !holding && c.set.coarse()
-	if busy && c.turnMsgs == 0 && c.busy.Load() {
-		return
+	if busy && c.busy.Load() {
+		if c.turnMsgs == 0 {
+			return
+		}
+		c.mu.Lock()
+		c.bookLocked()
+		again := c.busy.Load() // what check has not seen until here, it will
+		c.mu.Unlock()
+		if again {
+			return
+		}
 	}
 	now := c.hub.watch.Now()
 	c.mu.Lock()
@@ -1585,7 +1600,7 @@ func (c *Conn) waitsForRoom() bool {
 // the first bytes that were unread: Reply.SetRaw holds for it too.
 func (c *Conn) rereads(d *diversion, unread int) {
 	var again []byte
-	header := c.set.header(false)
+	header := c.set.header(false).Append
 	for _, m := range d.msgs {
 		if c.dec.raw {
 			again = header(again, uint64(len(m)))
@@ -1718,8 +1733,7 @@ func (r *Reply) write() {
 // Flush.
 type Reply struct {
 	c       *Conn
-	framing outq.Framing
-	plain   bool       // which is the default
+	framing *outq.Framing
 	side    outq.Queue // gathered
 	active  bool       // during a call
 	fresh   bool       // nothing was sent in it, so that the next two are of the call before
@@ -1804,7 +1818,7 @@ func (r *Reply) gatherNoMoreLocked() {
 
 // easeSend finds out what Send need not ask.
 func (r *Reply) easeSend() {
-	if r.small = 0; r.gathering != nil && !r.refused && r.plain {
+	if r.small = 0; r.gathering != nil && !r.refused && r.framing == outq.Default {
 		r.small = int(min(outq.SlabMax, r.c.set.maxMessage))
 	}
 }
@@ -2099,7 +2113,6 @@ func (r *Reply) settle() {
 func (c *Conn) frameAnswers(raw bool) {
 	r := &c.reply
 	r.framing = c.set.header(raw)
-	r.plain = !raw && c.set.framing == nil
 	r.easeSend()
 }
 

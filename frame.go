@@ -123,9 +123,6 @@ func (uvarint) Header(p []byte) (size int, n uint64, err error) {
 // unsigned 64-bit little-endian number.
 const headerSize = 8
 
-// defaultHeader is the default framing's AppendHeader.
-func defaultHeader(dst []byte, n uint64) []byte { return binary.LittleEndian.AppendUint64(dst, n) }
-
 // maxHeader is the largest Framing.MaxHeader.
 const maxHeader = 64
 
@@ -388,6 +385,30 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 		d.w, d.want = d.r, 1 // the chunk does not hold it any more
 	}
 	return nil, false, nil
+}
+
+// whole appends to msgs those messages that next would return one by one, from the
+// chunk alone and in the default framing, as far as they go, and returns the bytes
+// of their bodies. In flight, a message costs a third of what it costs by next.
+func (d *decoder) whole(msgs [][]byte) (all [][]byte, size int) {
+	if d.framing != nil || d.raw || d.big != nil || d.stream > 0 || d.sized {
+		return msgs, 0
+	}
+	last := 0
+	for p := d.chunk[d.r:d.w]; len(p) >= headerSize; {
+		n := binary.LittleEndian.Uint64(p)
+		if n > uint64(len(p)-headerSize) || n > d.max || d.over > 0 && n > d.over {
+			break
+		}
+		last = headerSize + int(n)
+		msgs, size = append(msgs, p[headerSize:last:last]), size+int(n)
+		d.r += last
+		p = p[last:]
+	}
+	if last > 0 {
+		d.wasBig, d.last, d.want, d.lacks = false, last, 1, 0
+	}
+	return msgs, size
 }
 
 // setRaw switches between frames and raw bytes where the input stands. A message

@@ -33,7 +33,7 @@ var framings = []struct {
 // appendHeader is the framing's, which nil stands for too.
 func appendHeader(f Framing, dst []byte, n uint64) []byte {
 	if f == nil {
-		return defaultHeader(dst, n)
+		return binary.LittleEndian.AppendUint64(dst, n)
 	}
 	return f.AppendHeader(dst, n)
 }
@@ -52,6 +52,7 @@ type way struct {
 	sizes, chunks func() int  // how long the pieces are, and the chunks
 	park          func() bool // it is parked after a piece
 	borrow        bool
+	many          func() bool // decoder.whole is asked before decoder.next
 }
 
 // memory is what decode works in, again and again: a fuzzer has no time to
@@ -94,6 +95,20 @@ func decode(t testing.TB, m *memory, f Framing, limit, over uint64, input []byte
 	m.msgs = slices.Grow(m.msgs[:0], len(input)) // never moves
 	for at := 0; ; {
 		for {
+			if w.many() {
+				all, size := d.whole(nil)
+				for _, msg := range all {
+					if cap(msg) != len(msg) {
+						t.Fatalf("a message of %d bytes has a capacity of %d", len(msg), cap(msg))
+					}
+					m.msgs = append(m.msgs, msg...)
+					r.Msgs = append(r.Msgs, m.msgs[len(m.msgs)-len(msg):])
+					size -= len(msg)
+				}
+				if size != 0 {
+					t.Fatalf("whole has counted %d bytes too many", size)
+				}
+			}
 			msg, ok, err := d.next()
 			if err != nil {
 				r.Err, r.Left = err.Error(), d.partial()
@@ -193,19 +208,20 @@ func checkCuts(t testing.TB, f Framing, limit, over uint64, input []byte, seed u
 		}
 		return rnd.IntN(5000)
 	}
+	flip := func() bool { return rnd.IntN(2) == 0 }
 	ways := []way{
-		{"whole", always(1 << 30), always(readChunk), never, false},
-		{"whole, borrowed", always(1 << 30), always(chunk.Size), never, true},
-		{"whole in small chunks", always(1 << 30), always(minChunk), never, false},
-		{"random cuts", random, always(readChunk), func() bool { return rnd.IntN(2) == 0 }, false},
-		{"random cuts, borrowed", random, always(chunk.Size), func() bool { return rnd.IntN(2) == 0 }, true},
-		{"whole in large chunks", always(1 << 30), always(maxSized), never, false},
-		{"random cuts and chunks", random, func() int { return rnd.IntN(2 * readChunk) }, func() bool { return rnd.IntN(4) == 0 }, false},
+		{"whole", always(1 << 30), always(readChunk), never, false, never},
+		{"whole, borrowed", always(1 << 30), always(chunk.Size), never, true, flip},
+		{"whole in small chunks", always(1 << 30), always(minChunk), never, false, flip},
+		{"random cuts", random, always(readChunk), flip, false, never},
+		{"random cuts, borrowed", random, always(chunk.Size), flip, true, flip},
+		{"whole in large chunks", always(1 << 30), always(maxSized), never, false, flip},
+		{"random cuts and chunks", random, func() int { return rnd.IntN(2 * readChunk) }, func() bool { return rnd.IntN(4) == 0 }, false, flip},
 	}
 	if len(input) < 300 {
 		ways = append(ways,
-			way{"byte by byte", always(1), always(minChunk), func() bool { return true }, false},
-			way{"byte by byte without parking", always(1), always(readChunk), never, false})
+			way{"byte by byte", always(1), always(minChunk), func() bool { return true }, false, flip},
+			way{"byte by byte without parking", always(1), always(readChunk), never, false, flip})
 	}
 	m := memories.Get().(*memory)
 	defer memories.Put(m)
@@ -282,8 +298,8 @@ func TestLargeMessageIsReceivedInPlace(t *testing.T) {
 	for i := range body {
 		body[i] = byte(i * 31)
 	}
-	in := append(defaultHeader(nil, uint64(len(body))), body...)
-	in = append(in, defaultHeader(nil, 0)...)
+	in := append(binary.LittleEndian.AppendUint64(nil, uint64(len(body))), body...)
+	in = append(in, binary.LittleEndian.AppendUint64(nil, 0)...)
 	checkCuts(t, nil, uint64(len(body)), noStreams, in, 9)
 	checkCuts(t, nil, 0, uint64(len(body)-1), in, 9)
 }

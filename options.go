@@ -355,14 +355,14 @@ func checkPackets(options, network string, mode Mode, tls *tls.Config, framing F
 }
 
 // header is how the length of a message is written; nil for raw bytes.
-func (s *settings) header(raw bool) outq.Framing {
+func (s *settings) header(raw bool) *outq.Framing {
 	switch {
 	case raw:
 		return nil
 	case s.framing == nil:
-		return defaultHeader
+		return outq.Default
 	}
-	return s.framing.AppendHeader
+	return &outq.Framing{Append: s.framing.AppendHeader}
 }
 
 // or resolves a field of the "zero means default, negative means none" kind;

@@ -36,7 +36,7 @@ var (
 // writer goroutine, which holds the token as long as there is output and then
 // is gone. It is joined by the reader, which outlives it (joinWriterLocked).
 type output struct {
-	framing outq.Framing
+	framing *outq.Framing
 	limit   int64
 
 	writing  bool // the token
@@ -167,12 +167,12 @@ func (o *output) idle() bool {
 // Shutdown, else ErrNotConnected; ErrBackpressure under DropNewest; ErrSlowPeer
 // under DisconnectPeer; the cause of ctx's end.
 func (c *Conn) Send(ctx context.Context, msg []byte) error {
-	return c.send(ctx, len(msg), func(q *outq.Queue, f outq.Framing) { appendTo(q, f, msg) })
+	return c.send(ctx, len(msg), func(q *outq.Queue, f *outq.Framing) { appendTo(q, f, msg) })
 }
 
 // TrySend is Send, but ErrBackpressure instead of waiting.
 func (c *Conn) TrySend(msg []byte) error {
-	return c.send(noWait, len(msg), func(q *outq.Queue, f outq.Framing) { appendTo(q, f, msg) })
+	return c.send(noWait, len(msg), func(q *outq.Queue, f *outq.Framing) { appendTo(q, f, msg) })
 }
 
 // noWait is the context of a send that does not wait: one that has ended, and
@@ -190,7 +190,7 @@ func (c *Conn) SendParts(ctx context.Context, parts ...[]byte) error {
 	for _, p := range parts {
 		size += len(p)
 	}
-	return c.send(ctx, size, func(q *outq.Queue, f outq.Framing) {
+	return c.send(ctx, size, func(q *outq.Queue, f *outq.Framing) {
 		if lends.Load() {
 			q.AppendPartsBorrowed(f, parts, size)
 		} else {
@@ -204,7 +204,7 @@ func (c *Conn) SendParts(ctx context.Context, parts ...[]byte) error {
 var lends atomic.Bool
 
 // appendTo queues a message that may be one that was received.
-func appendTo(q *outq.Queue, f outq.Framing, msg []byte) {
+func appendTo(q *outq.Queue, f *outq.Framing, msg []byte) {
 	if lends.Load() {
 		q.AppendBorrowed(f, msg)
 	} else {
@@ -213,7 +213,7 @@ func appendTo(q *outq.Queue, f outq.Framing, msg []byte) {
 }
 
 // send queues one message of size bytes.
-func (c *Conn) send(ctx context.Context, size int, put func(*outq.Queue, outq.Framing)) error {
+func (c *Conn) send(ctx context.Context, size int, put func(*outq.Queue, *outq.Framing)) error {
 	if err := c.checkSize(size); err != nil {
 		return err
 	}
@@ -221,7 +221,7 @@ func (c *Conn) send(ctx context.Context, size int, put func(*outq.Queue, outq.Fr
 }
 
 // queue is send for a message whose size was checked.
-func (c *Conn) queue(ctx context.Context, size int, put func(*outq.Queue, outq.Framing)) error {
+func (c *Conn) queue(ctx context.Context, size int, put func(*outq.Queue, *outq.Framing)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.admitLocked(ctx, int64(size)+MessageCharge, false); err != nil {
@@ -480,7 +480,7 @@ func (c *Conn) SendMany(ctx context.Context, m iter.Seq[[]byte]) (n int, err err
 type run struct {
 	c       *Conn
 	ctx     context.Context
-	framing outq.Framing
+	framing *outq.Framing
 	side    outq.Queue // gathered, and accepted at the next flush
 	room    int64      // charge that may be gathered before that
 	begun   bool       // the first flush was, so c.out.run is ours
@@ -657,7 +657,7 @@ func (c *Conn) SendFrom(ctx context.Context, size uint64, r io.Reader) error {
 		return fromError(err)
 	}
 	if uint64(len(first)) == size {
-		return c.queue(ctx, len(first), func(q *outq.Queue, f outq.Framing) { q.Append(f, first) })
+		return c.queue(ctx, len(first), func(q *outq.Queue, f *outq.Framing) { q.Append(f, first) })
 	}
 	f := &feed{size: size, moved: make(chan struct{}, 1)}
 	if err := c.beginFrom(ctx, f, first); err != nil {
@@ -688,16 +688,16 @@ func fromError(err error) error {
 }
 
 // begin makes the first piece, with the header.
-func (f *feed) begin(framing outq.Framing, first []byte) {
-	f.pieces.Append(func(dst []byte, _ uint64) []byte {
+func (f *feed) begin(framing *outq.Framing, first []byte) {
+	f.pieces.Append(&outq.Framing{Append: func(dst []byte, _ uint64) []byte {
 		if framing == nil {
 			return dst
 		}
 		at := len(dst)
-		dst = framing(dst, f.size)
+		dst = framing.Append(dst, f.size)
 		f.header = len(dst) - at
 		return dst
-	}, first)
+	}}, first)
 	f.queued = 1
 	f.complete = uint64(len(first)) == f.size
 }
@@ -1216,7 +1216,7 @@ func (c *Conn) tryLocked() {
 		c.mu.Lock()
 		if ok || err != nil {
 			now := time.Duration(0)
-			if !inTurn {
+			if !inTurn && !c.busy.Load() { // else check, which is due, takes the time for it
 				now = c.hub.watch.Now()
 			}
 			c.wroteLocked(n, size, err, now)

@@ -7,6 +7,7 @@
 package outq
 
 import (
+	"encoding/binary"
 	"iter"
 	"sync"
 
@@ -32,9 +33,18 @@ const (
 	maxRefs = 128
 )
 
-// Framing appends the header of a message of n bytes to dst; nil appends
-// nothing (raw bytes).
-type Framing func(dst []byte, n uint64) []byte
+// Framing is how the length of a message is written; nil writes nothing (raw
+// bytes).
+type Framing struct {
+	// Append appends the header of a message of n bytes to dst.
+	Append func(dst []byte, n uint64) []byte
+}
+
+// Default is the framing with 8 bytes, little-endian. The queue knows it, and
+// writes it without a call, which would cost as much as copying a small body.
+var Default = &Framing{binary.LittleEndian.AppendUint64}
+
+const defaultSize = 8
 
 // block is a run of whole messages. All headers and small bodies lie in buf,
 // one after the other; large bodies are referenced: refs[i].body follows
@@ -186,7 +196,7 @@ func (q *Queue) Charge() int64 { return q.bytes + int64(q.msgs)*Overhead }
 
 // Append queues one message. A small body is copied, a large one is kept by
 // reference and must not change until it is written.
-func (q *Queue) Append(f Framing, body []byte) {
+func (q *Queue) Append(f *Framing, body []byte) {
 	if len(body) <= inline {
 		q.copied(f, body)
 	} else {
@@ -197,7 +207,7 @@ func (q *Queue) Append(f Framing, body []byte) {
 // AppendBorrowed is Append of a body that may lie in memory that is used again.
 // The queue keeps the memory from that until the body is written, or copies a
 // body that is a small part of it.
-func (q *Queue) AppendBorrowed(f Framing, body []byte) {
+func (q *Queue) AppendBorrowed(f *Framing, body []byte) {
 	if len(body) <= inline {
 		q.copied(f, body)
 	} else {
@@ -205,7 +215,7 @@ func (q *Queue) AppendBorrowed(f Framing, body []byte) {
 	}
 }
 
-func (q *Queue) borrowed(f Framing, body []byte) {
+func (q *Queue) borrowed(f *Framing, body []byte) {
 	switch c := chunk.Of(body); {
 	case c == nil:
 		q.referred(f, body, nil)
@@ -219,13 +229,22 @@ func (q *Queue) borrowed(f Framing, body []byte) {
 
 // copied queues a message with a copy of its body, referred one that refers to it:
 // if that lies in a chunk, with a reference to the chunk, which is the queue's now.
-func (q *Queue) copied(f Framing, body []byte) {
+func (q *Queue) copied(f *Framing, body []byte) {
+	if b := q.tail; f == Default && b != nil && len(b.refs) < maxRefs && len(b.buf)+defaultSize+len(body) <= cap(b.buf) {
+		// As below, in one piece: most messages come here.
+		at := len(b.buf)
+		b.buf = b.buf[:at+defaultSize+len(body)]
+		binary.LittleEndian.PutUint64(b.buf[at:], uint64(len(body)))
+		copy(b.buf[at+defaultSize:], body)
+		q.add(b, len(body), defaultSize, false)
+		return
+	}
 	b, header := q.header(f, len(body), len(body))
 	b.buf = append(b.buf, body...)
 	q.add(b, len(body), header, false)
 }
 
-func (q *Queue) referred(f Framing, body []byte, c *chunk.Chunk) {
+func (q *Queue) referred(f *Framing, body []byte, c *chunk.Chunk) {
 	b, header := q.header(f, len(body), 0)
 	b.refs = append(b.refs, ref{len(b.buf), body, c})
 	q.add(b, len(body), header, true)
@@ -237,7 +256,7 @@ func small(body []byte, c *chunk.Chunk) bool {
 }
 
 // AppendPartsBorrowed is AppendParts of parts that AppendBorrowed would take.
-func (q *Queue) AppendPartsBorrowed(f Framing, parts [][]byte, size int) {
+func (q *Queue) AppendPartsBorrowed(f *Framing, parts [][]byte, size int) {
 	if size <= inline {
 		q.AppendParts(f, parts, size)
 		return
@@ -271,7 +290,7 @@ func (q *Queue) Own() {
 }
 
 // AppendParts queues one message made of parts, whose lengths add up to size.
-func (q *Queue) AppendParts(f Framing, parts [][]byte, size int) {
+func (q *Queue) AppendParts(f *Framing, parts [][]byte, size int) {
 	byRef := size > inline
 	room := size
 	if byRef {
@@ -291,18 +310,21 @@ func (q *Queue) AppendParts(f Framing, parts [][]byte, size int) {
 
 // header writes the header of a message of n bytes into the last block, or a
 // new one, if there is not room for it and for more bytes behind it.
-func (q *Queue) header(f Framing, n, more int) (b *block, size int) {
+func (q *Queue) header(f *Framing, n, more int) (b *block, size int) {
 	const maxHeader = 64
 	b = q.tail
 	if b == nil || len(b.buf)+maxHeader+more > cap(b.buf) || len(b.refs) >= maxRefs {
 		b = q.push(maxHeader + more) // at most inline more: any block has room
 	}
-	if f == nil {
-		return b, 0
+	switch at := len(b.buf); f {
+	case nil:
+	case Default:
+		b.buf, size = binary.LittleEndian.AppendUint64(b.buf, uint64(n)), defaultSize
+	default:
+		b.buf = f.Append(b.buf, uint64(n))
+		size = len(b.buf) - at
 	}
-	at := len(b.buf)
-	b.buf = f(b.buf, uint64(n))
-	return b, len(b.buf) - at
+	return b, size
 }
 
 func (q *Queue) push(need int) *block {

@@ -44,7 +44,10 @@ type Slab struct {
 
 // Add adds a message, unless there is no room for it, or it is better not copied
 // twice.
-func (s *Slab) Add(f Framing, body []byte) bool {
+func (s *Slab) Add(f *Framing, body []byte) bool {
+	if f == Default {
+		return s.AddDefault(body)
+	}
 	const maxHeader = 64
 	at := s.bytes
 	if len(body) > SlabMax || at+maxHeader+len(body) > len(s.buf) || s.msgs >= len(s.sizes) {
@@ -52,32 +55,32 @@ func (s *Slab) Add(f Framing, body []byte) bool {
 	}
 	header := 0
 	if f != nil {
-		h := f(s.buf[at:at], uint64(len(body)))
+		h := f.Append(s.buf[at:at], uint64(len(body)))
 		if header = len(h); header > 0 && &h[0] != &s.buf[at] {
 			copy(s.buf[at:], h) // as it may, append has made memory of its own
 		}
 	}
+	s.add(at, header, body)
+	return true
+}
+
+// AddDefault is Add with the default framing.
+func (s *Slab) AddDefault(body []byte) bool {
+	at := s.bytes
+	if len(body) > SlabMax || at+defaultSize+len(body) > len(s.buf) || s.msgs >= len(s.sizes) {
+		return false
+	}
+	binary.LittleEndian.PutUint64(s.buf[at:], uint64(len(body)))
+	s.add(at, defaultSize, body)
+	return true
+}
+
+// add adds the body of a message whose header begins at at.
+func (s *Slab) add(at, header int, body []byte) {
 	copy(s.buf[at+header:], body)
 	s.sizes[s.msgs] = newMessage(len(body), header, false)
 	s.msgs++
 	s.bytes = at + header + len(body)
-	return true
-}
-
-// AddDefault is Add with the default framing: 8 bytes of length, little-endian.
-func (s *Slab) AddDefault(body []byte) bool {
-	const header = 8
-	at := s.bytes
-	end := at + header + len(body)
-	if len(body) > SlabMax || end > len(s.buf) || s.msgs >= len(s.sizes) {
-		return false
-	}
-	binary.LittleEndian.PutUint64(s.buf[at:], uint64(len(body)))
-	copy(s.buf[at+header:], body)
-	s.sizes[s.msgs] = newMessage(len(body), header, false)
-	s.msgs++
-	s.bytes = end
-	return true
 }
 
 // Publish makes what was added the queue's.
