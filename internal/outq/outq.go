@@ -79,11 +79,12 @@ func (b *block) reset() {
 
 func (b *block) recycle() {
 	b.reset()
-	if cap(b.buf) == smallBlock {
+	switch cap(b.buf) {
+	case smallBlock:
 		smallBlocks.Put(b)
-	} else {
+	case largeBlock:
 		largeBlocks.Put(b)
-	}
+	} // else a Framing has put other memory in its place
 }
 
 // shift passes over the first message, and lets go of its referenced body:

@@ -317,3 +317,33 @@ func TestSlabIsTakenWhole(t *testing.T) {
 		}
 	}
 }
+
+// A Framing may return other memory than it was given. That is no block's that
+// others get.
+func TestFramingWithMemoryOfItsOwn(t *testing.T) {
+	odd := &Framing{func(dst []byte, n uint64) []byte {
+		return binary.LittleEndian.AppendUint64(slices.Clip(slices.Clone(dst)), n)
+	}}
+	for range 10 {
+		var (
+			q Queue
+			w Writing
+			s Slab
+		)
+		for range 3 * largeBlock / inline {
+			q.Append(odd, make([]byte, inline))
+		}
+		w.Take(&q)
+		for _, p := range w.Vec(make([][]byte, 0, 1000), 1<<30) {
+			w.Wrote(len(p))
+		}
+		if !w.Empty() {
+			t.Fatal("not all was written")
+		}
+		for s.Reset(1 << 30); s.AddDefault(make([]byte, 100)); {
+		}
+		if s.bytes < slabBytes-108 {
+			t.Fatalf("room for %d bytes", s.bytes)
+		}
+	}
+}
