@@ -899,7 +899,7 @@ func (c *Conn) quick() (msgs, size int) {
 		msgs, size = msgs+1, size+int(n)
 		r.begin()
 		c.handler.Message(r, p[headerSize:end:end])
-		if end < len(p) && r.side.Empty() && r.gathering != nil {
+		if end < len(p) && r.side.Empty() && !r.full && r.gathering != nil {
 			r.over()
 			r.gathering.slab.Publish()
 		} else if !c.handled() {

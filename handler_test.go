@@ -184,26 +184,38 @@ func TestReplyRefusesBeyondTheLimitButNeverTheFirst(t *testing.T) {
 	})
 }
 
-// A peer that asks and does not read is held back by its own full queue.
+// A peer that asks and does not read is held back by its own full queue, also when
+// it has asked many times at once.
 func TestPeerThatDoesNotReadAnswersIsHeldBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		calls := 0
-		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { calls++; r.Send(make([]byte, 1000)) }}
-		_, c, peer := serveHandler(t, sockhub.Anonymous, h, &sockhub.Options{ConnOutbound: 10000, WriteTimeout: -1})
-		const n = 5000
-		go func() {
-			for range n {
-				peer.Write(frame("q"))
-			}
-		}()
-		synctest.Wait()
-		if q := c.Stats().QueuedOut; q > 12000 || calls == n {
-			t.Errorf("%d bytes queued after %d calls", q, calls)
+	for _, size := range []int{100, 1000, 20_000} {
+		for _, flush := range []bool{false, true} {
+			t.Run(fmt.Sprint(size, " bytes, flushed ", flush), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					calls := 0
+					answer := make([]byte, size)
+					h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+						calls++
+						if err := r.Send(answer); err != nil {
+							t.Error(err)
+						}
+						if flush {
+							r.Flush()
+						}
+					}}
+					_, c, peer := serveHandler(t, sockhub.Anonymous, h, &sockhub.Options{ConnOutbound: 10_000, WriteTimeout: -1})
+					const n = 5000
+					go peer.Write(bytes.Repeat(frame("q"), n))
+					synctest.Wait()
+					if q := c.Stats().QueuedOut; q > 10_000+int64(size)+sockhub.MessageCharge || calls == n {
+						t.Errorf("%d bytes queued after %d calls", q, calls)
+					}
+					for range n {
+						expect(t, peer, frame(string(answer)))
+					}
+				})
+			})
 		}
-		for range n {
-			expect(t, peer, frame(string(make([]byte, 1000))))
-		}
-	})
+	}
 }
 
 func TestDrainedComesAfterEveryFlushThatEmptiedTheQueue(t *testing.T) {
