@@ -53,8 +53,9 @@ func (closedError) Is(target error) bool { return target == net.ErrClosed }
 // A Conn is one connection and not the client behind it: when an expected or
 // dialed client comes back, that is another Conn with the same ID.
 type Conn struct {
-	// What a turn of the reader touches comes first, group by group: with a
-	// thousand connections each line of it is out of the caches.
+	// What a turn of the reader touches comes first, then what a Send does, and
+	// what is rarely looked at last: with a thousand connections each line of it is
+	// out of the caches.
 
 	// Immutable after construction.
 	hub *Hub
@@ -62,32 +63,28 @@ type Conn struct {
 	set *settings
 
 	// Owned by the reader goroutine.
-	handler             Handler    // nil: Events
-	work                *turn      // the one that the reader is in, or nil
-	stream              *Stream    // input waits for it to be read; nil: none
-	greet               *greeting  // the handshake under way; nil after it
-	diverted            *diversion // input waits for what Events has not given away yet; nil mostly
-	paused              bool       // input waits for the user to take what he has, or for room for answers
-	gated               bool       // input waits until the Disconnected of the same client's last connection was taken
-	letGo               bool       // the input is over, and nothing is held of it
-	follows             bool       // guarded by hub.mu: it takes the place of the connection that had the name
-	skipping            bool       // the rest of a stream that was closed
-	stopped             bool       // a callback closed or finished the connection
-	called              bool       // cut has called the handler
-	begun               bool       // the reader is not the connection's first
-	moves               bool       // to a new stack
-	missed              bool       // a Stream's Read has taken a kick that may be for the reader; guarded by Stream.mu
-	starved             bool       // the budget does not let it read
-	token               bool       // the budget lets it read to the end of the message that has begun
-	badInput            bool       // what came is no message
-	turnMsgs, turnBytes int        // received in this turn
-	held                int64      // of the budget: for what was read and not delivered, and for the next read
-	dec                 decoder
-	reply               Reply // the handler's
+	handler  Handler    // nil: Events
+	work     *turn      // the one that the reader is in, or nil
+	stream   *Stream    // input waits for it to be read; nil: none
+	greet    *greeting  // the handshake under way; nil after it
+	diverted *diversion // input waits for what Events has not given away yet; nil mostly
+	paused   bool       // input waits for the user to take what he has, or for room for answers
+	gated    bool       // input waits until the Disconnected of the same client's last connection was taken
+	letGo    bool       // the input is over, and nothing is held of it
+	follows  bool       // guarded by hub.mu: it takes the place of the connection that had the name
+	skipping bool       // the rest of a stream that was closed
+	stopped  bool       // a callback closed or finished the connection
+	called   bool       // cut has called the handler
+	begun    bool       // the reader is not the connection's first
+	moves    bool       // to a new stack
+	missed   bool       // a Stream's Read has taken a kick that may be for the reader; guarded by Stream.mu
+	starved  bool       // the budget does not let it read
+	token    bool       // the budget lets it read to the end of the message that has begun
+	badInput bool       // what came is no message
+	input    inputState // set with mu held, so that with mu others may read it
 
 	closing atomic.Bool // closeErr is set
 	inCall  atomic.Bool // the reader is in a callback of the user's, which may take any time
-	clock   watch.Entry // the next moment at which check runs
 
 	// busy: since check has run last, a turn has ended in the way of most:
 	// something came, nothing of it is left, and nothing is held back. So check
@@ -97,10 +94,20 @@ type Conn struct {
 	// the reader, cleared by either, both with mu held.
 	busy atomic.Bool
 
+	// Owned by the reader goroutine.
+	held                int64 // of the budget: for what was read and not delivered, and for the next read
+	turnMsgs, turnBytes int   // received in this turn
+	dec                 decoder
+	reply               Reply // the handler's
+
 	// mu guards what follows, up to the next empty line. It may be taken with
 	// hub.mu held, and nothing is locked inside it.
 	mu       gatheringLock
-	input    inputState    // written by the reader alone, which so may read it without mu
+	out      output
+	inMsgs   uint64
+	inBytes  uint64
+	lastRead time.Duration // end of the last turn in which something came
+	quiet    time.Duration // since when the peer has been silent while we listened
 	doubtful bool          // parked since lastRead on a guess (transport.Conn.TryRead)
 	partial  bool          // ... within a message
 	waiting  bool          // a Stream waits for input
@@ -116,11 +123,6 @@ type Conn struct {
 	shaking  bool          // the handshake is under way
 	overdue  bool          // the drain's deadline has passed
 	over     bool          // the reader has left
-	lastRead time.Duration // end of the last turn in which something came
-	quiet    time.Duration // since when the peer has been silent while we listened
-	inMsgs   uint64
-	inBytes  uint64
-	out      output
 	endErr   error         // what ended the input
 	lacks    int           // bytes left of the message that the token is for
 	tokenBy  time.Duration // until when its owner has to have read them; 0: nobody
@@ -129,6 +131,8 @@ type Conn struct {
 	closeErr error         // why the connection is to end now; set once
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
+
+	clock watch.Entry // the next moment at which check runs
 
 	// Guarded by hub.fan.mu.
 	ev connEvents
@@ -1732,21 +1736,20 @@ func (r *Reply) write() {
 // has seen all that had been received, so a Handler that takes its time calls
 // Flush.
 type Reply struct {
-	c       *Conn
-	framing *outq.Framing
-	side    outq.Queue // gathered
-	active  bool       // during a call
-	fresh   bool       // nothing was sent in it, so that the next two are of the call before
-	full    bool       // the queue is over its limit
-	drained bool       // Drained is due
-	eager   bool       // there were answers that gathered
-	refused bool       // the output has ended
-	sent    int        // messages gathered in this call, Flush or not
-	charge  int64      // of these, since the room was looked up
-	room    int64      // charge that may be gathered, if sent > 0
-	small   int        // longest message of which, as the first of a call, nothing is to be asked but whether gathering has room
-
-	gathering *gathering // where small messages gather instead, before those in side; or nil
+	c         *Conn
+	framing   *outq.Framing
+	gathering *gathering // where small messages gather, before those in side; or nil
+	small     int        // longest message of which, as the first of a call, nothing is to be asked but whether gathering has room
+	active    bool       // during a call
+	fresh     bool       // nothing was sent in it, so that sent and charge are of the call before
+	full      bool       // the queue is over its limit
+	drained   bool       // Drained is due
+	eager     bool       // there were answers that gathered
+	refused   bool       // the output has ended
+	side      outq.Queue // gathered
+	sent      int        // messages gathered in this call, Flush or not
+	charge    int64      // of these, since the room was looked up
+	room      int64      // charge that may be gathered, if sent > 0
 }
 
 func (r *Reply) begin() { r.active, r.fresh, r.full = true, true, false }

@@ -182,15 +182,15 @@ type decoder struct {
 	early  bool // the next will have one, when as much of it as is earnest has come
 	sized  bool // the chunk is for a message like the last one
 	own    *chunk.Chunk
-	bigIn  *chunk.Chunk // that big lies in
 
 	// A message that does not fit, and is more than half a chunk, has a buffer of its own.
-	big  []byte // received of it so far; nil: none
-	size int    // its whole length
-	head int    // that of its header, which is received
+	big   []byte       // received of it so far; nil: none
+	bigIn *chunk.Chunk // that big lies in
 
 	rest []byte // between park and move: what was chunk[r:w]
 	kept int    // if raw, and it is more than this, which the user has seen, the piece is his
+	size int    // of the message that big is of, the whole length
+	head int    // that of its header, which is received
 }
 
 // buffered reports that something was received and not yet cut.

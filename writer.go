@@ -36,6 +36,7 @@ var (
 // writer goroutine, which holds the token as long as there is output and then
 // is gone. It is joined by the reader, which outlives it (joinWriterLocked).
 type output struct {
+	// What a Send looks at comes first: see Conn.
 	framing *outq.Framing
 	limit   int64
 
@@ -56,37 +57,39 @@ type output struct {
 	notify   bool // NotifyDrained asked for it
 	fresh    bool // last was in this turn of the reader
 	probing  bool // the next write without progress is the last
-	policy   OverflowPolicy
 
-	q     outq.Queue   // accepted, and nobody writes it yet
-	w     outq.Writing // taken out of q by the holder of the token
-	share budget.Share // of the hub's budget
+	refuse   error        // what a Send gets now; nil: it is accepted
+	q        outq.Queue   // accepted, and nobody writes it yet
+	w        outq.Writing // taken out of q by the holder of the token
+	share    budget.Share // of the hub's budget
+	accepted counter
 
-	refuse  error         // what a Send gets now; nil: it is accepted
-	finish  error         // not nil: the connection ends after the queue, for this reason
-	err     error         // of the write that failed
-	gone    chan struct{} // made by who waits for the token's release, closed by it
-	feed    *feed         // the message of a SendFrom that is not wholly written; comes after q
-	behind  []segment     // of a Handler's, or of an iterator's that panicked: accepted during a run, and queued at its end
-	late    *outq.Queue   // of a Handler's, answered before its call saw the end of the output: unsent. nil: none
-	waiters []*waiter     // Sends that wait, in the order in which they came
-
-	since   time.Duration // begin of the current lack of progress; 0: nothing to write
-	last    time.Duration // of the last progress
-	unacked int           // at the last look during a lack of progress, -1 at first
+	turn          uint64    // of the hub, at the last Send
+	sends, before int       // Sends in that turn, and in the one before
+	feed          *feed     // the message of a SendFrom that is not wholly written; comes after q
+	behind        []segment // of a Handler's, or of an iterator's that panicked: accepted during a run, and queued at its end
+	waiters       []*waiter // Sends that wait, in the order in which they came
 
 	// lacked is the charge of a message that the hub's budget refused when
 	// the queue was empty; Drained is due when there is room for it. Else 0.
 	lacked int64
 
+	written counter
+	since   time.Duration // begin of the current lack of progress; 0: nothing to write
+	last    time.Duration // of the last progress
+	unacked int           // at the last look during a lack of progress, -1 at first
+
 	// greeting is the length plus 1 of the handshake's message, which is the
 	// first of all and nobody's, until it is written.
 	greeting int
 
-	accepted, written, dropped counter
+	finish error         // not nil: the connection ends after the queue, for this reason
+	err    error         // of the write that failed
+	gone   chan struct{} // made by who waits for the token's release, closed by it
+	late   *outq.Queue   // of a Handler's, answered before its call saw the end of the output: unsent. nil: none
 
-	turn          uint64 // of the hub, at the last Send
-	sends, before int    // Sends in that turn, and in the one before
+	dropped counter
+	policy  OverflowPolicy
 
 	feeders int           // goroutines of Reply.SendFrom
 	alone   chan struct{} // made by who waits until there are none, closed by the last

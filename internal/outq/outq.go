@@ -50,15 +50,15 @@ const defaultSize = 8
 // one after the other; large bodies are referenced: refs[i].body follows
 // buf[:refs[i].at]. So a block becomes up to 2×len(refs)+1 slices on the wire.
 type block struct {
-	next *block
-	buf  []byte
-	refs []ref
-	msgs []message
+	// To add a small message touches two lines of this.
+	buf   []byte
+	msgs  []message
+	wire  int64 // bytes on the wire, from the first message on that was neither written nor dropped
+	bytes int64 // of bodies, likewise
+	refs  []ref
+	next  *block
 
-	// Where the first message that was neither written nor dropped begins.
-	msg0, buf0, ref0 int
-	wire             int64 // bytes on the wire from there on
-	bytes            int64 // of bodies from there on
+	msg0, buf0, ref0 int // where that message begins
 }
 
 // Blocks that were wholly written are used again. What a report tells of is
