@@ -3,6 +3,7 @@ package sockhub_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"testing"
 	"testing/synctest"
@@ -108,30 +109,36 @@ func TestIdleTimeout(t *testing.T) {
 // short one is exact.
 func TestIdleTimeoutOfABusyConnection(t *testing.T) {
 	for _, timeout := range []time.Duration{5 * time.Second, time.Minute} {
-		t.Run(timeout.String(), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				late := time.Duration(0)
-				if timeout >= 10*time.Second {
-					late = 100 * time.Millisecond
-				}
-				hub, c, peer := serveHandler(t, sockhub.Anonymous, nil, &sockhub.Options{IdleTimeout: timeout})
-				for i := range 100 {
-					if <-time.After(7 * time.Millisecond); i == 50 {
-						<-time.After(timeout - time.Second)
+		for _, kicked := range []bool{false, true} {
+			t.Run(fmt.Sprint(timeout, ", kicked ", kicked), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					late := time.Duration(0)
+					if timeout >= 10*time.Second {
+						late = 100 * time.Millisecond
 					}
-					peer.Write(frame("alive"))
-				}
-				synctest.Wait()
-				start := time.Now()
-				if s := c.Stats(); s.MessagesIn != 100 || s.LastRead.Before(start) || s.LastRead.After(start.Add(late)) {
-					t.Errorf("%d messages, the last one %v ago", s.MessagesIn, start.Sub(s.LastRead))
-				}
-				d := ended(t, hub, c)
-				if took := time.Since(start); !errors.Is(d.Err, sockhub.ErrIdleTimeout) || took < timeout || took > timeout+late {
-					t.Error(d.Err, took)
-				}
+					hub, c, peer := serveHandler(t, sockhub.Anonymous, nil, &sockhub.Options{IdleTimeout: timeout})
+					for i := range 100 {
+						if <-time.After(7 * time.Millisecond); i == 50 {
+							<-time.After(timeout - time.Second)
+						}
+						peer.Write(frame("alive"))
+					}
+					synctest.Wait()
+					start := time.Now()
+					if kicked {
+						c.SetRaw(false) // changes nothing, but wakes the reader
+						synctest.Wait()
+					}
+					if s := c.Stats(); s.MessagesIn != 100 || s.LastRead.Before(start) || s.LastRead.After(start.Add(late)) {
+						t.Errorf("%d messages, the last one %v ago", s.MessagesIn, start.Sub(s.LastRead))
+					}
+					d := ended(t, hub, c)
+					if took := time.Since(start); !errors.Is(d.Err, sockhub.ErrIdleTimeout) || took < timeout || took > timeout+late {
+						t.Error(d.Err, took)
+					}
+				})
 			})
-		})
+		}
 	}
 }
 

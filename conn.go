@@ -454,6 +454,7 @@ func (c *Conn) serve() {
 func (c *Conn) recoverCall() {
 	if c.inCall.Load() { // else the panic is ours
 		c.fail(&PanicError{Value: recover(), Stack: debug.Stack()})
+		c.reply.over()
 		c.inCall.Store(false)
 	}
 }
@@ -903,6 +904,9 @@ func (c *Conn) quick() (msgs, size int) {
 		msgs, size = msgs+1, size+int(n)
 		r.begin()
 		c.handler.Message(r, p[headerSize:end:end])
+		if d.raw {
+			size -= d.kept // it comes again
+		}
 		if end < len(p) && r.side.Empty() && !r.full && r.gathering != nil {
 			r.over()
 			r.gathering.slab.Publish()
@@ -983,6 +987,7 @@ func (c *Conn) parking(doubtful, progress bool) {
 	now := c.hub.watch.Now()
 	c.mu.Lock()
 	c.bookLocked()
+	c.busyLocked(now) // before busy ends: what it stands for was not long ago
 	if progress {
 		c.lastRead, c.quiet = now, now
 		if c.lean && c.naps < maxNaps {

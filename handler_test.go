@@ -436,3 +436,61 @@ func TestAnswersAreAcceptedCallByCall(t *testing.T) {
 		expect(t, peer, out)
 	})
 }
+
+// What is given back and comes again as raw input counts once, also behind messages
+// that were answered together.
+func TestUnreadCountsOnceBehindOtherMessages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got []string
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			got = append(got, string(m))
+			r.Send([]byte("a"))
+			if string(m) == "headTAIL" {
+				r.SetRaw(true)
+				r.Unread(m[4:])
+			}
+		}}
+		_, c, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+		go io.Copy(io.Discard, peer)
+		defer peer.Close()
+		peer.Write(append(frames("1", "2", "3", "headTAIL"), "more"...))
+		synctest.Wait()
+		if s := strings.Join(got, " "); s != "1 2 3 headTAIL TAILmore" && s != "1 2 3 headTAIL TAIL more" {
+			t.Error(s)
+		}
+		if n := c.Stats().BytesIn; n != 3+4+8 {
+			t.Errorf("BytesIn is %d", n)
+		}
+	})
+}
+
+func TestReplyOfACallThatPanickedIsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var (
+			kept *sockhub.Reply
+			late any
+			d    sockhub.Disconnection
+		)
+		h := &handlerFuncs{
+			message: func(r *sockhub.Reply, m []byte) {
+				kept = r
+				r.Send(m)
+				if string(m) == "c" {
+					panic("boom")
+				}
+			},
+			disconnected: func(x sockhub.Disconnection) {
+				d = x
+				defer func() { late = recover() }()
+				kept.Send([]byte("late"))
+			},
+		}
+		_, _, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+		peer.Write(frames("a", "b", "c", "d"))
+		synctest.Wait()
+		var boom *sockhub.PanicError
+		if late == nil || !errors.As(d.Err, &boom) || d.Report.AcceptedMessages != 2 {
+			t.Errorf("Send after the end: %v; %v, %+v", late, d.Err, d.Report)
+		}
+	})
+}
