@@ -381,6 +381,24 @@ func TestHandlersWaitForRoomInOutboundLimit(t *testing.T) {
 	}
 }
 
+// Nor do answers that are much longer than what they answer, when much of that has
+// come at once.
+func TestHandlersWithLongAnswersWaitForRoomInOutboundLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit, conns, size = 1 << 20, 100, 400
+		hub := openHub(t, &sockhub.Options{OutboundLimit: limit, MaxConns: conns, WriteTimeout: -1})
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(make([]byte, size)) }}
+		for range conns {
+			_, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+			go p.Write(bytes.Repeat(frame("?"), 4000))
+			synctest.Wait()
+		}
+		if q := hub.Stats().QueuedOut; q < limit/2 || q > limit+conns*(size+sockhub.MessageCharge) {
+			t.Errorf("%d bytes are queued", q)
+		}
+	})
+}
+
 // A message of a reader's that was not sent takes no memory.
 func TestUnsentReaderIsNotChargedToMemoryLimit(t *testing.T) {
 	for _, size := range []uint64{1 << 40, 1 << 63} {

@@ -1419,9 +1419,9 @@ type EndHandler interface {
 
 // SetHandler gives the connection to a Handler: everything not in a batch that
 // was already taken goes to it, in order. nil gives it back to Events. It may
-// be called at any time, does not wait, and takes effect when a call of the
-// current Handler, if one is running, has returned; the current Handler hears
-// nothing more. The end of a connection that was reported to Events is reported
+// be called at any time, does not wait, and takes effect when the current Handler,
+// if it is being called, has had what came together with the message of that call
+// (Reply.SetHandler takes effect with the next message); then it hears nothing more. The end of a connection that was reported to Events is reported
 // there too.
 //
 // The error is that of Send when the connection has ended.
@@ -1811,7 +1811,9 @@ func (r *Reply) gatherLocked() {
 		t.gathering = new(gathering)
 	}
 	g := t.gathering
-	g.slab.Reset(r.c.out.limit - r.c.out.charge())
+	o := &r.c.out
+	charge := o.charge()
+	g.slab.Reset(min(o.limit-charge, r.c.hub.budget.out.Left(&o.share, charge)))
 	if r.gathering == nil {
 		g.c, r.gathering = r.c, g
 		r.c.mu.gathering.Store(g)

@@ -329,7 +329,7 @@ func (q *Queue) header(f *Framing, n, more int) (b *block, size int) {
 }
 
 func (q *Queue) push(need int) *block {
-	if t := q.tail; t != nil && t == q.head && cap(t.buf) == smallBlock && len(t.refs) == 0 {
+	if t := q.tail; t != nil && t == q.head && cap(t.buf) == smallBlock && len(t.refs) == 0 && len(t.buf)+need <= largeBlock {
 		return q.enlarge()
 	}
 	pool := &smallBlocks
