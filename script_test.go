@@ -229,11 +229,11 @@ func play(t *testing.T, seed uint64, text []byte) {
 		case opSleep:
 			d := time.Duration(next()) * time.Millisecond
 			slept += d
-			time.Sleep(d)
+			<-time.After(d)
 		case opWait:
 			d := time.Duration(next()) * time.Second
 			slept += d
-			time.Sleep(d)
+			<-time.After(d)
 		}
 		synctest.Wait()
 	}
