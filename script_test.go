@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -124,9 +125,10 @@ func play(t *testing.T, seed uint64, text []byte) {
 		lo.Handler = func(*sockhub.Conn) sockhub.Handler { return (*echoScene)(s) }
 	}
 	served := make(chan error, 1)
+	var conn atomic.Pointer[sockhub.Conn]
 	go func() {
 		c, err := hub.ServeConn(t.Context(), ours, lo)
-		s.c = c
+		conn.Store(c)
 		served <- err
 	}()
 
@@ -236,6 +238,7 @@ func play(t *testing.T, seed uint64, text []byte) {
 			<-time.After(d)
 		}
 		synctest.Wait()
+		s.c = conn.Load()
 	}
 	// Now all that can arrive does, within less than any timeout.
 	pace <- 0
@@ -270,6 +273,7 @@ func play(t *testing.T, seed uint64, text []byte) {
 	peer.Close()
 	<-wrote
 	err = <-served
+	s.c = conn.Load()
 	s.check(how&scriptNamed != 0, whole, err, <-wire)
 }
 
