@@ -161,7 +161,7 @@ func play(t *testing.T, seed uint64, text []byte) {
 		}
 	}()
 
-	closed := make(chan struct{}) // when our Shutdown has returned; made at once, closed then
+	closed := make(chan struct{}) // closed when our Shutdown has returned, or was never called
 	shutdown := false
 	slept := time.Duration(0) // HandshakeTimeout and the others may have ended it
 	for len(text) > 0 {
