@@ -226,6 +226,8 @@ func TestClientThatComesBackAtOnceIsLetIn(t *testing.T) {
 				p.Close()
 			}
 			s.until("all ends", func() bool { return len(s.gone) == n })
+			s.mu.Lock()
+			defer s.mu.Unlock()
 			if len(s.conns) != n || s.count != n {
 				t.Errorf("%d connections and %d messages, want %d", len(s.conns), s.count, n)
 			}
