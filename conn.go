@@ -1421,8 +1421,8 @@ type EndHandler interface {
 // was already taken goes to it, in order. nil gives it back to Events. It may
 // be called at any time, does not wait, and takes effect when the current Handler,
 // if it is being called, has had what came together with the message of that call
-// (Reply.SetHandler takes effect with the next message); then it hears nothing more. The end of a connection that was reported to Events is reported
-// there too.
+// (Reply.SetHandler takes effect with the next message); then it hears nothing
+// more. The end of a connection that was reported to Events is reported there too.
 //
 // The error is that of Send when the connection has ended.
 func (c *Conn) SetHandler(h Handler) error {

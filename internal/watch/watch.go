@@ -18,8 +18,8 @@ import (
 // Target is looked at when its moment has come.
 type Target interface {
 	// Check is told the time, as Watch.Now gives it, and returns when to be
-	// called next; 0 for not at all. It may be called up to 2 ms late. It is called by Run's goroutine, with
-	// no lock held, and must not block.
+	// called next; 0 for not at all. It may be called up to 2 ms late, by
+	// Run's goroutine, with no lock held, and must not block.
 	Check(now time.Duration) (next time.Duration)
 }
 
