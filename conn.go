@@ -439,8 +439,10 @@ func (c *Conn) serve() {
 		if rest = c.moves; rest {
 			return
 		}
-		if c.stream != nil {
-			<-c.stream.wake // its user is in Read
+		if s := c.stream; s != nil {
+			if s.wake != nil {
+				<-s.wake // its user is in Read
+			} // else it has begun since attend looked, and is the handler's
 			continue
 		}
 		if err := c.t.Read(c.turn); err != nil && err != transport.ErrKicked {

@@ -150,6 +150,55 @@ func TestStreamOfEventsHoldsItsConnectionBack(t *testing.T) {
 	})
 }
 
+// A stream that lies in what was read when the hub shuts down is begun late; a
+// handler that then fills the queue in Drained leaves its input waiting for room,
+// with the stream at its front.
+func TestShutdownWhileAStreamAndRoomAreAwaited(t *testing.T) {
+	for range 20 {
+		synctest.Test(t, func(t *testing.T) {
+			h := &drainedStreamHandler{left: 1}
+			ours, peer := memnet.Pair(&memnet.Options{Buffer: 100})
+			hub, err := sockhub.New(t.Context(), &sockhub.Options{StreamOver: 200, ConnOutbound: 10})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := hub.ServeConn(t.Context(), ours, &sockhub.ListenOptions{
+				Mode: sockhub.Anonymous, Handler: func(*sockhub.Conn) sockhub.Handler { return h }}); err != nil {
+				t.Fatal(err)
+			}
+			peer.Write(append(frame("a"), frame(string(pattern(300)))[:40]...))
+			synctest.Wait()
+			ends := make(chan error)
+			go func() { ends <- hub.Shutdown(t.Context()) }()
+			synctest.Wait()
+			for range 2 {
+				expect(t, peer, frame(string(pattern(1000))))
+			}
+			go io.Copy(io.Discard, peer)
+			if err := <-ends; err != nil {
+				t.Error(err)
+			}
+			peer.Close()
+			hub.Close()
+		})
+	}
+}
+
+// drainedStreamHandler answers a message, and Drained as long as left is not 0.
+type drainedStreamHandler struct {
+	sockhub.BaseHandler
+	left int
+}
+
+func (h *drainedStreamHandler) Message(r *sockhub.Reply, m []byte)         { r.Send(pattern(1000)) }
+func (h *drainedStreamHandler) Stream(_ *sockhub.Reply, s *sockhub.Stream) { io.Copy(io.Discard, s) }
+func (h *drainedStreamHandler) Drained(r *sockhub.Reply) {
+	if h.left > 0 {
+		h.left--
+		r.Send(pattern(1000))
+	}
+}
+
 func TestStreamEndsWithItsConnection(t *testing.T) {
 	ends := map[string]struct {
 		end  func(hub *sockhub.Hub, ours *sockhub.Conn, peer *memnet.End)

@@ -26,11 +26,11 @@ func (p *proof) root() string {
 // goTest runs go test in a directory of the module, shows how far it is, and
 // fails the row if a test fails. each, if not nil, gets every line.
 func (p *proof) goTest(dir string, limit time.Duration, each func(line string), args ...string) (passed bool) {
-	args = append([]string{"test", "-count=1"}, args...)
+	first := []string{"test", "-count=1"}
 	if !contains(args, "-fuzz") {
-		args = append(args, "-timeout", limit.String())
+		first = append(first, "-timeout", limit.String()) // before any flag of ours, behind which it would be ours too
 	}
-	return p.goRun(dir, limit, each, args...)
+	return p.goRun(dir, limit, each, append(first, args...)...)
 }
 
 // goRun runs the go command, which is in the table if it fails.
