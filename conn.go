@@ -101,7 +101,8 @@ type Conn struct {
 	reply               Reply // the handler's
 
 	// mu guards what follows, up to the next empty line. It may be taken with
-	// hub.mu held, and nothing is locked inside it.
+	// hub.mu held; inside it only locks are taken that nothing is locked inside of,
+	// and casts.mu, which cast.mu is.
 	mu       gatheringLock
 	out      output
 	inMsgs   uint64
@@ -1817,7 +1818,7 @@ func (r *Reply) gatherLocked() {
 	charge := o.charge()
 	g.slab.Reset(min(o.limit-charge, r.c.hub.budget.out.Left(&o.share, charge)))
 	if r.gathering == nil {
-		g.c, r.gathering = r.c, g
+		r.gathering = g
 		r.c.mu.gathering.Store(g)
 	}
 }
@@ -1825,7 +1826,7 @@ func (r *Reply) gatherLocked() {
 // gatherNoMoreLocked ends that.
 func (r *Reply) gatherNoMoreLocked() {
 	r.c.mu.gathering.Store(nil)
-	r.gathering.c, r.gathering, r.small = nil, nil, 0
+	r.gathering, r.small = nil, 0
 }
 
 // easeSend finds out what Send need not ask.
@@ -1838,21 +1839,26 @@ func (r *Reply) easeSend() {
 // gathering is where a Handler's answers gather, while it is called again and
 // again for messages that came together. What is published there was accepted:
 // whoever locks Conn.mu finds it in the queue, because the lock puts it there.
-type gathering struct {
-	c    *Conn
-	slab outq.Slab
-}
+type gathering struct{ slab outq.Slab }
 
-// gatheringLock is a mutex that takes in what was gathered.
+// gatheringLock is a mutex that takes in what was accepted without it: what was
+// gathered, or broadcast. There is never something of both, so that they need no
+// order among each other: see cast.
 type gatheringLock struct {
 	sync.Mutex
+	c         *Conn
 	gathering atomic.Pointer[gathering] // set and removed by the reader, with the lock held
+	cast      *cast                     // guarded by the lock: that the connection is in, or nil
+	seat      int                       // of it there
 }
 
 func (l *gatheringLock) Lock() {
 	l.Mutex.Lock()
 	if g := l.gathering.Load(); g != nil && g.slab.Waiting() {
-		g.c.takeInLocked(&g.slab, (*outq.Queue).Take)
+		l.c.takeInLocked(&g.slab, (*outq.Queue).Take)
+	}
+	if l.cast != nil {
+		l.c.leaveCastLocked()
 	}
 }
 
@@ -1861,6 +1867,9 @@ func (r *Reply) lock() {
 	r.c.mu.Mutex.Lock()
 	if g := r.gathering; g != nil && g.slab.Waiting() {
 		r.c.takeInLocked(&g.slab, (*outq.Queue).TakeWhole)
+	}
+	if r.c.mu.cast != nil {
+		r.c.leaveCastLocked()
 	}
 }
 

@@ -106,7 +106,8 @@ type Hub struct {
 	evicted   int    // sessions of packets that made place for others, and are on their way out
 	totals    Stats
 
-	fan fan // what goes to Events
+	fan   fan   // what goes to Events
+	casts casts // what Broadcasts share
 }
 
 // stage is how far the hub's end has come.
@@ -361,19 +362,25 @@ func (e *BroadcastError) Unwrap() []error {
 // Broadcast queues msg for each connection that to yields, and waits for
 // none: n accepted it, and the others are in the *BroadcastError, with the
 // error that TrySend would have returned. It takes ownership of msg.
+//
+// Small messages that are broadcast in a burst to the same connections, yielded in
+// the same order as by Conns, are kept once for all of them; a connection may then
+// have such a message only when to has ended. So to should not wait for something.
+// It runs on the caller's goroutine, without any lock of the hub; if it panics, what
+// it yielded before has the message.
 func (h *Hub) Broadcast(to iter.Seq[*Conn], msg []byte) (n int, err error) {
-	var refused []SendError
-	for c := range to {
-		if err := c.TrySend(msg); err != nil {
-			refused = append(refused, SendError{c, err})
-		} else {
-			n++
+	b := broadcast{hub: h, msg: msg}
+	b.again, b.begin = h.casts.find(h.turn.Load(), len(msg))
+	defer func() { // also when to panics
+		if b.end(); b.refused != nil {
+			err = &BroadcastError{b.refused}
 		}
+		n = b.n
+	}()
+	for c := range to {
+		b.next(c)
 	}
-	if refused != nil {
-		return n, &BroadcastError{refused}
-	}
-	return n, nil
+	return 0, nil // see above
 }
 
 // Conn returns the current connection of a client, and whether there is one.
@@ -1303,7 +1310,7 @@ const maxLikely = 1024
 // of their numbers one is odd and one even.
 type place struct {
 	seq      uint64 // of the batch; what follows is nothing in another
-	received int    // index in Received plus 1
+	received int32  // index in Received plus 1
 	drained  bool   // it is in Drained
 }
 
@@ -1418,7 +1425,7 @@ func (f *fan) receivedLocked(b *Batch, c *Conn, msgs [][]byte, bytes int64, s *S
 		}
 		b.Received = append(b.Received, Delivery{Conn: c})
 		b.charges = append(b.charges, charge{conn: c})
-		in.received = len(b.Received)
+		in.received = int32(len(b.Received))
 	}
 	d := &b.Received[in.received-1]
 	switch {
@@ -1520,7 +1527,7 @@ func (f *fan) isDiverted(d *diversion) bool {
 func (f *fan) withdrawLocked(b *Batch, c *Conn) (charged int64) {
 	d := c.diverted
 	if in := c.inLocked(b); in.received > 0 {
-		i, last := in.received-1, len(b.Received)-1
+		i, last := int(in.received)-1, len(b.Received)-1
 		d.msgs, d.stream = b.Received[i].Messages, b.Received[i].Stream != nil
 		if c.set.reuse { // the batch keeps their chunks, but not for us
 			d.msgs = slices.Clone(d.msgs)

@@ -844,6 +844,7 @@ func (g *greeting) tell(err error) {
 // first was read of it already.
 func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, first []byte) (*Conn, error) {
 	c := &Conn{hub: h, set: set, born: h.watch.Now()}
+	c.mu.c = c
 	c.peer = peerOf(rwc, network, set.tag)
 	c.dec = decoder{framing: set.framing, max: set.maxMessage}
 	if set.tls == nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -247,17 +248,8 @@ func (c *Conn) queue(ctx context.Context, size int, put func(*outq.Queue, *outq.
 // that to write one at once is to hand it over.
 func (c *Conn) sendLocked() {
 	o := &c.out
-	if !c.hub.sent.Load() {
-		c.hub.sent.Store(true)
-	}
-	turn := c.hub.turn.Load()
-	if o.turn != turn {
-		o.before = 0
-		if o.turn == turn-1 {
-			o.before = o.sends
-		}
-		o.turn, o.sends = turn, 0
-	}
+	c.hub.noteSend()
+	o.beginTurn(c.hub.turn.Load())
 	if o.sends++; (o.sends == 1 && o.before <= 1 || c.set.sessions()) && !o.writing && !o.frozen && len(o.waiters) == 0 && !o.idle() {
 		o.writing = true
 		c.tryLocked()
@@ -266,6 +258,24 @@ func (c *Conn) sendLocked() {
 	c.startWriterLocked()
 	if len(o.waiters) > 0 {
 		c.roomLocked()
+	}
+}
+
+// noteSend makes the end of the next turn of a Handler one of the hub's.
+func (h *Hub) noteSend() {
+	if !h.sent.Load() {
+		h.sent.Store(true)
+	}
+}
+
+// beginTurn counts anew if it is another turn of the hub's.
+func (o *output) beginTurn(turn uint64) {
+	if o.turn != turn {
+		o.before = 0
+		if o.turn == turn-1 {
+			o.before = o.sends
+		}
+		o.turn, o.sends = turn, 0
 	}
 }
 
@@ -437,6 +447,289 @@ func (c *Conn) makeRoomLocked(charge int64) bool {
 		}
 	}
 	return false
+}
+
+// ---- broadcasts ----
+
+// cast is a run of small messages that are broadcast to the same connections, one
+// Broadcast after the other. The first one visits every connection, and each that
+// would only queue the message joins the cast instead, and starts its writer; those
+// that follow in the burst add to the run, and visit nobody. Whoever locks a Conn.mu
+// next, the writer mostly, takes the connection out of the cast and puts what the
+// run has come to into its queue, as a reference to the one copy that there is.
+//
+// Why that is right: while a connection is in a cast nobody has had its lock, so
+// that it still is as it was when it joined: it takes messages, none of them has to
+// wait or to come after something else, and there is room for limit, within the
+// floor that the budget has for each. So a message is accepted for all who are in
+// the cast at the moment when it is added, under mu. What is sent to one of them
+// before that, or after, has locked Conn.mu, and its place in the queue with it.
+// While a Handler's answers gather, which takes no lock, a connection is in none.
+//
+// With a thousand connections and 16 messages in flight the server spends 310 ns of
+// its own on a message for one of them, and 730 if each visits each connection,
+// whose memory is out of the caches by the time that the next one comes.
+type cast struct {
+	of    *casts
+	limit int64 // of run.Charge
+
+	// Constant once the cast is used again.
+	conns   []*Conn // in the order in which they were yielded, also who did not join
+	longest uint64  // message that all who joined may be sent
+
+	// mu guards what follows. Conn.mu or casts.mu may be held; nothing is locked
+	// inside it.
+	mu   sync.Mutex
+	run  outq.Run
+	gone []bool // by the place in conns: has left, or did not join
+	left int    // how many of these
+}
+
+const (
+	castSize   = 2 << 10  // longest message: larger ones are queued as references anyway
+	castCharge = 16 << 10 // limit, or the budget's floor if that is less
+)
+
+func (h *Hub) newCast(first []byte) *cast {
+	k := &cast{of: &h.casts, limit: min(castCharge, h.budget.out.Floor()), longest: math.MaxUint64}
+	k.run.Add(first)
+	return k
+}
+
+// join makes c wait for what comes, if a message of this size would be queued
+// behind it and nothing else would have to be seen to.
+func (k *cast) join(c *Conn, size int) (joined bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := &c.out
+	if o.framing != outq.Default || c.checkSize(size) != nil || c.set.sessions() || o.refuse != nil || o.frozen || o.run ||
+		len(o.waiters) > 0 || c.mu.gathering.Load() != nil {
+		return false
+	}
+	if room := o.charge() + k.limit; int64(size)+MessageCharge > k.limit || room > o.limit || !c.hub.budget.out.Has(&o.share, room) {
+		return false
+	}
+	o.beginTurn(c.hub.turn.Load())
+	if o.sends == 0 && o.before <= 1 && !o.writing {
+		return false // to be written at once: see sendLocked
+	}
+	c.hub.noteSend()
+	o.sends++
+	o.lacked = 0
+	c.mu.cast, c.mu.seat = k, k.take(c, true)
+	k.longest = min(k.longest, c.set.maxMessage)
+	if !o.writing {
+		o.writing = true
+		c.runWriterLocked()
+	}
+	return true
+}
+
+// take gives c the next place.
+func (k *cast) take(c *Conn, joined bool) (seat int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.conns = append(k.conns, c)
+	k.gone = append(k.gone, !joined)
+	if !joined {
+		k.left++
+	}
+	return len(k.conns) - 1
+}
+
+// add accepts a message for all who are in the cast, and returns who is not any
+// more; or it cannot.
+func (k *cast) add(msg []byte) (n int, gone []*Conn, ok bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if uint64(len(msg)) > k.longest || k.run.Charge()+int64(len(msg))+MessageCharge > k.limit || k.left > len(k.conns)/2 {
+		return 0, nil, false
+	}
+	k.run.Add(msg)
+	for i, c := range k.conns {
+		if k.left == len(gone) {
+			break
+		}
+		if k.gone[i] {
+			gone = append(gone, c)
+		}
+	}
+	return len(k.conns) - k.left, gone, true
+}
+
+// leaveCastLocked queues what c has of its cast.
+func (c *Conn) leaveCastLocked() {
+	k, o := c.mu.cast, &c.out
+	c.mu.cast = nil
+	k.mu.Lock()
+	msgs, bytes := k.run.Len(), k.run.Bytes()
+	o.q.AppendRun(&k.run)
+	k.gone[c.mu.seat] = true
+	k.left++
+	last := k.left == len(k.conns)
+	k.mu.Unlock()
+	o.accepted.add(msgs, bytes)
+	o.sends += msgs - 1 // the first was counted
+	if last {
+		k.of.drop(k)
+	}
+}
+
+// casts is a hub's last cast, and whether the next Broadcast should begin one: there
+// are several in a turn of the hub's, and the last casts were of use.
+type casts struct {
+	mu      sync.Mutex
+	last    *cast  // to which messages may be added, or nil
+	turn    uint64 // of the hub, at the last Broadcast
+	n       int    // Broadcasts in that turn
+	before  int    // and in the one before
+	skip    int    // so many that might begin a cast are to begin none
+	useless int    // so many were skipped last, because of casts with one message
+}
+
+// find returns what a Broadcast of a message of this size may add to, or nil, and
+// whether it may begin a cast if that does not do. It waits for nobody: where
+// several Broadcast at the same time, some do without.
+func (s *casts) find(turn uint64, size int) (k *cast, begin bool) {
+	if size == 0 || size > castSize || !s.mu.TryLock() {
+		return nil, false
+	}
+	defer s.mu.Unlock()
+	if s.turn != turn {
+		s.before = 0
+		if s.turn == turn-1 {
+			s.before = s.n
+		}
+		s.turn, s.n = turn, 0
+	}
+	if s.n++; s.n == 1 && s.before <= 1 {
+		return s.last, false
+	}
+	if s.skip > 0 {
+		s.skip--
+		return s.last, false
+	}
+	return s.last, true
+}
+
+// publish lets others add to a cast, if enough have joined it.
+func (s *casts) publish(k *cast) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dropLocked()
+	s.last = k
+	k.mu.Lock()
+	few := k.left > len(k.conns)/2
+	k.mu.Unlock()
+	if few {
+		s.dropLocked()
+	}
+}
+
+// drop ends a cast: nobody is in it any more, or nothing more can be added.
+func (s *casts) drop(k *cast) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last == k {
+		s.dropLocked()
+	}
+}
+
+func (s *casts) dropLocked() {
+	const most = 63
+	k := s.last
+	if k == nil {
+		return
+	}
+	s.last = nil
+	k.mu.Lock()
+	used := k.run.Len() > 1
+	k.mu.Unlock()
+	if used {
+		s.skip, s.useless = 0, 0
+	} else {
+		s.useless = min(2*s.useless+1, most)
+		s.skip = s.useless
+	}
+}
+
+// broadcast is one Broadcast.
+type broadcast struct {
+	hub     *Hub
+	msg     []byte
+	n       int         // accepted by
+	refused []SendError // by the others
+
+	again *cast // those of which, in their order, all have been yielded until now, or nil
+	seen  int   // how many these are; they have not got the message yet
+	begin bool  // a cast may be begun
+	made  *cast // that was, with this message as the first
+}
+
+// next is for a connection that was yielded.
+func (b *broadcast) next(c *Conn) {
+	if k := b.again; k != nil {
+		if b.seen < len(k.conns) && k.conns[b.seen] == c {
+			b.seen++
+			return
+		}
+		b.differ()
+	}
+	b.visit(c)
+}
+
+// differ is for when this broadcast cannot be another's repetition.
+func (b *broadcast) differ() {
+	k := b.again
+	b.again = nil
+	for _, c := range k.conns[:b.seen] {
+		b.visit(c)
+	}
+}
+
+func (b *broadcast) visit(c *Conn) {
+	if b.begin {
+		if b.made == nil {
+			b.made = b.hub.newCast(b.msg)
+		}
+		if b.made.join(c, len(b.msg)) {
+			b.n++
+			return
+		}
+		b.made.take(c, false)
+	}
+	b.send(c)
+}
+
+func (b *broadcast) send(c *Conn) {
+	if err := c.TrySend(b.msg); err != nil {
+		b.refused = append(b.refused, SendError{c, err})
+	} else {
+		b.n++
+	}
+}
+
+// end is for when all were yielded.
+func (b *broadcast) end() {
+	if k := b.again; k != nil {
+		n, gone, ok := 0, []*Conn(nil), false
+		if b.seen == len(k.conns) {
+			b.hub.noteSend()
+			if n, gone, ok = k.add(b.msg); !ok {
+				k.of.drop(k)
+			}
+		}
+		if !ok {
+			b.differ()
+		}
+		b.n += n
+		for _, c := range gone {
+			b.send(c)
+		}
+	}
+	if b.made != nil {
+		b.hub.casts.publish(b.made)
+	}
 }
 
 // SendMany queues the messages that m yields, in one run: nobody else's come

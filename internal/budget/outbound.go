@@ -63,10 +63,20 @@ type Share struct {
 // Used is what is taken of the shared half.
 func (b *Outbound[C]) Used() int64 { return b.used.Load() }
 
+// Floor is what each connection has for itself.
+func (b *Outbound[C]) Floor() int64 { return b.floor.Load() }
+
+// Has reports whether a connection has room for this charge already.
+func (b *Outbound[C]) Has(s *Share, charge int64) bool { return b.lacks(s, charge) <= 0 }
+
+func (b *Outbound[C]) lacks(s *Share, charge int64) int64 {
+	return charge - b.floor.Load() - s.held - s.exempt
+}
+
 // Take asks for room for a connection whose queue is charged so much with the
 // message that is to be accepted. alone: there is no other in it.
 func (b *Outbound[C]) Take(c C, s *Share, charge int64, alone bool) bool {
-	lacks := charge - b.floor.Load() - s.held - s.exempt
+	lacks := b.lacks(s, charge)
 	if lacks <= 0 {
 		return true
 	}
@@ -90,7 +100,7 @@ func (b *Outbound[C]) Take(c C, s *Share, charge int64, alone bool) bool {
 // Force takes what Take refuses: what a Handler answers is never refused, but
 // the Handler is not called again before there is room.
 func (b *Outbound[C]) Force(s *Share, charge int64) {
-	if lacks := charge - b.floor.Load() - s.held - s.exempt; lacks > 0 {
+	if lacks := b.lacks(s, charge); lacks > 0 {
 		s.held += lacks
 		b.used.Add(lacks)
 	}

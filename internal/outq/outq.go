@@ -59,6 +59,8 @@ type block struct {
 	next  *block
 
 	msg0, buf0, ref0 int // where that message begins
+
+	shared bool // buf and msgs are those of a Run: there is no room for more, and they are not used again
 }
 
 // Blocks that were wholly written are used again. What a report tells of is
@@ -66,6 +68,8 @@ type block struct {
 var (
 	smallBlocks = sync.Pool{New: func() any { return &block{buf: make([]byte, 0, smallBlock)} }}
 	largeBlocks = sync.Pool{New: func() any { return &block{buf: make([]byte, 0, largeBlock)} }}
+
+	sharedBlocks = sync.Pool{New: func() any { return new(block) }} // for what is not theirs
 )
 
 func (b *block) reset() {
@@ -78,6 +82,11 @@ func (b *block) reset() {
 }
 
 func (b *block) recycle() {
+	if b.shared {
+		*b = block{}
+		sharedBlocks.Put(b)
+		return
+	}
 	b.reset()
 	switch cap(b.buf) {
 	case smallBlock:

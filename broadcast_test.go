@@ -1,0 +1,421 @@
+package sockhub_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/memnet"
+)
+
+// crowd is several connections of a hub, and what each has accepted.
+type crowd struct {
+	*room
+	size  int  // of messages, mostly at most
+	runs  bool // there are SendManys, a portion of which may overfill a queue
+	conns []*sockhub.Conn
+	most  map[*sockhub.Conn]int                   // longest message that may be sent
+	full  map[*sockhub.Conn]int64                 // largest charge of a queue, of those without a handler
+	ends  map[*sockhub.Conn]sockhub.Disconnection // of those without a handler, until Events is closed
+	got   map[*sockhub.Conn][]string              // by the peers, at their end
+
+	mu       sync.Mutex
+	accepted map[*sockhub.Conn][]string // of each sender in its order
+	handled  map[*sockhub.Conn]sockhub.Disconnection
+}
+
+// source is who sends, from one goroutine at a time; what it sends is "name:number".
+type source struct {
+	*crowd
+	name string
+	n    int
+	rnd  *rand.Rand
+}
+
+func (s *source) message() []byte {
+	s.n++
+	size := s.rnd.IntN(s.size)
+	if s.rnd.IntN(30) == 0 {
+		size = 3000
+	}
+	return append(fmt.Appendf(nil, "%s:%d ", s.name, s.n), bytes.Repeat([]byte{'x'}, size)...)
+}
+
+func (s *source) took(c *sockhub.Conn, m []byte) {
+	if len(m) > s.most[c] {
+		s.t.Errorf("%d bytes accepted, at most %d may be sent", len(m), s.most[c])
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.accepted[c] = append(s.accepted[c], string(m))
+}
+
+func (s *source) send(c *sockhub.Conn) {
+	if m := s.message(); c.TrySend(slices.Clone(m)) == nil {
+		s.took(c, m)
+	}
+}
+
+// sendMany sends messages in one run, whose name they have in common.
+func (s *source) sendMany(c *sockhub.Conn) {
+	run := fmt.Sprintf("run=%s.%d", s.name, s.n)
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Duration(s.rnd.IntN(20))*time.Millisecond)
+	defer cancel()
+	var msgs [][]byte
+	for range 1 + s.rnd.IntN(100) {
+		if m := append(s.message(), run...); len(m) <= s.most[c] {
+			msgs = append(msgs, m)
+		}
+	}
+	n, _ := c.SendMany(ctx, func(yield func([]byte) bool) {
+		for _, m := range msgs {
+			if !yield(slices.Clone(m)) {
+				return
+			}
+		}
+	})
+	for _, m := range msgs[:n] {
+		s.took(c, m)
+	}
+}
+
+// broadcast sends one message to each of to, and checks what Broadcast says.
+func (s *source) broadcast(to []*sockhub.Conn) {
+	m := s.message()
+	n, err := s.Broadcast(slices.Values(to), slices.Clone(m))
+	refused := make(map[*sockhub.Conn]int)
+	var be *sockhub.BroadcastError
+	if errors.As(err, &be) {
+		for _, r := range be.Refused {
+			refused[r.Conn]++
+		}
+	} else if err != nil {
+		s.t.Error(err)
+	}
+	for _, c := range to {
+		if refused[c]--; refused[c] < 0 {
+			n--
+			s.took(c, m)
+		}
+	}
+	if n != 0 {
+		s.t.Errorf("%d more have accepted than were not refused", n)
+	}
+}
+
+// some is a part of the connections, mostly all.
+func (s *source) some() []*sockhub.Conn {
+	to := slices.Clone(s.conns)
+	switch s.rnd.IntN(8) {
+	case 0:
+		return to[:s.rnd.IntN(len(to)+1)]
+	case 1:
+		s.rnd.Shuffle(len(to), func(i, j int) { to[i], to[j] = to[j], to[i] })
+	case 2:
+		return append(to, to[s.rnd.IntN(len(to))]) // one of them twice
+	}
+	return to
+}
+
+// burst broadcasts some messages, one after the other.
+func (s *source) burst(n int) {
+	to := s.some()
+	for range n {
+		s.broadcast(to)
+		c := s.conns[s.rnd.IntN(len(s.conns))]
+		switch s.rnd.IntN(30) {
+		case 0:
+			s.send(c)
+		case 1:
+			to = s.some()
+		}
+		if s.rnd.IntN(10) > 0 {
+			continue
+		}
+		if q, most := c.Stats().QueuedOut, s.full[c]; most > 0 && !s.runs && q > most {
+			s.t.Errorf("%d bytes queued, at most %d may be", q, most)
+		}
+	}
+}
+
+// answering is a Handler that broadcasts and answers. Its answers take their place
+// when the call returns, so that they are behind what it has broadcast.
+type answering struct {
+	sockhub.BaseHandler
+	source
+}
+
+func (h *answering) Message(r *sockhub.Reply, _ []byte) {
+	if h.rnd.IntN(3) == 0 {
+		h.burst(1 + h.rnd.IntN(4))
+	}
+	for range h.rnd.IntN(3) {
+		if m := h.message(); r.Send(slices.Clone(m)) == nil {
+			h.took(r.Conn(), m)
+		}
+	}
+}
+
+func (h *answering) Disconnected(d sockhub.Disconnection) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.handled[d.Conn] = d
+}
+
+// Bursts of broadcasts from several goroutines, from handlers too, among other
+// messages, ends of connections, and peers that take their time: each connection
+// gets of each sender what it has accepted, in order, without a gap, once; and its
+// report agrees.
+func TestBroadcastsAmongEverythingElse(t *testing.T) {
+	eachBubble(t, 100, func(t *testing.T, seed uint64) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		o := &sockhub.Options{
+			ConnOutbound: 500 + rnd.Int64N(60_000), ReuseBuffers: rnd.IntN(2) == 0, WriteTimeout: time.Hour,
+			Overflow: []sockhub.OverflowPolicy{sockhub.BlockSender, sockhub.DropNewest, sockhub.DisconnectPeer}[rnd.IntN(3)],
+		}
+		if rnd.IntN(3) == 0 {
+			o.OutboundLimit, o.MaxConns, o.MaxMessage = 1<<20, 64, 4<<10 // floors of 8 KiB
+		}
+		k := &crowd{room: newRoom(t, o, nil), size: []int{30, 300, 1500}[rnd.IntN(3)], runs: rnd.IntN(2) == 0, most: make(map[*sockhub.Conn]int), full: make(map[*sockhub.Conn]int64),
+			got: make(map[*sockhub.Conn][]string), accepted: make(map[*sockhub.Conn][]string),
+			ends: make(map[*sockhub.Conn]sockhub.Disconnection), handled: make(map[*sockhub.Conn]sockhub.Disconnection)}
+		newSource := func(name string) source {
+			return source{crowd: k, name: name, rnd: rand.New(rand.NewPCG(seed, uint64(rnd.Uint32())))}
+		}
+		var peers, senders sync.WaitGroup
+		closed, begin := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(closed)
+			for b := range k.Events() {
+				for _, d := range b.Disconnected {
+					k.ends[d.Conn] = d
+				}
+				b.Release()
+			}
+		}()
+		for i := range 2 + rnd.IntN(8) {
+			mo := &memnet.Options{Seed: seed, Buffer: 1 + rnd.IntN(8<<10), Faults: memnet.Faults{ShortWrite: 0.1, Stall: 0.1, MaxWait: 20 * time.Millisecond}}
+			lo := &sockhub.ListenOptions{MaxMessage: 4 << 10}
+			if rnd.IntN(4) == 0 {
+				lo.MaxMessage = 200
+			}
+			handled := rnd.IntN(2) == 0
+			if handled {
+				h := &answering{source: newSource(fmt.Sprint("handler", i))}
+				lo.Handler = func(*sockhub.Conn) sockhub.Handler { return h }
+			}
+			c, p := k.serve(mo, lo)
+			k.conns = append(k.conns, c)
+			k.most[c] = int(lo.MaxMessage)
+			if !handled {
+				k.full[c] = o.ConnOutbound + lo.MaxMessage + sockhub.MessageCharge
+			}
+			pause := time.Duration(rnd.IntN(3)) * time.Millisecond
+			requests := rnd.IntN(200)
+			peers.Go(func() {
+				msgs, _, _ := readAll(slow{p, pause})
+				k.mu.Lock()
+				defer k.mu.Unlock()
+				k.got[c] = texts(msgs)
+			})
+			peers.Go(func() {
+				<-begin
+				for range requests {
+					p.Write(bytes.Repeat(frame("request"), 5))
+					<-time.After(time.Millisecond)
+				}
+			})
+		}
+		close(begin)
+		for i := range 3 {
+			s := newSource(fmt.Sprint("sender", i))
+			senders.Go(func() {
+				for range 40 {
+					s.burst(1 + s.rnd.IntN(40))
+					c := s.conns[s.rnd.IntN(len(s.conns))]
+					switch s.rnd.IntN(60) {
+					case 0:
+						c.Close()
+					case 1:
+						c.Finish()
+					case 2:
+						c.NotifyDrained()
+					case 3, 4, 5, 6:
+						if s.runs {
+							s.sendMany(c)
+						}
+					}
+					if s.rnd.IntN(3) > 0 {
+						<-time.After(time.Duration(s.rnd.IntN(3)) * time.Millisecond)
+					}
+				}
+			})
+		}
+		if rnd.IntN(2) == 0 {
+			senders.Wait()
+		}
+		flushed := false
+		if rnd.IntN(2) == 0 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rnd.IntN(5000))*time.Millisecond)
+			flushed = k.Shutdown(ctx) == nil
+			cancel()
+		}
+		k.Close()
+		senders.Wait()
+		<-closed
+		peers.Wait()
+		maps.Copy(k.ends, k.handled)
+		for i, c := range k.conns {
+			d, ok := k.ends[c]
+			if !ok {
+				t.Errorf("connection %d has not ended", i)
+				continue
+			}
+			checkReport(t, c, d, false)
+			if n := uint64(len(k.accepted[c])); d.Report.AcceptedMessages != n {
+				t.Errorf("connection %d: %d accepted, its report says %d", i, n, d.Report.AcceptedMessages)
+			}
+			all, got, left := bySender(k.accepted[c]), bySender(k.got[c]), bySender(unsent(d.Report))
+			n := 0
+			for name, a := range all {
+				g, l := got[name], left[name]
+				n += len(g)
+				if len(g)+len(l) > len(a) || !slices.Equal(a[:len(g)], g) || !slices.Equal(a[len(a)-len(l):], l) {
+					t.Errorf("connection %d accepted %d of %s, got %d, unsent %d: not the first and the last", i, len(a), name, len(g), len(l))
+				}
+			}
+			over, last := make(map[string]bool), ""
+			for _, m := range k.got[c] {
+				_, run, _ := strings.Cut(m, "run=")
+				if run != last {
+					over[last] = true
+				}
+				if last = run; run != "" && over[run] {
+					t.Errorf("connection %d: something came within the run of %s", i, run)
+				}
+			}
+			if n != len(k.got[c]) || flushed && d.Report.UnsentMessages == 0 && !d.Report.Cut && d.Report.Unacked == 0 && n != len(k.accepted[c]) {
+				t.Errorf("connection %d accepted %d messages, and got %d, %d of them accepted", i, len(k.accepted[c]), len(k.got[c]), n)
+			}
+		}
+	})
+}
+
+// bySender parts messages by who has sent them.
+func bySender(msgs []string) map[string][]string {
+	m := make(map[string][]string)
+	for _, s := range msgs {
+		name, _, _ := strings.Cut(s, ":")
+		m[name] = append(m[name], s)
+	}
+	return m
+}
+
+// slow reads with a pause before each Read.
+type slow struct {
+	p     *memnet.End
+	pause time.Duration
+}
+
+func (s slow) Read(p []byte) (int, error) {
+	if s.pause > 0 {
+		<-time.After(s.pause)
+	}
+	return s.p.Read(p)
+}
+
+// A burst of broadcasts fills a queue as far as the same messages one at a time, and
+// not beyond; and comes to nobody within a message from a reader.
+func TestBurstOfBroadcastsKeepsTheLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit, size = 40_000, 500
+		r := newRoom(t, &sockhub.Options{ConnOutbound: limit, MaxConns: 8, WriteTimeout: -1}, nil)
+		var conns []*sockhub.Conn
+		for i := range 8 {
+			var lo sockhub.ListenOptions
+			if i == 0 {
+				lo.ConnOutbound = 10 << 20 // so that it is not for want of room
+			}
+			c, _ := r.serve(stuck, &lo)
+			conns = append(conns, c)
+			c.TrySend([]byte("being written"))
+		}
+		fed := conns[0]
+		go fed.SendFrom(t.Context(), 1<<20, io.MultiReader(bytes.NewReader(make([]byte, 300_000)), blocks{t.Context()}))
+		synctest.Wait()
+		accepted := 0
+		for range 100 {
+			n, err := r.Broadcast(r.Conns(), make([]byte, size))
+			accepted += n
+			var be *sockhub.BroadcastError
+			if !errors.As(err, &be) || be.Refused[0].Conn != fed || n+len(be.Refused) != len(conns) {
+				t.Fatalf("%d accepted, %v", n, err)
+			}
+		}
+		first := int64(len("being written") + sockhub.MessageCharge)
+		each := (limit - first + size + sockhub.MessageCharge - 1) / (size + sockhub.MessageCharge)
+		if want := int(each) * (len(conns) - 1); accepted != want {
+			t.Errorf("%d accepted, want %d", accepted, want)
+		}
+		for _, c := range conns[1:] {
+			if q := c.Stats().QueuedOut; q != first+each*(size+sockhub.MessageCharge) {
+				t.Errorf("%d bytes queued", q)
+			}
+		}
+	})
+}
+
+// blocks is a reader that has nothing until the end of a context.
+type blocks struct{ ctx context.Context }
+
+func (b blocks) Read([]byte) (int, error) {
+	<-b.ctx.Done()
+	return 0, b.ctx.Err()
+}
+
+// What an iterator yielded before it panicked has the message, also as the
+// repetition of another broadcast.
+func TestBroadcastWhoseIteratorPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		var (
+			conns []*sockhub.Conn
+			peers []*memnet.End
+		)
+		for range 4 {
+			c, p := r.serve(nil, nil)
+			conns, peers = append(conns, c), append(peers, p)
+		}
+		for k := range 5 {
+			func() {
+				defer func() { recover() }()
+				r.Broadcast(func(yield func(*sockhub.Conn) bool) {
+					for i, c := range conns {
+						if k == 3 && i == 2 {
+							panic("the iterator's")
+						}
+						yield(c)
+					}
+				}, fmt.Append(nil, k))
+			}()
+		}
+		for i, p := range peers {
+			want := frames("0", "1", "2", "3", "4")
+			if i >= 2 {
+				want = frames("0", "1", "2", "4")
+			}
+			expect(t, p, want)
+		}
+	})
+}

@@ -1,0 +1,91 @@
+package outq
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// Many queues that take a run at different times, among messages of their own, have
+// each what there was of it; and what becomes of one queue changes no other.
+func TestRunIsTheSameForManyQueues(t *testing.T) {
+	for seed := range uint64(200) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		var (
+			run   Run
+			added [][]byte
+		)
+		type taker struct {
+			q    Queue
+			want [][]byte
+		}
+		takers := make([]taker, 1+r.IntN(8))
+		add := func() {
+			b := fmt.Appendf(nil, "%d:%d", seed, len(added))
+			switch r.IntN(6) {
+			case 0:
+				b = nil
+			case 1:
+				b = append(b, make([]byte, 500)...)
+			}
+			run.Add(slices.Clone(b))
+			added = append(added, b)
+		}
+		if seed%4 == 0 { // as long as a block's memory exactly
+			for range 8 {
+				added = append(added, make([]byte, smallBlock/8-defaultSize))
+				run.Add(added[len(added)-1])
+			}
+		}
+		for range 60 {
+			k := &takers[r.IntN(len(takers))]
+			switch r.IntN(5) {
+			case 0:
+				add()
+			case 1:
+				before, bytes := k.q.Len(), k.q.Bytes()
+				k.q.AppendRun(&run)
+				k.want = append(k.want, added...)
+				if k.q.Len()-before != run.Len() || k.q.Bytes()-bytes != run.Bytes() || run.Len() != len(added) {
+					t.Fatalf("a queue has grown by %d messages, %d bytes; the run has %d, %d", k.q.Len()-before, k.q.Bytes()-bytes, run.Len(), run.Bytes())
+				}
+			case 2:
+				b := bytes.Repeat([]byte{0xff}, r.IntN(100))
+				k.q.Append(Default, b)
+				k.want = append(k.want, b)
+			case 3:
+				if !k.q.Empty() {
+					if n := k.q.DropFirst(); n != len(k.want[0]) {
+						t.Fatalf("dropped %d bytes of %d", n, len(k.want[0]))
+					}
+					k.want = k.want[1:]
+				}
+			case 4:
+				var w Writing
+				var wire []byte
+				for w.Take(&k.q); !w.Empty(); {
+					for _, s := range w.Vec(make([][]byte, 0, 3), 1000) {
+						wire = append(wire, s...)
+						w.Wrote(len(s))
+					}
+				}
+				var want []byte
+				for _, b := range k.want {
+					want = append(binary.LittleEndian.AppendUint64(want, uint64(len(b))), b...)
+				}
+				if !bytes.Equal(wire, want) {
+					t.Fatalf("seed %d: wrote %q, want %q", seed, wire, want)
+				}
+				k.want = nil
+			}
+		}
+		for _, k := range takers {
+			if !slices.EqualFunc(slices.Collect(k.q.Bodies()), k.want, bytes.Equal) {
+				t.Fatalf("seed %d: %q is queued, want %q", seed, slices.Collect(k.q.Bodies()), k.want)
+			}
+		}
+	}
+}
