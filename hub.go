@@ -370,7 +370,7 @@ func (e *BroadcastError) Unwrap() []error {
 // it yielded before has the message.
 func (h *Hub) Broadcast(to iter.Seq[*Conn], msg []byte) (n int, err error) {
 	b := broadcast{hub: h, msg: msg}
-	b.again, b.begin = h.casts.find(h.turn.Load(), len(msg))
+	b.again, b.to, b.begin = h.casts.find(h.turn.Load(), len(msg))
 	defer func() { // also when to panics
 		if b.end(); b.refused != nil {
 			err = &BroadcastError{b.refused}
