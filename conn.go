@@ -342,7 +342,8 @@ func (c *Conn) opError(op string, err error) error {
 const (
 	readChunk = 16 << 10  // memory shared by the small messages that come together
 	minFree   = 2 << 10   // a chunk with less room is left to its messages
-	maxRead   = 256 << 10 // at once, into a message's own buffer
+	maxRead   = 256 << 10 // at once, into a message's own buffer, for Events
+	maxHeard  = 1 << 20   // ... for a Handler, whose call finds it in the caches
 	minRate   = 64 << 10  // bytes per second that who was given the budget's token has to come up to
 	readTurn  = 128 << 10 // after this much, others get their turn
 	doubt     = 100 * time.Millisecond
@@ -670,7 +671,11 @@ func (c *Conn) receive(t *turn) (n int, drained, ok bool, err error) {
 		c.dec.move(t.chunk.Mem()) // the front is warm
 	}
 	space := c.dec.space()
-	space = space[:min(len(space), maxRead)]
+	most := maxRead
+	if c.handler != nil {
+		most = maxHeard
+	}
+	space = space[:min(len(space), most)]
 	if c.dec.little() {
 		// The next is likely to be large too: its body goes to a buffer of its
 		// own, and what is read of it here has to be copied.

@@ -478,9 +478,11 @@ func (w *Writing) Bytes() int64  { return w.q.bytes }
 func (w *Writing) Charge() int64 { return w.q.Charge() }
 
 // Vec appends to dst the slices to write next: in at most cap(dst) slices, and
-// no further one when there are bytes bytes in them already.
+// no further one when there are bytes bytes in them already. A body of which only
+// a sixteenth of that would be left is not cut: the rest would be a system call of
+// its own, and a packet.
 func (w *Writing) Vec(dst [][]byte, bytes int) [][]byte {
-	in := w.in
+	in, slack := w.in, bytes/16
 	for b := w.q.head; b != nil; b = b.next {
 		buf, r, off := b.at(in)
 		in = 0
@@ -504,7 +506,9 @@ func (w *Writing) Vec(dst [][]byte, bytes int) [][]byte {
 				return dst
 			}
 			body := b.refs[r].body[off:]
-			body = body[:min(len(body), bytes)]
+			if len(body) > bytes+slack {
+				body = body[:bytes]
+			}
 			dst = append(dst, body)
 			bytes -= len(body)
 			r, off = r+1, 0

@@ -89,3 +89,27 @@ func TestRunIsTheSameForManyQueues(t *testing.T) {
 		}
 	}
 }
+
+// A body is not cut for a few bytes, which would be a write of their own.
+func TestBodyIsNotCutForAFewBytes(t *testing.T) {
+	const limit = 1 << 20
+	for _, c := range []struct{ size, first int }{
+		{limit - defaultSize, limit},
+		{limit, limit + defaultSize},
+		{limit + limit/16 - defaultSize, limit + limit/16},
+		{limit + limit/16, limit},
+		{3 * limit, limit},
+	} {
+		var w Writing
+		var q Queue
+		q.Append(Default, make([]byte, c.size))
+		w.Take(&q)
+		n := 0
+		for _, s := range w.Vec(make([][]byte, 0, 8), limit) {
+			n += len(s)
+		}
+		if n != c.first {
+			t.Errorf("%d bytes: the first write has %d, want %d", c.size, n, c.first)
+		}
+	}
+}
