@@ -409,10 +409,10 @@ func (h *Hub) Conns() iter.Seq[*Conn] {
 // the others since New.
 type Stats struct {
 	Conns      int // past their handshake
-	Connecting int // in their handshake
+	Connecting int // in their handshake, or before it in a PROXY header or Classify
 	Paused     int // of Conns: not read until the user takes what they have sent
 	Expected   int // names registered with Expect
-	Listeners  int // open
+	Listeners  int // open; one whose net.Listener was closed counts until Accept has said so
 
 	Accepted     uint64 // connections that a handshake has let in
 	Dialed       uint64 // connections of Dial and Attach that the peer has let in
@@ -444,7 +444,7 @@ type Stats struct {
 func (h *Hub) Stats() Stats {
 	h.mu.Lock()
 	s := h.totals
-	s.Listeners = len(h.listeners)
+	s.Connecting, s.Listeners = len(h.prefaces), len(h.listeners)
 	for _, cl := range h.names {
 		if cl.expected != nil {
 			s.Expected++

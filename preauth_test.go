@@ -145,6 +145,32 @@ func TestLittleIsReadBeforeTheNameIsAccepted(t *testing.T) {
 	})
 }
 
+// Who waits for Listeners, Connecting and Conns to be nothing has waited for all.
+func TestClassifiedOnesAreConnecting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, &sockhub.ListenOptions{Classify: func(_ sockhub.Peer, first []byte) (*sockhub.ListenOptions, int, error) {
+			if len(first) == 0 {
+				return nil, 1, nil
+			}
+			return &sockhub.ListenOptions{Mode: sockhub.Anonymous}, 0, nil
+		}})
+		p := r.from("10.0.0.1", nil)
+		if s := r.Stats(); s.Listeners != 1 || s.Connecting != 1 || s.Conns != 0 {
+			t.Errorf("%+v", s)
+		}
+		p.Write([]byte("x"))
+		synctest.Wait()
+		if s := r.Stats(); s.Listeners != 1 || s.Connecting != 0 || s.Conns != 1 {
+			t.Errorf("%+v", s)
+		}
+		r.l.Close()
+		synctest.Wait()
+		if s := r.Stats(); s.Listeners != 0 || s.Conns != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
 // ---- many ----
 
 func TestThousandNamedClientsOfOneAddressGetInWithinTwoSeconds(t *testing.T) {

@@ -113,7 +113,10 @@ func TestHotRestartRefusesNobodyAndLosesNothing(t *testing.T) {
 			if err := inner.Close(); err != nil {
 				t.Error(err)
 			}
-			old.until("the last connection of the old process", func() bool { s := old.Stats(); return s.Conns+s.Connecting == 0 })
+			old.until("the last connection of the old process", func() bool {
+				s := old.Stats()
+				return s.Listeners+s.Connecting+s.Conns == 0
+			})
 			if err := old.Shutdown(soon(t)); err != nil {
 				t.Error(err)
 			}
