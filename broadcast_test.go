@@ -180,7 +180,7 @@ func (h *answering) Disconnected(d sockhub.Disconnection) {
 // gets of each sender what it has accepted, in order, without a gap, once; and its
 // report agrees.
 func TestBroadcastsAmongEverythingElse(t *testing.T) {
-	eachBubble(t, 20, func(t *testing.T, seed uint64) {
+	eachBubble(t, 100, func(t *testing.T, seed uint64) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		o := &sockhub.Options{
 			ConnOutbound: 500 + rnd.Int64N(60_000), ReuseBuffers: rnd.IntN(2) == 0, WriteTimeout: time.Hour,
@@ -259,7 +259,7 @@ func TestBroadcastsAmongEverythingElse(t *testing.T) {
 						}
 					}
 					if s.rnd.IntN(3) > 0 {
-						<-time.After(time.Duration(s.rnd.IntN(3)) * time.Millisecond)
+						sleepFor(time.Duration(s.rnd.IntN(3)) * time.Millisecond)
 					}
 				}
 			})
@@ -331,9 +331,7 @@ type slow struct {
 }
 
 func (s slow) Read(p []byte) (int, error) {
-	if s.pause > 0 {
-		<-time.After(s.pause)
-	}
+	sleepFor(s.pause)
 	return s.p.Read(p)
 }
 

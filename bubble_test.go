@@ -199,6 +199,15 @@ func within(f func()) time.Duration {
 	return time.Since(begun)
 }
 
+// sleepFor waits for d in a bubble. Use it wherever d may be nothing, instead of
+// <-time.After(d): two goroutines of a bubble that receive from channels of timers
+// which have gone off already crash the race detector (golang/go#78156).
+func sleepFor(d time.Duration) {
+	if d > 0 {
+		<-time.After(d)
+	}
+}
+
 // eachBubble is eachSeed, with a bubble for each.
 func eachBubble(t *testing.T, n int, run func(t *testing.T, seed uint64)) {
 	t.Helper()

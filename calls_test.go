@@ -93,7 +93,7 @@ func makeCalls(t *testing.T, seed uint64) {
 		for b := range c.hub.Events() {
 			c.take(b, rr)
 			if rr.IntN(3) == 0 {
-				<-time.After(time.Duration(rr.IntN(30)) * time.Millisecond)
+				sleepFor(time.Duration(rr.IntN(30)) * time.Millisecond)
 			}
 		}
 	}()
@@ -105,13 +105,13 @@ func makeCalls(t *testing.T, seed uint64) {
 				select {
 				case <-stop:
 					return
-				case <-time.After(time.Duration(rc.IntN(20)) * time.Millisecond):
+				case <-time.After(time.Duration(1+rc.IntN(20)) * time.Millisecond):
 					c.call(rc)
 				}
 			}
 		})
 	}
-	<-time.After(time.Duration(r.IntN(1500)) * time.Millisecond)
+	sleepFor(time.Duration(r.IntN(1500)) * time.Millisecond)
 	close(stop)
 	if r.IntN(2) == 0 { // else calls meet the end
 		calling.Wait()

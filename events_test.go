@@ -70,7 +70,7 @@ func cargo(voyage, k, size int) string {
 // no name.
 func (v *voyages) seafarer(l *memnet.Listener, name string, r *rand.Rand) {
 	for range 1 + r.IntN(4) {
-		<-time.After(time.Duration(r.IntN(150)) * time.Millisecond)
+		sleepFor(time.Duration(r.IntN(150)) * time.Millisecond)
 		p, err := l.Dial(context.Background())
 		if err != nil {
 			return // the hub has ended
@@ -93,7 +93,7 @@ func (v *voyages) seafarer(l *memnet.Listener, name string, r *rand.Rand) {
 			}
 			y.sent++
 			if r.IntN(5) == 0 {
-				<-time.After(time.Duration(r.IntN(30)) * time.Millisecond)
+				sleepFor(time.Duration(r.IntN(30)) * time.Millisecond)
 			}
 		}
 		if r.IntN(8) == 0 {
@@ -170,10 +170,13 @@ func runVoyages(t *testing.T, seed uint64) {
 	home := make(chan struct{})
 	go func() { peers.Wait(); close(home) }()
 
-	early := time.After(time.Hour)
+	patience := time.Hour
 	if r.IntN(3) == 0 {
-		early = time.After(time.Duration(r.IntN(400)) * time.Millisecond)
+		patience = time.Duration(r.IntN(400)) * time.Millisecond
 	}
+	early := make(chan struct{}, 2) // no timer's own channel: see sleepFor
+	timer := time.AfterFunc(patience, func() { early <- struct{}{} })
+	defer timer.Stop()
 	whole := false
 	for sailing := true; sailing; {
 		select {
@@ -185,13 +188,13 @@ func runVoyages(t *testing.T, seed uint64) {
 				}
 			}
 			if r.IntN(3) == 0 {
-				<-time.After(time.Duration(r.IntN(200)) * time.Millisecond)
+				sleepFor(time.Duration(r.IntN(200)) * time.Millisecond)
 			}
 		case <-early:
 			sailing = false
 		case <-home:
 			home = nil
-			early = time.After(time.Minute) // for what is still on its way
+			timer.Reset(time.Minute) // for what is still on its way
 			whole = true
 		}
 	}

@@ -114,7 +114,7 @@ func fork(rng *rand.Rand) *rand.Rand { return rand.New(rand.NewPCG(rng.Uint64(),
 // rest waits for up to so many milliseconds, once in so many times.
 func rest(rng *rand.Rand, times, ms int) {
 	if rng.IntN(times) == 0 {
-		<-time.After(time.Duration(rng.IntN(ms)) * time.Millisecond)
+		sleepFor(time.Duration(rng.IntN(ms)) * time.Millisecond)
 	}
 }
 

@@ -180,7 +180,7 @@ func claimAtRandom(t *testing.T, seed uint64) {
 // pause waits for a random while, which is often none.
 func pause(rng *rand.Rand) {
 	if rng.IntN(3) > 0 {
-		<-time.After(time.Duration(rng.IntN(5)) * time.Millisecond)
+		sleepFor(time.Duration(rng.IntN(5)) * time.Millisecond)
 	}
 }
 

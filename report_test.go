@@ -140,7 +140,7 @@ func breakAtRandom(t *testing.T, rng *rand.Rand) {
 				return
 			}
 			if rp.IntN(4) == 0 {
-				<-time.After(pace)
+				sleepFor(pace)
 			}
 		}
 	})
@@ -157,7 +157,7 @@ func breakAtRandom(t *testing.T, rng *rand.Rand) {
 		rs := rand.New(rand.NewPCG(rng.Uint64(), uint64(s)))
 		sending.Go(func() { accepted[s] = sendAtRandom(t, ctx, l.c, s, rs) })
 	}
-	<-time.After(time.Duration(rng.IntN(1000)) * time.Millisecond)
+	sleepFor(time.Duration(rng.IntN(1000)) * time.Millisecond)
 	switch how {
 	case 2:
 		l.c.Close()
@@ -281,7 +281,7 @@ func sendAtRandom(t *testing.T, ctx context.Context, c *sockhub.Conn, s int, rng
 			t.Errorf("a send fails with %v", err)
 		}
 		if rng.IntN(5) == 0 {
-			<-time.After(time.Duration(rng.IntN(30)) * time.Millisecond)
+			sleepFor(time.Duration(rng.IntN(30)) * time.Millisecond)
 		}
 	}
 	return accepted

@@ -36,11 +36,11 @@ func TestReaderThatRestedGoesOn(t *testing.T) {
 				gaps = append(gaps, rand.N([]time.Duration{time.Millisecond, time.Second, 20 * time.Second}[rand.IntN(3)]))
 			}
 			for i, gap := range gaps {
-				<-time.After(gap)
+				sleepFor(gap)
 				m := frame(fmt.Sprint(i))
 				p.Write(m[:4])
 				if i%3 == 0 {
-					<-time.After(min(gap, 20*time.Second)) // less than FrameTimeout
+					sleepFor(min(gap, 20*time.Second)) // less than FrameTimeout
 				}
 				p.Write(m[4:])
 				got := make([]byte, len(m))

@@ -96,13 +96,14 @@ func runSchedule(t *testing.T, seed uint64) {
 	for i := range 6 {
 		go runPeer(l, fmt.Sprint("peer ", i%3), rand.New(rand.NewPCG(seed, uint64(10+i))))
 	}
-	end := time.After(time.Duration(1+r.IntN(2000)) * time.Millisecond)
+	end, cancel := context.WithTimeout(t.Context(), time.Duration(1+r.IntN(2000))*time.Millisecond) // no timer's channel: see sleepFor
+	defer cancel()
 	for open := true; open; {
 		select {
 		case b := <-hub.Events():
 			s.take(b)
-			<-time.After(time.Duration(r.IntN(30)) * time.Millisecond)
-		case <-end:
+			sleepFor(time.Duration(r.IntN(30)) * time.Millisecond)
+		case <-end.Done():
 			open = false
 		}
 	}
@@ -235,7 +236,7 @@ func runPeer(l *memnet.Listener, name string, r *rand.Rand) {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
 	for ctx.Err() == nil {
-		<-time.After(time.Duration(r.IntN(100)) * time.Millisecond)
+		sleepFor(time.Duration(r.IntN(100)) * time.Millisecond)
 		c, err := l.Dial(ctx)
 		if err != nil {
 			return
@@ -256,13 +257,13 @@ func runPeer(l *memnet.Listener, name string, r *rand.Rand) {
 				break
 			}
 			if r.IntN(4) == 0 {
-				<-time.After(time.Duration(r.IntN(20)) * time.Millisecond)
+				sleepFor(time.Duration(r.IntN(20)) * time.Millisecond)
 			}
 		}
 		switch r.IntN(3) {
 		case 0:
 			c.CloseWrite()
-			<-time.After(time.Duration(r.IntN(200)) * time.Millisecond)
+			sleepFor(time.Duration(r.IntN(200)) * time.Millisecond)
 		case 1:
 			c.Reset()
 		}

@@ -157,7 +157,7 @@ func play(t *testing.T, seed uint64, text []byte) {
 			case slow = <-pace:
 			default:
 			}
-			<-time.After(slow)
+			sleepFor(slow)
 		}
 	}()
 
@@ -231,11 +231,11 @@ func play(t *testing.T, seed uint64, text []byte) {
 		case opSleep:
 			d := time.Duration(next()) * time.Millisecond
 			slept += d
-			<-time.After(d)
+			sleepFor(d)
 		case opWait:
 			d := time.Duration(next()) * time.Second
 			slept += d
-			<-time.After(d)
+			sleepFor(d)
 		}
 		synctest.Wait()
 		s.c = conn.Load()

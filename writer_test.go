@@ -100,7 +100,7 @@ func TestRunOfSendManyIsContiguous(t *testing.T) {
 					n, err := l.c.SendMany(t.Context(), func(yield func([]byte) bool) {
 						for i := range length {
 							if i%5 == 2 {
-								<-time.After(time.Duration(i*s) * time.Millisecond)
+								sleepFor(time.Duration(i*s) * time.Millisecond)
 							}
 							if !yield(fmt.Appendf(nil, "%d.%d.%d %s", s, r, i, strings.Repeat("x", i*17))) {
 								return

@@ -106,7 +106,7 @@ func TestRandomSchedules(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 7))
 			pause := func(r *rand.Rand) {
 				if r.IntN(3) > 0 {
-					<-time.After(time.Duration(r.IntN(20)) * time.Microsecond)
+					<-time.After(time.Duration(1+r.IntN(20)) * time.Microsecond)
 				}
 			}
 			s, out, end := start(t)
