@@ -886,7 +886,7 @@ func startKicker(c transport.Conn, side transport.Side, seed uint64) *kicker {
 			select {
 			case <-k.quit:
 				return
-			case <-time.After(time.Duration(1+rng.IntN(int(10*time.Millisecond)))):
+			case <-time.After(time.Duration(1 + rng.IntN(int(10*time.Millisecond)))):
 			}
 			c.Kick(side)
 			select {
