@@ -295,7 +295,7 @@ func (d *decoder) grow(received []byte) {
 		d.bigIn = chunk.Get(n)
 		buf = d.bigIn.Mem()[:0:n]
 	default:
-		buf = make([]byte, 0, n) // the whole message, and the user's for good
+		buf = make([]byte, chunk.Lead, chunk.Lead+n)[chunk.Lead:] // the whole message, and the user's for good
 	}
 	d.big = append(buf, received...)
 	if old != nil {

@@ -23,6 +23,15 @@ const (
 	maxBits = 30 // larger ones are made for the occasion
 )
 
+// Lead is how far into a page memory for a large message begins: by the length of
+// the default header. Where the message goes out again, the kernel copies it behind
+// its header, 8 bytes further into a page than a message that began with one; and
+// AMD's processors with fast short copies (FSRM) take a target that is up to 31
+// bytes further into its page than the source for an overlap, and slow down. With
+// Lead both are equally far. (Echo of 1 MiB on one connection: 460 µs of the
+// server's CPU instead of 1,030.)
+const Lead = 8
+
 // Chunk is memory with a count of those who use it.
 type Chunk struct {
 	mem  []byte
@@ -44,7 +53,7 @@ func Get(n int) *Chunk {
 	if b := class(n); b <= maxBits {
 		n = 1 << b
 	}
-	c := &Chunk{mem: make([]byte, n)}
+	c := &Chunk{mem: make([]byte, Lead+n)[Lead:]}
 	c.refs.Store(1)
 	register(c)
 	return c

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 	"time"
+	"unsafe"
 )
 
 func TestChunkIsFoundByAnyPartOfIt(t *testing.T) {
@@ -136,5 +137,16 @@ func BenchmarkOf(b *testing.B) {
 			b.Fatal("not found")
 		}
 		i++
+	}
+}
+
+func TestLargeMemoryLeavesRoomForTheHeader(t *testing.T) {
+	const page = 4096
+	for _, n := range []int{Size + 1, 1 << 20, 3 << 20} {
+		c := Get(n)
+		if at := uintptr(unsafe.Pointer(unsafe.SliceData(c.Mem()))) % page; at != Lead {
+			t.Errorf("%d bytes begin %d bytes into a page, not %d", n, at, Lead)
+		}
+		c.Release()
 	}
 }
