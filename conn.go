@@ -577,7 +577,7 @@ func (c *Conn) turn() (park bool) {
 		c.hold()
 		return true
 	}
-	t := c.getTurn()
+	t, long := c.getTurn(), false
 	c.work = t
 	if c.input == discarding {
 		t.reserve(minChunk)
@@ -585,12 +585,17 @@ func (c *Conn) turn() (park bool) {
 	} else {
 		t.reserve(c.dec.need())
 		c.dec.move(t.free)
-		park = c.readSome(t)
+		park, long = c.readSome(t)
 		t.spend(c.dec.park())
 		c.settle(t, c.dec.partial())
 		c.starve()
 	}
 	c.putTurn(t)
+	if long {
+		// Only now: who yields comes last, and would keep meanwhile what others wait
+		// for. With 1,000 echoes of 1 MiB, all of InboundLimit was in such hands.
+		runtime.Gosched()
+	}
 	return park
 }
 
@@ -624,8 +629,9 @@ func (c *Conn) listening() {
 	c.mu.Unlock()
 }
 
-// readSome is turn, with something to read into.
-func (c *Conn) readSome(t *turn) (park bool) {
+// readSome is turn, with something to read into. long: it was enough for once, and
+// others are to have their turn.
+func (c *Conn) readSome(t *turn) (park, long bool) {
 	var (
 		read, n int
 		drained bool
@@ -651,15 +657,13 @@ func (c *Conn) readSome(t *turn) (park bool) {
 	switch {
 	case err == io.EOF:
 		c.inputEnded()
-		return false
+		return false, false
 	case err != nil:
 		c.fail(err)
-		return false
-	case read >= readTurn:
-		runtime.Gosched() // the others' turn
-		return false
+		return false, false
 	}
-	return !c.stopped && !c.reply.drained && c.stream == nil
+	long = read >= readTurn
+	return !long && !c.stopped && !c.reply.drained && c.stream == nil, long
 }
 
 // receive reads once. ok is false if the budget does not let it.
