@@ -1372,7 +1372,7 @@ func (c *Conn) joinWriterLocked() {
 
 const (
 	writeSlices = 64      // in one call; few messages are worth more
-	writeBytes  = 1 << 20 // in one call
+	writeBytes  = 4 << 20 // in one call; a socket hardly ever has room for more
 
 	// writeWhole is writeBytes where a call cannot be interrupted. A peer
 	// that takes so little within WriteTimeout is given up even if the
