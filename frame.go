@@ -288,12 +288,12 @@ func (d *decoder) grow(received []byte) {
 	var buf []byte
 	switch {
 	case d.bigIn != nil:
-		buf = d.bigIn.Mem()[:0:d.size]
+		buf = d.bigIn.Body()[:0:d.size]
 	case n < d.size && n < chunk.Size:
 		buf = make([]byte, 0, n) // a chunk would be more than was earned
 	case n < d.size || d.borrow:
 		d.bigIn = chunk.Get(n)
-		buf = d.bigIn.Mem()[:0:n]
+		buf = d.bigIn.Body()[:0:n]
 	default:
 		buf = make([]byte, chunk.Lead, chunk.Lead+n)[chunk.Lead:] // the whole message, and the user's for good
 	}

@@ -140,12 +140,13 @@ func BenchmarkOf(b *testing.B) {
 	}
 }
 
-func TestLargeMemoryLeavesRoomForTheHeader(t *testing.T) {
+func TestBodiesBeginBehindTheirHeader(t *testing.T) {
 	const page = 4096
-	for _, n := range []int{Size + 1, 1 << 20, 3 << 20} {
+	at := func(p []byte) int { return int(uintptr(unsafe.Pointer(unsafe.SliceData(p))) % page) }
+	for _, n := range []int{Size, Size + 1, 1 << 20, 3 << 20} {
 		c := Get(n)
-		if at := uintptr(unsafe.Pointer(unsafe.SliceData(c.Mem()))) % page; at != Lead {
-			t.Errorf("%d bytes begin %d bytes into a page, not %d", n, at, Lead)
+		if mem, body := c.Mem(), c.Body(); at(mem) != 0 || at(body) != Lead || len(mem) < n || len(body) < n {
+			t.Errorf("%d of %d bytes begin %d into a page, a body of %d %d", len(mem), n, at(mem), len(body), at(body))
 		}
 		c.Release()
 	}
