@@ -180,7 +180,7 @@ func (h *answering) Disconnected(d sockhub.Disconnection) {
 // gets of each sender what it has accepted, in order, without a gap, once; and its
 // report agrees.
 func TestBroadcastsAmongEverythingElse(t *testing.T) {
-	eachBubble(t, 100, func(t *testing.T, seed uint64) {
+	eachBubble(t, 40, func(t *testing.T, seed uint64) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		o := &sockhub.Options{
 			ConnOutbound: 500 + rnd.Int64N(60_000), ReuseBuffers: rnd.IntN(2) == 0, WriteTimeout: time.Hour,

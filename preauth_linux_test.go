@@ -50,7 +50,9 @@ func TestPeersThatSendSevenBytesLockNobodyOut(t *testing.T) {
 	wg.Wait()
 	client.until("all echoes", func() bool { return client.count == 20 || t.Failed() })
 	c.line("STUTTERED")
-	if st := s.Stats(); st.Conns != 21 || st.Connecting > sockhub.DefaultMaxPending {
+	// Those who were evicted for others are on their way out, some for a moment.
+	eventually(t, "no more than MaxPending", func() bool { return s.Stats().Connecting <= sockhub.DefaultMaxPending })
+	if st := s.Stats(); st.Conns != 21 {
 		t.Errorf("%+v", st)
 	} else {
 		t.Logf("%d refused or evicted, %d timed out", st.RefusedLimit, st.HandshakeTimeouts)
