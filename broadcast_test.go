@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -418,4 +419,84 @@ func TestBroadcastWhoseIteratorPanics(t *testing.T) {
 			expect(t, p, want)
 		}
 	})
+}
+
+// What a report tells of is the caller's, also what was broadcast to others at once.
+func TestUnsentOfABurstIsTheCallers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{WriteTimeout: -1, MaxConns: 64}, nil)
+		var (
+			conns []*sockhub.Conn
+			peers []*memnet.End
+		)
+		for range 8 {
+			c, p := r.serve(stuck, nil)
+			c.TrySend([]byte("being written"))
+			conns, peers = append(conns, c), append(peers, p)
+		}
+		r.take()
+		for range 5 {
+			if n, err := r.Broadcast(slices.Values(conns), []byte("broadcast")); n != len(conns) {
+				t.Fatal(n, err)
+			}
+		}
+		conns[6].Close()
+		for m := range r.endOf(conns[6]).Report.Unsent() {
+			copy(m, "overwritten")
+		}
+		conns[7].Finish()
+		synctest.Wait()
+		got, _, _ := readAll(peers[7])
+		for _, m := range got[1:] {
+			if string(m) != "broadcast" {
+				t.Fatalf("got %q", texts(got))
+			}
+		}
+	})
+}
+
+// A peer that takes nothing costs about as much memory as it is charged for, whether
+// what waits for it came in bursts, alone or by turns.
+func TestSlowPeerAmongBurstsCostsWhatItIsCharged(t *testing.T) {
+	for _, alone := range []int{0, 1} { // Sends to it alone between two bursts
+		synctest.Test(t, func(t *testing.T) {
+			r := newRoom(t, &sockhub.Options{MaxConns: 64}, nil)
+			var conns []*sockhub.Conn
+			for range 8 {
+				c, p := r.serve(nil, nil)
+				conns = append(conns, c)
+				go io.Copy(io.Discard, p)
+			}
+			slow, _ := r.serve(stuck, nil)
+			conns = append(conns, slow)
+			slow.TrySend([]byte("being written"))
+			r.take()
+			synctest.Wait()
+			heap := func() int64 {
+				runtime.GC()
+				runtime.GC() // what pools hold goes with the second
+				var m runtime.MemStats
+				runtime.ReadMemStats(&m)
+				return int64(m.HeapAlloc)
+			}
+			before := heap()
+			for range 3_000 {
+				for range 3 {
+					if n, err := r.Broadcast(slices.Values(conns), []byte{1}); n != len(conns) {
+						t.Fatal(n, err)
+					}
+				}
+				for range alone {
+					if err := slow.TrySend([]byte{1}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				synctest.Wait()
+			}
+			if more, charged := heap()-before, slow.Stats().QueuedOut; more > 3*charged {
+				t.Errorf("%d bytes of memory for a queue that is charged %d", more, charged)
+			}
+			runtime.KeepAlive(conns)
+		})
+	}
 }

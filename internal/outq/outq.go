@@ -286,9 +286,12 @@ func (q *Queue) AppendPartsBorrowed(f *Framing, parts [][]byte, size int) {
 	q.add(b, size, header, true)
 }
 
-// Own makes the referenced bodies ordinary memory, whoever they belong to.
+// Own makes the referenced bodies in chunks, and what is a Run's, memory of q's own.
 func (q *Queue) Own() {
 	for b := q.head; b != nil; b = b.next {
+		if b.shared {
+			b.buf = append([]byte(nil), b.buf...)
+		}
 		for i := range b.refs {
 			if r := &b.refs[i]; r.chunk != nil {
 				body := append([]byte(nil), r.body...)
@@ -342,7 +345,7 @@ func (q *Queue) push(need int) *block {
 		return q.enlarge()
 	}
 	pool := &smallBlocks
-	if q.tail != nil || need > smallBlock {
+	if q.tail != nil && !q.tail.shared || need > smallBlock {
 		pool = &largeBlocks
 	}
 	b := pool.Get().(*block)

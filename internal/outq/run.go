@@ -6,9 +6,9 @@ import (
 )
 
 // Run is a run of small messages with the default framing that is the same for
-// many queues: its bytes are in memory once. What a queue has of it is what there
-// was when it was appended, and is only read from then on: what is added to the run
-// later lies behind that. Calls on one Run, AppendRun among them, are to be
+// many queues: its bytes are in memory once for those that had nothing queued. What a
+// queue has of it is what there was when it was appended, and is only read from then
+// on: what is added to the run later lies behind that. Calls on one Run, AppendRun among them, are to be
 // serialized.
 type Run struct {
 	buf   []byte
@@ -41,6 +41,10 @@ func (q *Queue) AppendRun(r *Run) {
 	if q.msgs == 0 {
 		q.Free()
 	}
+	if q.msgs > 0 && len(r.buf) <= runCopied {
+		q.copyRun(r)
+		return
+	}
 	b := sharedBlocks.Get().(*block)
 	b.buf, b.msgs, b.shared = slices.Clip(r.buf), slices.Clip(r.msgs), true
 	b.wire, b.bytes = int64(len(r.buf)), r.bytes
@@ -50,6 +54,24 @@ func (q *Queue) AppendRun(r *Run) {
 		q.tail.next = b
 	}
 	q.tail = b
+	q.msgs += len(r.msgs)
+	q.bytes += r.bytes
+}
+
+// runCopied is up to how many bytes a run is copied behind what waits already. A
+// reference keeps the whole of the run's memory, and what comes behind it takes a
+// block of its own, for both of which few small messages are not charged enough.
+const runCopied = 4 << 10
+
+// copyRun is AppendRun for a run of at most runCopied bytes.
+func (q *Queue) copyRun(r *Run) {
+	b := q.tail
+	if len(b.buf)+len(r.buf) > cap(b.buf) || len(b.refs) >= maxRefs {
+		b = q.push(len(r.buf))
+	}
+	b.buf, b.msgs = append(b.buf, r.buf...), append(b.msgs, r.msgs...)
+	b.wire += int64(len(r.buf))
+	b.bytes += r.bytes
 	q.msgs += len(r.msgs)
 	q.bytes += r.bytes
 }
