@@ -9,8 +9,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -456,37 +454,4 @@ func TestReplyIsRefusedAtOutboundLimit(t *testing.T) {
 			t.Errorf("%d bytes are queued", q)
 		}
 	})
-}
-
-// When there is less room than everybody needs, all get on: who has had a long
-// turn lets others go before, and keeps no room meanwhile.
-func TestInLittleRoomNobodyStandsStill(t *testing.T) {
-	const clients, fast, slow = 60, 40, 3
-	s := newStand(t, &sockhub.Options{MaxMessage: 1 << 20, InboundLimit: 5 << 20, ReuseBuffers: true}, nil)
-	l := s.listen("tcp", &sockhub.ListenOptions{Mode: sockhub.Anonymous, Handler: func(*sockhub.Conn) sockhub.Handler { return answerer{} }})
-	var (
-		all    sync.WaitGroup
-		done   [clients]int
-		fastly atomic.Bool // somebody has done what is fast
-	)
-	m := body(0, 0, 512<<10)
-	for i := range done {
-		p := dialHub(t, l, "")
-		all.Go(func() {
-			for !fastly.Load() && !t.Failed() {
-				if _, err := p.Write(wire(m)); err != nil {
-					t.Error(err)
-				} else if got, err := p.tryReceive(); err != nil || !bytes.Equal(got, m) {
-					t.Errorf("%d bytes came back: %v", len(got), err)
-				}
-				if done[i]++; done[i] == fast {
-					fastly.Store(true)
-				}
-			}
-		})
-	}
-	all.Wait()
-	if least := slices.Min(done[:]); least < slow {
-		t.Errorf("one has done %d echoes, and another %d", fast, least)
-	}
 }
