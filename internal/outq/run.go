@@ -8,8 +8,8 @@ import (
 // Run is a run of small messages with the default framing that is the same for
 // many queues: its bytes are in memory once for those that had nothing queued. What a
 // queue has of it is what there was when it was appended, and is only read from then
-// on: what is added to the run later lies behind that. Calls on one Run, AppendRun among them, are to be
-// serialized.
+// on: what is added to the run later lies behind that. Calls on one Run, AppendRun
+// among them, are to be serialized.
 type Run struct {
 	buf   []byte
 	msgs  []message
