@@ -455,48 +455,68 @@ func TestUnsentOfABurstIsTheCallers(t *testing.T) {
 	})
 }
 
-// A peer that takes nothing costs about as much memory as it is charged for, whether
-// what waits for it came in bursts, alone or by turns.
-func TestSlowPeerAmongBurstsCostsWhatItIsCharged(t *testing.T) {
-	for _, alone := range []int{0, 1} { // Sends to it alone between two bursts
-		synctest.Test(t, func(t *testing.T) {
-			r := newRoom(t, &sockhub.Options{MaxConns: 64}, nil)
-			var conns []*sockhub.Conn
-			for range 8 {
-				c, p := r.serve(nil, nil)
-				conns = append(conns, c)
-				go io.Copy(io.Discard, p)
-			}
-			slow, _ := r.serve(stuck, nil)
-			conns = append(conns, slow)
-			slow.TrySend([]byte("being written"))
-			r.take()
-			synctest.Wait()
-			heap := func() int64 {
-				runtime.GC()
-				runtime.GC() // what pools hold goes with the second
-				var m runtime.MemStats
-				runtime.ReadMemStats(&m)
-				return int64(m.HeapAlloc)
-			}
-			before := heap()
-			for range 3_000 {
-				for range 3 {
-					if n, err := r.Broadcast(slices.Values(conns), []byte{1}); n != len(conns) {
-						t.Fatal(n, err)
+// A peer that takes nothing costs about as much memory as it is charged for,
+// whatever way its messages came.
+func TestSlowPeerCostsWhatItIsCharged(t *testing.T) {
+	large := make([]byte, 2500) // is referred to
+	for name, send := range map[string]func(slow *sockhub.Conn, burst func()) error{
+		"bursts": func(_ *sockhub.Conn, burst func()) error {
+			burst()
+			return nil
+		},
+		"bursts, and one alone": func(slow *sockhub.Conn, burst func()) error {
+			burst()
+			return slow.TrySend([]byte{1})
+		},
+		"SendMany of one": func(slow *sockhub.Conn, _ func()) error {
+			_, err := slow.SendMany(t.Context(), slices.Values([][]byte{{1}}))
+			return err
+		},
+		"SendMany of one small and one large": func(slow *sockhub.Conn, _ func()) error {
+			_, err := slow.SendMany(t.Context(), slices.Values([][]byte{{1}, bytes.Clone(large)}))
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRoom(t, &sockhub.Options{MaxConns: 64, ConnOutbound: 16 << 20}, nil)
+				var conns []*sockhub.Conn
+				for range 8 {
+					c, p := r.serve(nil, nil)
+					conns = append(conns, c)
+					go io.Copy(io.Discard, p)
+				}
+				slow, _ := r.serve(stuck, nil)
+				conns = append(conns, slow)
+				slow.TrySend([]byte("being written"))
+				r.take()
+				synctest.Wait()
+				heap := func() int64 {
+					runtime.GC()
+					runtime.GC() // what pools hold goes with the second
+					var m runtime.MemStats
+					runtime.ReadMemStats(&m)
+					return int64(m.HeapAlloc)
+				}
+				burst := func() {
+					for range 3 {
+						if n, err := r.Broadcast(slices.Values(conns), []byte{1}); n != len(conns) {
+							t.Fatal(n, err)
+						}
 					}
 				}
-				for range alone {
-					if err := slow.TrySend([]byte{1}); err != nil {
+				before := heap()
+				for range 3_000 {
+					if err := send(slow, burst); err != nil {
 						t.Fatal(err)
 					}
+					synctest.Wait()
 				}
-				synctest.Wait()
-			}
-			if more, charged := heap()-before, slow.Stats().QueuedOut; more > 3*charged {
-				t.Errorf("%d bytes of memory for a queue that is charged %d", more, charged)
-			}
-			runtime.KeepAlive(conns)
+				if more, charged := heap()-before, slow.Stats().QueuedOut; more > 3*charged {
+					t.Errorf("%d bytes of memory for a queue that is charged %d", more, charged)
+				}
+				runtime.KeepAlive(conns)
+			})
 		})
 	}
 }

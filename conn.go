@@ -1928,7 +1928,7 @@ func (r *Reply) acceptLocked() {
 	if !o.run {
 		o.q.Absorb(&r.side)
 	} else {
-		o.behindRun().Splice(&r.side)
+		o.behindRun().Absorb(&r.side)
 	}
 }
 

@@ -808,7 +808,7 @@ func (r *run) flush() error {
 func (r *run) acceptLocked() {
 	msgs, bytes := r.side.Len(), r.side.Bytes()
 	r.c.out.run, r.begun = true, true
-	r.c.out.q.Splice(&r.side)
+	r.c.out.q.Absorb(&r.side)
 	r.c.out.accepted.add(msgs, bytes)
 	r.n += msgs
 	if r.yielded { // more will come
@@ -834,6 +834,9 @@ func (r *run) end() int {
 	}
 	if r.begun {
 		r.c.endRunLocked()
+	}
+	if r.side.Empty() {
+		r.side.Free()
 	}
 	return r.n
 }

@@ -398,18 +398,23 @@ func (q *Queue) Splice(p *Queue) {
 	*p = Queue{}
 }
 
-// Absorb moves everything in p to the end of q. A few small messages are
-// copied behind what q ends with, and p keeps its block for the next ones, where
-// Splice would leave q with a block for each few messages.
+// Absorb moves everything in p to the end of q. A few messages are copied behind
+// what q ends with, but not what they refer to, and p keeps its block for the next
+// ones, where Splice would leave q with a block for each few messages.
 func (q *Queue) Absorb(p *Queue) {
 	b, t := p.head, q.tail
 	if p.msgs == 0 {
 		return
 	}
-	if q.msgs == 0 || b != p.tail || len(b.refs) > 0 || len(t.buf)+len(b.buf) > cap(t.buf) {
+	if q.msgs == 0 || b != p.tail || t.shared || len(t.refs)+len(b.refs) > maxRefs || len(t.buf)+len(b.buf) > cap(t.buf) {
 		q.Splice(p)
 		return
 	}
+	for _, r := range b.refs {
+		r.at += len(t.buf)
+		t.refs = append(t.refs, r)
+	}
+	clear(b.refs) // they are t's now
 	t.buf = append(t.buf, b.buf...)
 	t.msgs = append(t.msgs, b.msgs...)
 	t.wire += b.wire

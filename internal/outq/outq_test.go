@@ -71,7 +71,11 @@ func TestQueueAgreesWithPlainSlices(t *testing.T) {
 				side.AppendParts(framing, parts, len(b))
 				gathered = append(gathered, b)
 			case 4:
-				q.Splice(&side)
+				if r.IntN(2) == 0 {
+					q.Splice(&side)
+				} else {
+					q.Absorb(&side)
+				}
 				queued, gathered = append(queued, gathered...), nil
 			case 5:
 				if !q.Empty() {
