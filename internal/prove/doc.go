@@ -10,7 +10,9 @@
 // The whole takes hours; -list says how long each row takes, and -scale makes
 // all shorter (and then proves less: the table says so). Everything random
 // begins with -seed, as far as the scheduler lets it. With -o the rows that ran
-// replace those of the same number in a Markdown page.
+// replace those of the same number in a Markdown page. A row that takes longer than
+// one has can run in parts, with a -scale below 1 and seeds of their own: each is a
+// line of the page.
 //
 // Every row runs in a process of its own, so that none sees the memory of
 // another, and starts its peers in further ones. All talk over loopback, or in

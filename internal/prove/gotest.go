@@ -181,7 +181,7 @@ func golden(p *proof) {
 func faults(p *proof) {
 	n := p.n(200_000)
 	begun := time.Now()
-	ok := p.goTest(".", 2*time.Hour, nil, "-run", "^TestReportsBalanceUnderFaults$", "-seeds", strconv.Itoa(n), "-seeds.from", strconv.FormatUint(p.seed, 10), ".")
+	ok := p.goTest(".", 2*time.Hour, nil, "-run", "^TestReportsBalanceUnderFaults$", "-seeds", strconv.Itoa(n), "-seeds.from", p.from(), ".")
 	p.measured("%d connections in memory, each with faults of its own: %s in %v", n, passText(ok), time.Since(begun).Round(time.Second))
 	p.deep("faults", p.n(2000))
 }
@@ -199,11 +199,10 @@ func (p *proof) deep(what string, n int) {
 
 // schedules is row 10.
 func schedules(p *proof) {
-	from := strconv.FormatUint(p.seed, 10)
 	for _, test := range []string{"TestRandomSchedules", "TestEveryCallInEveryState"} {
 		n := p.n(100_000)
 		begun := time.Now()
-		ok := p.goTest(".", 2*time.Hour, nil, "-run", "^"+test+"$", "-schedules", strconv.Itoa(n), "-schedules.from", from, ".")
+		ok := p.goTest(".", 2*time.Hour, nil, "-run", "^"+test+"$", "-schedules", strconv.Itoa(n), "-schedules.from", p.from(), ".")
 		p.measured("%s, %d schedules: %s in %v", test, n, passText(ok), time.Since(begun).Round(time.Second))
 	}
 	count := p.n(20)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -60,6 +61,10 @@ func TestPageKeepsOtherRowsAndTheText(t *testing.T) {
 	}
 	enterRow(4, outcome{Measured: []string{"more"}, Failed: []string{"not enough"}})
 	enterRow(2, outcome{})
+	for _, part := range []settings{{seed: 1, scale: 0.3}, {seed: 2, scale: 0.5}, {seed: 3, scale: 0.3}, {seed: 2, scale: 0.4}} {
+		s = part
+		enterRow(5, outcome{Measured: []string{fmt.Sprint(part.seed, " ", part.scale)}})
+	}
 	text, err = os.ReadFile(page)
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +76,8 @@ func TestPageKeepsOtherRowsAndTheText(t *testing.T) {
 			got = append(got, strings.TrimSpace(strings.Join(cells[:min(4, len(cells))], " | ")))
 		}
 	}
-	want := []string{"| 2 | much |  | pass", "| 4 | much | more | FAIL: not enough", "| 12 | much |  | skipped: no strace", "Notes."}
+	want := []string{"| 2 | much |  | pass", "| 4 | much | more | FAIL: not enough",
+		"| 5 | much | 1 0.3 | pass", "| 5 | much | 3 0.3 | pass", "| 5 | much | 2 0.4 | pass", "| 12 | much |  | skipped: no strace", "Notes."}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}

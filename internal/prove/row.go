@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -76,6 +77,10 @@ type stop struct{}
 
 // n is a number of the full row, scaled; at least 1.
 func (p *proof) n(full int) int { return max(1, int(float64(full)*p.scale)) }
+
+// from is the first of the seeds that a test counts up from, for each of its random
+// runs: what two parts of a row try with seeds of their own is not the same.
+func (p *proof) from() string { return strconv.FormatUint(p.seed*1_000_000, 10) }
 
 // d is a time of the full row, scaled, but at least least.
 func (p *proof) d(full, least time.Duration) time.Duration {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -56,7 +57,8 @@ const (
 	tableHead   = "| row | to reach | measured | outcome | took | command |\n| --- | --- | --- | --- | --- | --- |"
 )
 
-// enter replaces the line of a row in the page, or adds it in its place.
+// enter replaces the line of a row in the page, or adds it in its place. A part of
+// a row leaves those with other seeds: together they may be the whole.
 func enter(file string, o *outcome, s settings) error {
 	old, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -71,15 +73,20 @@ func enter(file string, o *outcome, s settings) error {
 	}
 	var lines []string
 	for line := range strings.Lines(body) {
-		if n := rowOf(line); n > 0 && n != o.row.n {
+		n := rowOf(line)
+		otherPart := s.scale < 1 && isPart.MatchString(line) && !strings.Contains(line, fmt.Sprintf(" -seed %d ", s.seed))
+		if n > 0 && (n != o.row.n || otherPart) {
 			lines = append(lines, strings.TrimSpace(line))
 		}
 	}
 	lines = append(lines, markdown(o, s))
-	slices.SortFunc(lines, func(a, b string) int { return rowOf(a) - rowOf(b) })
+	slices.SortStableFunc(lines, func(a, b string) int { return rowOf(a) - rowOf(b) })
 	text := before + tableBegins + "\n" + tableHead + "\n" + strings.Join(lines, "\n") + "\n" + tableEnds + after
 	return os.WriteFile(file, []byte(text), 0o644)
 }
+
+// isPart matches the line of a row that ran with a scale below 1.
+var isPart = regexp.MustCompile(` -scale 0\.`)
 
 // rowOf is the number with which a line of the page's table begins, or 0.
 func rowOf(line string) int {
