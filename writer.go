@@ -567,11 +567,11 @@ func (c *Conn) leaveCastLocked() {
 	o.q.AppendRun(&k.run)
 	k.gone[c.mu.seat] = true
 	k.left++
-	last := k.left == len(k.gone)
+	few := k.left == len(k.gone)/2+1 // from now on, see fewLocked
 	k.mu.Unlock()
 	o.accepted.add(msgs, bytes)
 	o.sends += msgs - 1 // the first was counted
-	if last {
+	if few {
 		k.of.drop(k)
 	}
 }
@@ -627,7 +627,7 @@ func (s *casts) publish(k *cast, to []*Conn) {
 	}
 }
 
-// drop ends a cast: nobody is in it any more, or nothing more can be added.
+// drop ends a cast: nothing more can be added, or for few.
 func (s *casts) drop(k *cast) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -637,7 +637,7 @@ func (s *casts) drop(k *cast) {
 }
 
 func (s *casts) dropLocked() {
-	const most = 63
+	const most = 62 // even, as all of them: a burst of two finds its first one in the end
 	k := s.last
 	if k == nil {
 		return
@@ -649,7 +649,7 @@ func (s *casts) dropLocked() {
 	if used {
 		s.skip, s.useless = 0, 0
 	} else {
-		s.useless = min(2*s.useless+1, most)
+		s.useless = min(2*s.useless+2, most)
 		s.skip = s.useless
 	}
 }
