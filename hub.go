@@ -155,7 +155,7 @@ func New(ctx context.Context, o *Options) (*Hub, error) {
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
-	h.fan.hub, h.fan.next = h, &Batch{seq: 1}
+	h.fan.hub, h.fan.next = h, &Batch{notes: &notes{seq: 1}}
 	h.tasks.Go(func() error { fanin.Run(h.events, h.wake, h.quit, &h.fan); return nil })
 	h.tasks.Go(func() error { h.watch.Run(h.quit); return nil })
 	h.mu.Lock() // ctx may have ended already: then Close waits until unbind is set
@@ -1160,13 +1160,18 @@ type Batch struct {
 	Ended        []*Conn         // peers that finished sending
 	Disconnected []Disconnection // exactly one for each connection reported before
 
-	// The hub's own notes: what is above is the receiver's to change.
-	seq      uint64
-	charges  []charge // of Received, in the same order
-	lent     *loan    // what Release gives back; nil: nothing
-	released atomic.Bool
-	ended    []*Conn // as Ended
-	gone     []*Conn // as in Disconnected
+	lent   atomic.Pointer[loan] // what Release gives back; nil: nothing
+	*notes                      // nil once the batch was taken
+}
+
+// notes are the hub's own about a batch, whose slices are its receiver's to change.
+// They are used again: where every message comes alone, a third of what it takes would be
+// theirs, and what the slowest messages wait for is the garbage collector.
+type notes struct {
+	seq     uint64   // of the batch
+	charges []charge // of Received, in the same order
+	ended   []*Conn  // as Ended
+	gone    []*Conn  // as in Disconnected
 }
 
 // Delivery is what came on one connection: whole messages, or pieces of raw
@@ -1227,11 +1232,19 @@ func (b *Batch) Messages() iter.Seq2[*Conn, []byte] {
 // used after it. Otherwise it does nothing. Calling it again does nothing. It may be
 // called after the hub was closed.
 func (b *Batch) Release() {
-	if b.released.Swap(true) || b.lent == nil {
-		return
+	if l := b.lent.Swap(nil); l != nil {
+		l.giveBack()
 	}
-	b.lent.giveBack()
-	b.lent = nil
+}
+
+// loan is what b holds of memory that is used again, while it is the hub's.
+func (b *Batch) loan() *loan {
+	l := b.lent.Load()
+	if l == nil {
+		l = loans.Get().(*loan)
+		b.lent.Store(l)
+	}
+	return l
 }
 
 // loan is what a batch holds of memory that is used again.
@@ -1277,17 +1290,17 @@ type fan struct {
 	// mu guards what follows and every Conn.ev. It may be taken with hub.mu
 	// held, and nothing is locked inside it.
 	mu      sync.Mutex
-	next    *Batch   // what is reported now goes here
-	some    bool     // there is something in next
-	seq     uint64   // of the last batch that was taken
-	ended   []*Conn  // Ended waits until their last data was taken
-	diverts []*Conn  // what of them is in no batch that was taken is withdrawn
-	paused  int      // connections that do not read because too much of theirs was not taken
-	untaken int64    // charged to input that was not taken
-	likely  int      // connections whose input was in the last batch
-	spare   []charge // memory of a batch that was taken, for the next
-	made    uint64   // batches
-	over    bool     // the last batch was put: nothing is reported any more
+	next    *Batch  // what is reported now goes here
+	some    bool    // there is something in next
+	seq     uint64  // of the last batch that was taken
+	ended   []*Conn // Ended waits until their last data was taken
+	diverts []*Conn // what of them is in no batch that was taken is withdrawn
+	paused  int     // connections that do not read because too much of theirs was not taken
+	untaken int64   // charged to input that was not taken
+	likely  int     // connections whose input was in the last batch
+	spare   *notes  // of a batch that was taken, for the next; or nil
+	made    uint64  // batches
+	over    bool    // the last batch was put: nothing is reported any more
 }
 
 // connEvents is what the fan knows of one connection.
@@ -1387,8 +1400,9 @@ func (f *fan) deliver(c *Conn, t *turn, bytes int64) (pause bool) {
 	t.delivered += bytes
 	f.receivedLocked(f.next, c, t.msgs, bytes, nil)
 	if t.chunk != nil {
-		f.next.lent.keep(t.chunk)
-		f.next.lent.chunks = append(f.next.lent.chunks, t.own...)
+		l := f.next.lent.Load()
+		l.keep(t.chunk)
+		l.chunks = append(l.chunks, t.own...)
 	}
 	f.untaken += bytes
 	c.ev.untaken += bytes
@@ -1421,7 +1435,6 @@ func (f *fan) receivedLocked(b *Batch, c *Conn, msgs [][]byte, bytes int64, s *S
 	if in.received == 0 {
 		if b.Received == nil { // as many are likely as the last time
 			b.Received = make([]Delivery, 0, f.likely)
-			b.charges, f.spare = f.spare, nil
 		}
 		b.Received = append(b.Received, Delivery{Conn: c})
 		b.charges = append(b.charges, charge{conn: c})
@@ -1431,10 +1444,7 @@ func (f *fan) receivedLocked(b *Batch, c *Conn, msgs [][]byte, bytes int64, s *S
 	switch {
 	case len(msgs) == 0:
 	case c.set.reuse:
-		if b.lent == nil {
-			b.lent = loans.Get().(*loan)
-		}
-		d.Messages = b.lent.list(d.Messages, msgs)
+		d.Messages = b.loan().list(d.Messages, msgs)
 	default:
 		d.Messages = append(d.Messages, msgs...)
 	}
@@ -1608,10 +1618,12 @@ func (f *fan) collect(prev *Batch) (b *Batch, withdrawn int64) {
 		return prev, 0
 	}
 	b = f.next
+	seq := b.seq + 1
 	if prev == nil {
 		f.made++
 	} else {
 		f.mergeLocked(prev, b)
+		f.doneLocked(b)
 		b = prev
 	}
 	for _, c := range f.diverts {
@@ -1620,11 +1632,27 @@ func (f *fan) collect(prev *Batch) (b *Batch, withdrawn int64) {
 	}
 	f.diverts = nil
 	f.some, f.likely = false, min(len(b.Received), maxLikely)
-	f.next = &Batch{seq: f.next.seq + 1}
-	if f.next.seq%2 == b.seq%2 {
-		f.next.seq++
+	if seq%2 == b.seq%2 {
+		seq++
 	}
+	n := f.spare
+	if f.spare = nil; n == nil {
+		n = new(notes)
+	}
+	n.seq = seq
+	f.next = &Batch{notes: n}
 	return b, withdrawn
+}
+
+// doneLocked takes its notes from a batch that needs them no more.
+func (f *fan) doneLocked(b *Batch) {
+	n := b.notes
+	b.notes = nil
+	clear(n.charges)
+	*n = notes{charges: n.charges[:0]}
+	if cap(n.charges) <= maxLikely {
+		f.spare = n
+	}
 }
 
 // mergeLocked adds what is in b, the later one, to a.
@@ -1643,14 +1671,12 @@ func (f *fan) mergeLocked(a, b *Batch) {
 	for _, c := range b.Drained {
 		f.drainedLocked(a, c)
 	}
-	if b.lent != nil {
-		if a.lent == nil {
-			a.lent = loans.Get().(*loan)
-		}
-		a.lent.chunks = append(a.lent.chunks, b.lent.chunks...)
-		clear(b.lent.chunks) // a's now
-		b.lent.chunks = b.lent.chunks[:0]
-		b.lent.giveBack() // the lists were copied
+	if l := b.lent.Swap(nil); l != nil {
+		to := a.loan()
+		to.chunks = append(to.chunks, l.chunks...)
+		clear(l.chunks) // a's now
+		l.chunks = l.chunks[:0]
+		l.giveBack() // the lists were copied
 	}
 	a.Ended = append(a.Ended, b.Ended...)
 	a.ended = append(a.ended, b.ended...)
@@ -1701,10 +1727,8 @@ func (f *fan) Taken(b *Batch) {
 		}
 	}
 	f.untaken -= taken
-	if cap(b.charges) <= maxLikely {
-		clear(b.charges)
-		f.spare, b.charges = b.charges[:0], nil
-	}
+	ended, gone := b.ended, b.gone
+	f.doneLocked(b)
 	f.mu.Unlock()
 
 	f.hub.turn.Add(1)
@@ -1712,10 +1736,10 @@ func (f *fan) Taken(b *Batch) {
 	for _, c := range resumed {
 		c.resumeReading()
 	}
-	for _, c := range b.ended {
+	for _, c := range ended {
 		c.endTaken()
 	}
-	f.hub.free(b.gone)
+	f.hub.free(gone)
 	for _, c := range next {
 		c.resumeReading() // its reader publishes it
 	}
