@@ -815,9 +815,9 @@ func (c *Conn) cut(t *turn) (err error) {
 		called     bool
 	)
 	for !c.holdsBack() {
-		if c.reply.gathering != nil {
+		if called && c.reply.settled() {
 			if m, n := c.quick(); m > 0 {
-				msgs, size, called = msgs+m, size+n, true
+				msgs, size = msgs+m, size+n
 				continue
 			}
 		}
@@ -889,7 +889,7 @@ func (c *Conn) cut(t *turn) (err error) {
 
 // quick calls the handler for the whole messages at the front of the input, as
 // long as nothing is out of the ordinary: the default framing, messages that share
-// a chunk, and a handler that has answered, so that its answers gather. For each
+// a chunk, and a handler that was called for the one before. For each
 // message it does what a round of cut with decoder.next and handle would, and what
 // it does not understand it leaves to those: it looks again at all that a
 // call may have changed.
@@ -901,7 +901,7 @@ func (c *Conn) quick() (msgs, size int) {
 	if d.framing != nil || d.big != nil || d.stream > 0 || d.sized || c.token || c.greet != nil || !c.inCall.Load() {
 		return 0, 0
 	}
-	for r.gathering != nil && c.handler != nil && !d.raw && !c.holdsBack() {
+	for r.settled() && c.handler != nil && !d.raw && !c.holdsBack() {
 		p := d.chunk[d.r:d.w]
 		if len(p) < headerSize {
 			break
@@ -919,9 +919,11 @@ func (c *Conn) quick() (msgs, size int) {
 		if d.raw {
 			size -= d.kept // it comes again
 		}
-		if end < len(p) && r.side.Empty() && !r.full && r.gathering != nil {
+		if end < len(p) && r.side.Empty() && !r.full {
 			r.over()
-			r.gathering.slab.Publish()
+			if r.gathering != nil {
+				r.gathering.slab.Publish()
+			}
 		} else if !c.handled() {
 			break
 		}
@@ -1644,7 +1646,7 @@ func (c *Conn) handle(msg []byte) {
 		c.inCall.Store(true)
 	}
 	r := &c.reply
-	if r.eager && r.gathering == nil && c.dec.buffered() {
+	if !r.settled() && c.dec.buffered() {
 		r.gather()
 	}
 	r.begin()
@@ -1768,6 +1770,9 @@ type Reply struct {
 	charge    int64      // of these, since the room was looked up
 	room      int64      // charge that may be gathered, if sent > 0
 }
+
+// settled reports whether answers gather already, or are not likely.
+func (r *Reply) settled() bool { return r.gathering != nil || !r.eager }
 
 func (r *Reply) begin() { r.active, r.fresh, r.full = true, true, false }
 func (r *Reply) over()  { r.active, r.fresh = false, false }
