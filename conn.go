@@ -179,7 +179,9 @@ func (c *Conn) String() string { return c.peer.String() }
 
 // Context returns a context that ends with the connection; context.Cause of
 // it is then the reason, the same as Disconnection.Err. It is made at the
-// first call.
+// first call. Without a Handler, a connection whose peer has finished or closed ends
+// when the batch that says so (Ended) was taken, so somebody has to receive from
+// Events meanwhile.
 func (c *Conn) Context() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -253,7 +255,8 @@ func (c *Conn) asks() {
 // Finish ends the connection when everything in its queue is written: nothing
 // more is accepted, and what still comes in is discarded from now on, for at
 // most Options.Linger after our FIN. It does not wait; the connection's
-// Disconnection, with ErrClosed, tells when it is done. The error is
+// Disconnection, with ErrClosed, tells when it is done. Answers to what was sent
+// are discarded too: who waits for them calls CloseWrite. The error is
 // ErrNotConnected if the connection had ended for another reason.
 func (c *Conn) Finish() error {
 	c.mu.Lock()

@@ -1184,7 +1184,7 @@ type Delivery struct {
 
 // Disconnection is the end of one connection. Its Err matches one of these:
 //
-//	io.EOF               the peer has finished, between two messages
+//	io.EOF               the peer has finished or closed, between two messages, for whatever reason
 //	io.ErrUnexpectedEOF  it has finished in the middle of one
 //	ErrClosed            this side has closed or finished it, or the hub
 //	ErrSlowPeer          WriteTimeout, or DisconnectPeer

@@ -46,7 +46,7 @@ const (
 	DefaultBackoffJitter       = 0.2
 	DefaultFileMode            = fs.FileMode(0o600) // of a Unix socket file
 	DefaultMaxSessions         = 65536              // ListenOptions.MaxConns on udp and unixgram
-	DefaultSessionIdle         = 60 * time.Second   // IdleTimeout there: after that, a client that is silent ends
+	DefaultSessionIdle         = 60 * time.Second   // ListenOptions.IdleTimeout there: after that, a client that is silent ends
 
 	// MessageCharge is what each queued message counts against a limit
 	// beside its length, so that tiny and empty messages are not free.
@@ -117,6 +117,8 @@ type Options struct {
 	// A batch can bring ConnInbound from one connection, and a loop that answers
 	// it, or passes it on, queues that much at a time. So where ConnOutbound is
 	// less, peers that read are refused too, or whatever the OverflowPolicy says.
+	// Where many send to one, no ConnOutbound is enough for that: what holds the
+	// senders back instead is a Handler that passes on by Conn.Send, with a timeout.
 	ConnInbound, ConnOutbound int64
 
 	// InboundLimit, OutboundLimit and MemoryLimit bound the same for all

@@ -121,7 +121,7 @@ func (s store) Stream(r *sockhub.Reply, m *sockhub.Stream) {
 		}
 	}
 	if err != nil {
-		r.Close()
+		r.Close() // Disconnected has ErrClosed then: who wants to know err logs it here
 		return
 	}
 	r.Send(fmt.Appendf(nil, "%d bytes stored", m.Size()))

@@ -948,7 +948,8 @@ const (
 //
 // Errors: those of Send, with ErrMessageTooLarge only where the Framing cannot
 // express size, or a packet not hold it; r's error, wrapped, which matches
-// io.ErrUnexpectedEOF if r ended early; the cause of ctx's end.
+// io.ErrUnexpectedEOF if r ended early; the cause of ctx's end; ErrNotConnected, or
+// ErrClosed, also if the connection ended in the middle, and so the message is cut.
 func (c *Conn) SendFrom(ctx context.Context, size uint64, r io.Reader) error {
 	if err := c.set.check(size); err != nil {
 		return err
