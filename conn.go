@@ -460,7 +460,7 @@ func (c *Conn) serve() {
 // left by Goexit. It is to be deferred.
 func (c *Conn) recoverCall() {
 	if c.inCall.Load() { // else the panic is ours
-		c.fail(&PanicError{Value: recover(), Stack: debug.Stack()})
+		c.callLeft(&PanicError{Value: recover(), Stack: debug.Stack()})
 		c.reply.over()
 		c.inCall.Store(false)
 	}
@@ -540,7 +540,7 @@ func (c *Conn) attendLocked() (over bool) {
 	if c.closeErr != nil {
 		return true
 	}
-	if c.endRead && c.input == reading && !c.out.wantRoom {
+	if c.endRead && c.input == reading && !c.out.wantRoom && !c.drainedComesLocked() {
 		c.input, c.endErr = held, ErrClosed
 	}
 	if c.out.finish == nil {
@@ -567,6 +567,14 @@ func (c *Conn) attendLocked() (over bool) {
 		c.arm(c.deadline)
 	}
 	return false
+}
+
+// drainedComesLocked reports whether the Handler's Drained is about to be called: the
+// writer wakes the reader when there is room, and again, for Drained, when it has
+// seen that everything is written.
+func (c *Conn) drainedComesLocked() bool {
+	o := &c.out
+	return c.handler != nil && !c.stopped && !o.frozen && (o.drained || o.handled && o.writing && o.drainedDue())
 }
 
 // turn reads until nothing more is there. It runs inside transport.Conn.Read.
@@ -691,7 +699,7 @@ func (c *Conn) receive(t *turn) (n int, drained, ok bool, err error) {
 	if c.greet != nil {
 		// The name lies well within this, so that no more of what follows it
 		// is read either before the peer is admitted.
-		space = space[:min(len(space), handshakeBytes)]
+		space = space[:min(len(space), max(1, handshakeBytes-c.dec.partial()))]
 	}
 	if space = c.reserve(t, space); len(space) == 0 {
 		return 0, false, false, nil
@@ -1225,7 +1233,7 @@ func (c *Conn) end() {
 	c.closeErr, c.over = err, true
 	heir, inherited := c.heirLocked()
 	c.hub.budget.out.Fell(&c.out.share, 0)
-	c.reported = report.left.size()
+	c.reported = report.left.charge()
 	cancel := c.cancel
 	c.mu.Unlock()
 

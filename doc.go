@@ -163,7 +163,8 @@
 // divided among the connections that there may be, and the rest goes to those who
 // come first, so none can take the room of all. However full InboundLimit is
 // with the beginnings of messages, some of them can be completed. At MemoryLimit,
-// which counts unsent messages in reports too, no more is read or accepted.
+// which counts unsent messages in reports too, and of the queues what is in the
+// half for those who come first, no more is read or accepted.
 //
 // # What is promised about delivery
 //
@@ -200,7 +201,7 @@
 // # Limits and defaults
 //
 //	HandshakeTimeout      5 s      from accept to the accepted name, in all
-//	name                  1 to 255 bytes; 1 KiB is read before it is accepted
+//	name                  1 to 255 bytes; 1 KiB is read before it is accepted (4 of what is no socket)
 //	MaxPending            1,024    handshakes; above, the oldest of the heaviest source goes
 //	MaxPendingPerSource   64       from which on an address or uid is heavy
 //	MaxConns              65,536   or fewer, where fewer descriptors can be open
@@ -227,7 +228,9 @@
 // A zero field of the options is its default, a negative limit or duration is
 // none, and a contradiction is an error. A length above MaxMessage ends the
 // connection before anything is allocated for it; below, memory grows with the
-// bytes that come and not with those that are announced.
+// bytes that come and not with those that are announced. (With ReuseBuffers, memory
+// that lies about is lent to what has begun, as long as all that is lent, and what
+// has come, is within InboundLimit.)
 //
 // # Platforms
 //

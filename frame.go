@@ -181,11 +181,13 @@ type decoder struct {
 	wasBig bool // the last message had a buffer of its own
 	early  bool // the next will have one, when as much of it as is earnest has come
 	sized  bool // the chunk is for a message like the last one
+	lent   bool // big lies in memory that is counted with the lender
 	own    *chunk.Chunk
 
 	// A message that does not fit, and is more than half a chunk, has a buffer of its own.
-	big   []byte       // received of it so far; nil: none
-	bigIn *chunk.Chunk // that big lies in
+	big    []byte       // received of it so far; nil: none
+	bigIn  *chunk.Chunk // that big lies in
+	lender *Budget      // of memory for messages that have just begun; nil: there is none
 
 	rest []byte // between park and move: what was chunk[r:w]
 	kept int    // if raw, and it is more than this, which the user has seen, the piece is his
@@ -282,8 +284,11 @@ func (d *decoder) room(received int) int { return min(d.size, 2*received+growSte
 func (d *decoder) grow(received []byte) {
 	old, n := d.bigIn, d.room(len(received))
 	d.bigIn = nil
-	if d.borrow {
-		d.bigIn = chunk.Idle(d.size) // memory that lies about need not be earned by bytes
+	if d.borrow && d.lender.lend(d.size) {
+		d.lent = true
+		if d.bigIn = chunk.Idle(d.size); d.bigIn == nil {
+			d.earned()
+		}
 	}
 	var buf []byte
 	switch {
@@ -303,8 +308,17 @@ func (d *decoder) grow(received []byte) {
 	}
 }
 
+// earned ends what was lent for big.
+func (d *decoder) earned() {
+	if d.lent {
+		d.lent = false
+		d.lender.lent.Add(-int64(d.size))
+	}
+}
+
 // drop lets go of an unfinished message.
 func (d *decoder) drop() {
+	d.earned()
 	if d.bigIn != nil {
 		d.bigIn.Release()
 	}
@@ -327,6 +341,7 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 		if d.lacks = d.size - len(d.big); d.lacks > 0 {
 			return nil, false, nil
 		}
+		d.earned()
 		msg, d.big = d.big, nil
 		d.own, d.bigIn = d.bigIn, nil
 		d.want, d.wasBig, d.last = 1, true, d.head+d.size

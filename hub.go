@@ -227,7 +227,8 @@ func (h *Hub) current(id ID) (*Conn, error) {
 type Budget struct {
 	in                       *budget.Inbound[*Conn]
 	out                      *budget.Outbound[*Conn]
-	reports                  atomic.Int64 // unsent bytes in reports that were not taken
+	reports                  atomic.Int64 // charge of the unsent messages in reports that were not taken
+	lent                     atomic.Int64 // bytes of memory for messages that have begun
 	inLimit, outLimit, total int64
 
 	mu   sync.Mutex
@@ -312,6 +313,22 @@ func (b *Budget) allow(field string, max uint64) error {
 	}
 	b.in.Raise(int64(max))
 	return nil
+}
+
+// lend lends n bytes of memory for a message that has begun, which lies about unused:
+// so it need not be earned by bytes that have come, as new memory must, and the
+// message is not copied each time that it has grown. But who uses it up is made
+// to get new memory, so that all that is lent is within InboundLimit too, beside what
+// has come. decoder.earned gives it back.
+func (b *Budget) lend(n int) bool {
+	if b == nil {
+		return false
+	}
+	if b.lent.Add(int64(n)) > b.inLimit-b.in.Used() {
+		b.lent.Add(-int64(n))
+		return false
+	}
+	return true
 }
 
 // over reports whether the memory limit is reached, at so many bytes of input.
@@ -462,6 +479,9 @@ func (h *Hub) Stats() Stats {
 		}
 		s.Conns++
 		s.add(c.Stats())
+		c.mu.Lock()
+		s.Dropped += c.out.dropped.msgs
+		c.mu.Unlock()
 	}
 	h.fan.mu.Lock()
 	s.Paused, s.QueuedIn, s.Batches = h.fan.paused, h.fan.untaken, h.fan.made
@@ -1127,13 +1147,13 @@ func (h *Hub) countLocked(c *Conn, err error) (refused bool) {
 		if errors.Is(err, ErrSlowPeer) {
 			t.SlowPeers++
 		}
-		if c.badInput {
+		if c.badInput || errors.Is(err, ErrMessageTooLarge) { // also a packet
 			t.ProtocolErrors++
 		}
 		return false
 	case errors.As(err, &denied):
 		t.RefusedPolicy++
-	case errors.Is(err, ErrBadName), errors.Is(err, ErrNameTaken), c.badInput:
+	case errors.Is(err, ErrBadName), errors.Is(err, ErrNameTaken), errors.Is(err, ErrReplaced), c.badInput:
 		t.RefusedName++
 	case errors.Is(err, ErrTooManyConns), errors.Is(err, ErrMemoryLimit):
 		t.RefusedLimit++

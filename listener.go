@@ -192,10 +192,28 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interv
 // closes: in Listener.Close, or when the hub is closed; but not if Serve fails. It
 // may be one that was inherited (net.FileListener) or wrapped. What Listen does to a
 // socket before it is bound (ReusePort, FileMode, Config) was up to whoever made it.
+// The connections of a *net.TCPListener get the same keep-alive as those of Listen;
+// one that is wrapped keeps its own.
 //
 // Errors: those of Listen for options, and ErrClosed.
 func (h *Hub) Serve(l net.Listener, o *ListenOptions) (*Listener, error) {
-	return h.serve(l, l.Addr().Network(), o)
+	network := l.Addr().Network()
+	if t, ok := l.(*net.TCPListener); ok {
+		l = keptAlive{t}
+	}
+	return h.serve(l, network, o)
+}
+
+// keptAlive gives connections our keep-alive.
+type keptAlive struct{ *net.TCPListener }
+
+func (l keptAlive) Accept() (net.Conn, error) {
+	c, err := l.AcceptTCP()
+	if err != nil {
+		return nil, err
+	}
+	c.SetKeepAliveConfig(keepAlive) // fails only if the connection has ended already
+	return c, nil
 }
 
 // ServePacket is Serve of a datagram socket: see Listen on udp and unixgram. The
@@ -357,11 +375,17 @@ type preface struct {
 	first   []byte        // read so far, behind the proxy's header
 	entry   *pendingEntry // guarded by hub.mu
 	inCall  atomic.Bool   // it is in Classify
+	evicted atomic.Bool   // by fail
 	failed  bool          // guarded by hub.mu
 }
 
 // fail ends it.
-func (p *preface) fail(error) { p.nc.Close() }
+func (p *preface) fail(err error) {
+	if err == errEvicted {
+		p.evicted.Store(true)
+	}
+	p.nc.Close()
+}
 
 // start runs it, unless the hub has no place for it.
 func (p *preface) start() {
@@ -443,10 +467,16 @@ func (p *preface) end(use *ListenOptions, err error) {
 	h.mu.Lock()
 	h.pending.Remove(p.entry)
 	if err != nil {
+		var broken *net.OpError
 		switch {
+		case p.evicted.Load():
+			err = errEvicted
+			h.totals.RefusedLimit++
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			h.totals.HandshakeTimeouts++
-		case !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed): // not by fail
+		case errors.As(err, &broken), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
+			// The peer has left, or the listener was closed.
+		default:
 			h.totals.RefusedPolicy++
 		}
 	}
@@ -669,6 +699,9 @@ func (d *dialing) attempt(all context.Context) (*Conn, error) {
 	if d.hub.dials.Err() != nil {
 		return nil, ErrClosed
 	}
+	if cause := context.Cause(all); cause != nil && !errors.Is(err, cause) {
+		err = fmt.Errorf("%w: %w", cause, err)
+	}
 	return nil, err
 }
 
@@ -866,7 +899,7 @@ func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, fir
 		c.dec.max = MaxNameLen
 	}
 	if set.reuse {
-		c.dec.borrow = true
+		c.dec.borrow, c.dec.lender = true, h.budget
 		lends.Store(true)
 	}
 	c.out.framing = set.header(false)
@@ -1002,24 +1035,31 @@ func (c *Conn) handshake(ctx context.Context, rwc io.Closer) (*Conn, error) {
 	if err := c.hub.start(c, rwc); err != nil {
 		return nil, err
 	}
-	select {
-	case err := <-done:
+	result := func(err error) (*Conn, error) {
 		if err != nil {
 			return nil, err
 		}
 		return c, nil
+	}
+	var end error
+	select {
+	case err := <-done:
+		return result(err)
 	case <-ctx.Done():
-		c.fail(context.Cause(ctx))
+		end = context.Cause(ctx)
 	case <-c.hub.closed:
-		c.fail(ErrClosed)
+		end = ErrClosed
+	}
+	select {
+	case err := <-done: // at the same time, and the user may know of it already
+		return result(err)
+	default:
+		c.fail(end)
 	}
 	if c.handshaking() { // and it stays so: its reader may be in a callback, and is not waited for
 		return nil, c.notLetIn(c.closed())
 	}
-	if err := <-done; err != nil {
-		return nil, err
-	}
-	return c, nil // it was admitted just before
+	return result(<-done) // it was admitted just before
 }
 
 // answer is what an accepting side sends to a peer that is let in.

@@ -123,7 +123,9 @@ type Options struct {
 
 	// InboundLimit, OutboundLimit and MemoryLimit bound the same for all
 	// connections of the hub together, in bytes: received and not taken,
-	// queued and not written, and both with what unread reports hold.
+	// queued and not written, and both with what unread reports hold. (Half of
+	// OutboundLimit is divided among MaxConns connections. What a connection has
+	// queued within its part of that does not count against MemoryLimit.)
 	// Defaults 512 MiB, 512 MiB, 2 GiB.
 	InboundLimit, OutboundLimit, MemoryLimit int64
 

@@ -420,6 +420,9 @@ func (d DuplicatePolicy) String() string {
 // answers a batch, or passes it on, can queue ConnInbound at a time: with a
 // ConnOutbound below that, the policy meets peers that read, too, and under
 // DisconnectPeer they are gone.
+//
+// Where it is OutboundLimit that has no room, which is nothing that this peer has
+// done, DisconnectPeer is as BlockSender.
 type OverflowPolicy int
 
 // The values of OverflowPolicy.

@@ -215,6 +215,61 @@ func TestKeepAliveIsSetOnAcceptedAndDialedSockets(t *testing.T) {
 	}
 }
 
+// A listener that was inherited, as one is for a restart, has no keep-alive of its
+// own to set.
+func TestServeKeepsConnectionsAlive(t *testing.T) {
+	s := newStand(t, nil, nil)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Serve(l, nil); err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.Write(frame("n"))
+	if diff := cmp.Diff(keepAlive{1, 15, 5, 3, 0, 1}, keepAliveOf(t, s.first())); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// Of what comes before a peer is let in, a KiB is read, whatever the pieces.
+func TestWhatIsReadBeforeTheNameIsLimited(t *testing.T) {
+	asked, refuse := make(chan struct{}), make(chan struct{})
+	s := newStand(t, &sockhub.Options{Admit: func(sockhub.Peer) error {
+		close(asked)
+		<-refuse
+		return errors.New("no")
+	}}, nil)
+	c, err := net.Dial("tcp4", s.listen("tcp4", nil).Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	defer close(refuse)
+	name := frame(strings.Repeat("n", sockhub.MaxNameLen))
+	begun := len(name) - 1
+	c.Write(name[:begun])
+	unread := func() int {
+		n, err := unix.IoctlGetInt(socketOf(t, c.RemoteAddr(), c.LocalAddr()), unix.TIOCINQ)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	eventually(t, "the name has begun", func() bool { return s.Stats().Connecting == 1 && unread() == 0 })
+	const more = 5000
+	c.Write(make([]byte, more)) // the end of the name, and what may not be read yet
+	<-asked
+	if read := begun + more - unread(); read <= begun || read > 1024 {
+		t.Errorf("%d bytes were read", read)
+	}
+}
+
 func TestPeerCredentialsOfUnixSockets(t *testing.T) {
 	for _, kind := range []string{"unix", "abstract"} {
 		s := newStand(t, nil, nil)

@@ -1270,7 +1270,7 @@ func (c *Conn) feedFrom(f *feed) {
 	returned := false
 	defer func() {
 		if !returned {
-			c.fail(&PanicError{Value: recover(), Stack: debug.Stack()})
+			c.callLeft(&PanicError{Value: recover(), Stack: debug.Stack()})
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -1794,12 +1794,12 @@ type leftover struct {
 	cut  []byte
 }
 
-// size is how many bytes there are in it.
-func (l *leftover) size() int64 {
+// charge is what it counts against the limits: each message, an empty one too.
+func (l *leftover) charge() int64 {
 	if l == nil {
 		return 0
 	}
-	return l.w.Bytes() + l.q.Bytes()
+	return l.w.Charge() + l.q.Charge()
 }
 
 // Unsent yields the messages that were accepted and of which nothing was

@@ -1,0 +1,163 @@
+package sockhub_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sockhub/sockhub"
+)
+
+// inBubble runs f with a hub of its own, in a bubble, whose batches are taken if it
+// says so.
+func inBubble(t *testing.T, o *sockhub.Options, take bool, f func(t *testing.T, hub *sockhub.Hub)) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, err := sockhub.New(context.Background(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hub.Close()
+		if take {
+			go func() {
+				for range hub.Events() {
+				}
+			}()
+		}
+		f(t, hub)
+	})
+}
+
+// serveHalf serves one end of a pipe and returns the other.
+func serveHalf(t *testing.T, hub *sockhub.Hub, o *sockhub.ListenOptions) (*sockhub.Conn, net.Conn) {
+	t.Helper()
+	ours, theirs := net.Pipe()
+	o.Mode = sockhub.Anonymous
+	c, err := hub.ServeConn(t.Context(), ours, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, theirs
+}
+
+type closesAndPanics struct{ sockhub.BaseHandler }
+
+func (closesAndPanics) Message(r *sockhub.Reply, _ []byte) {
+	r.Close()
+	panic("late")
+}
+
+func TestPanicAfterCloseIsCounted(t *testing.T) {
+	inBubble(t, nil, true, func(t *testing.T, hub *sockhub.Hub) {
+		_, peer := serveHalf(t, hub, &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return closesAndPanics{} }})
+		peer.Write(frame("x"))
+		synctest.Wait()
+		if s := hub.Stats(); s.Panics != 1 || s.Disconnected != 1 {
+			t.Errorf("%d panics, %d disconnected", s.Panics, s.Disconnected)
+		}
+	})
+}
+
+func TestDroppedIsCountedAtOnce(t *testing.T) {
+	inBubble(t, &sockhub.Options{Overflow: sockhub.DropOldest, ConnOutbound: 1000}, true, func(t *testing.T, hub *sockhub.Hub) {
+		c, _ := serveHalf(t, hub, &sockhub.ListenOptions{})
+		for range 100 {
+			c.TrySend(make([]byte, 100))
+		}
+		before := hub.Stats().Dropped
+		c.Close()
+		synctest.Wait()
+		if after := hub.Stats().Dropped; before == 0 || after != before {
+			t.Errorf("%d while the connection lasts, %d afterwards", before, after)
+		}
+	})
+}
+
+// Empty messages that were not sent are kept too, and there may be many.
+func TestUnsentEmptyMessagesCountAgainstMemoryLimit(t *testing.T) {
+	inBubble(t, &sockhub.Options{MemoryLimit: 1 << 20, WriteTimeout: -1}, false, func(t *testing.T, hub *sockhub.Hub) {
+		c, _ := serveHalf(t, hub, &sockhub.ListenOptions{})
+		n := 0
+		for ; c.TrySend(nil) == nil; n++ {
+		}
+		c.Close()
+		synctest.Wait()
+		ours, _ := net.Pipe()
+		if _, err := hub.ServeConn(t.Context(), ours, &sockhub.ListenOptions{Mode: sockhub.Anonymous}); !errors.Is(err, sockhub.ErrMemoryLimit) {
+			t.Errorf("%d messages are kept in a report that nobody has taken; another connection: %v", n, err)
+		}
+	})
+}
+
+func TestLeavingDuringClassifyIsNoRefusal(t *testing.T) {
+	s := newStand(t, &sockhub.Options{MaxPending: 2}, nil)
+	l := s.listen("tcp4", &sockhub.ListenOptions{Classify: func(_ sockhub.Peer, first []byte) (*sockhub.ListenOptions, int, error) {
+		if len(first) < 4 {
+			return nil, 4, nil
+		}
+		return nil, 0, errors.New("not that")
+	}})
+	dial := func() net.Conn {
+		t.Helper()
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	nobody := func() bool { return s.Stats().Connecting == 0 }
+
+	c := dial()
+	c.Write([]byte("a"))
+	eventually(t, "it is there", func() bool { return s.Stats().Connecting == 1 })
+	c.Close()
+	eventually(t, "it has left", nobody)
+	if got := s.Stats(); got.RefusedPolicy != 0 || got.RefusedLimit != 0 {
+		t.Errorf("one who has left counts as refused: %+v", got)
+	}
+	dial().Write([]byte("abcd"))
+	eventually(t, "Classify has refused", func() bool { return s.Stats().RefusedPolicy == 1 && nobody() })
+
+	for i := range 2 {
+		dial()
+		eventually(t, "they wait", func() bool { return s.Stats().Connecting == i+1 })
+	}
+	<-time.After(1100 * time.Millisecond) // the oldest one makes room when it is older than a second
+	dial()
+	eventually(t, "one had to go", func() bool { return s.Stats().RefusedLimit == 1 })
+	if got := s.Stats(); got.RefusedPolicy != 1 || got.Connecting != 2 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestPacketThatIsTooLongCountsAsProtocolError(t *testing.T) {
+	s := newStand(t, nil, nil)
+	path := filepath.Join(t.TempDir(), "s")
+	if _, err := s.Listen(t.Context(), "unixpacket", path, &sockhub.ListenOptions{MaxMessage: 100}); err != nil {
+		t.Skip(err)
+	}
+	c, err := net.Dial("unixpacket", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.Write(make([]byte, 101))
+	if d := s.end(s.first()); !errors.Is(d.Err, sockhub.ErrMessageTooLarge) {
+		t.Error(d.Err)
+	}
+	eventually(t, "it is counted", func() bool { return s.Stats().ProtocolErrors == 1 })
+}
+
+func TestDialEndsWithTheCauseOfItsContext(t *testing.T) {
+	s := newStand(t, nil, nil)
+	cause := errors.New("cause")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(cause)
+	if _, err := s.Dial(ctx, "tcp", "127.0.0.1:9", &sockhub.DialOptions{Name: "x"}); !errors.Is(err, cause) {
+		t.Error(err)
+	}
+}
