@@ -461,6 +461,9 @@ func (c *Conn) serve() {
 func (c *Conn) recoverCall() {
 	if c.inCall.Load() { // else the panic is ours
 		c.callLeft(&PanicError{Value: recover(), Stack: debug.Stack()})
+		if c.reply.c != nil {
+			c.reply.accept() // what the call has sent before
+		}
 		c.reply.over()
 		c.inCall.Store(false)
 	}
@@ -1584,7 +1587,7 @@ func (c *Conn) undivert() {
 			c.fail(err)
 		}
 	}
-	for len(d.msgs) > 0 && c.handler != nil && !c.stopped {
+	for len(d.msgs) > 0 && c.handler != nil && !c.stopped && !c.closing.Load() {
 		if c.waitsForRoom() {
 			// As if it had just been read.
 			d.handler, c.diverted = c.handler, d
@@ -1617,7 +1620,7 @@ func (c *Conn) undivert() {
 	if d.stream && c.stream != nil {
 		c.stream.told = false // it was taken back
 	}
-	if d.ended {
+	if d.ended && !c.closing.Load() {
 		c.reportEnd()
 	}
 }
@@ -1741,7 +1744,7 @@ func (c *Conn) flush() {
 			r.full = false
 			c.makeRoom()
 		}
-		if !r.drained || c.stopped || c.handler == nil {
+		if !r.drained || c.stopped || c.closing.Load() || c.handler == nil {
 			return
 		}
 		r.drained = false
@@ -1832,7 +1835,7 @@ func (r *Reply) gather() {
 // call has answered, and more messages have come, more answers are likely.
 func (r *Reply) gatherLocked() {
 	t := r.c.work
-	if t == nil || r.full {
+	if r.refused = r.refused || r.c.out.refuse != nil; t == nil || r.full || r.refused {
 		return
 	}
 	if t.gathering == nil {
@@ -1901,7 +1904,7 @@ func (r *Reply) lock() {
 // takeInLocked queues what a Handler's calls that have returned have answered.
 func (c *Conn) takeInLocked(s *outq.Slab, take func(*outq.Queue, *outq.Slab) (int, int64)) {
 	o := &c.out
-	if o.refuse != nil && !o.frozen {
+	if o.refuse != nil && (!o.frozen || o.late != nil) {
 		o.accepted.add(take(o.tooLate(), s))
 		return
 	}
@@ -1928,7 +1931,7 @@ func (c *Conn) chargeAnswersLocked(charge int64, alone bool) (room bool) {
 
 func (r *Reply) acceptLocked() {
 	o := &r.c.out
-	if r.refused = o.refuse != nil; r.refused && !o.frozen {
+	if r.refused = o.refuse != nil; r.refused && (!o.frozen || o.late != nil) {
 		if !r.side.Empty() {
 			o.accepted.add(r.side.Len(), r.side.Bytes())
 			o.tooLate().Splice(&r.side)
@@ -2077,6 +2080,9 @@ func (r *Reply) SendFrom(size uint64, rc io.ReadCloser) error {
 	case o.run:
 		o.accepted.addBig(size)
 		o.behind = append(o.behind, segment{from: f})
+		if !c.chargeAnswersLocked(o.charge(), false) {
+			r.full, o.answered = true, true
+		}
 	default:
 		o.accepted.addBig(size)
 		c.startFeederLocked(f)

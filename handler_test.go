@@ -489,7 +489,7 @@ func TestReplyOfACallThatPanickedIsOver(t *testing.T) {
 		peer.Write(frames("a", "b", "c", "d"))
 		synctest.Wait()
 		var boom *sockhub.PanicError
-		if late == nil || !errors.As(d.Err, &boom) || d.Report.AcceptedMessages != 2 {
+		if late == nil || !errors.As(d.Err, &boom) || d.Report.AcceptedMessages != 3 {
 			t.Errorf("Send after the end: %v; %v, %+v", late, d.Err, d.Report)
 		}
 	})

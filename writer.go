@@ -120,6 +120,9 @@ func (o *output) charge() int64 {
 	}
 	for i := range o.behind {
 		n += o.behind[i].q.Charge()
+		if o.behind[i].from != nil {
+			n += pieceSize // as the first that it will read, and because it may be an open file
+		}
 	}
 	return n
 }
@@ -873,6 +876,7 @@ func (c *Conn) endRunLocked() {
 	if len(o.behind) == 0 {
 		o.behind = nil
 	}
+	c.hub.budget.out.Fell(&o.share, o.charge()) // a feed that has begun counts what it has read
 	c.sendLocked()
 	c.roomLocked()
 }
