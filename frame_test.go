@@ -463,9 +463,7 @@ func TestMemoryLentToMessagesThatHaveBegunIsLimited(t *testing.T) {
 		d.move(make([]byte, minChunk))
 		d.advance(copy(d.space(), appendHeader(nil, nil, size)))
 		for body > 0 {
-			if msg, ok, _ = d.next(); ok {
-				break
-			}
+			d.next() // finds that the message gets a buffer of its own
 			n := min(body, len(d.space()))
 			d.advance(n)
 			body -= n
