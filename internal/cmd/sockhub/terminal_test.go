@@ -119,6 +119,7 @@ func TestInATerminal(t *testing.T) {
 	client.shows("ready>")
 	client.enter("echo status $?")
 	client.shows("status 0")
+	server.shows("messages written\nready>") // what is typed before that, the command may still read
 	server.enter("clear; echo status $?")
 	server.shows("status 0")
 
