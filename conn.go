@@ -824,22 +824,17 @@ func (c *Conn) discard(p []byte) (park bool) {
 
 // cut takes the complete messages out of what was received and delivers them.
 func (c *Conn) cut(t *turn) (err error) {
-	var (
-		msgs, size int
-		called     bool
-	)
+	called := false
 	for !c.holdsBack() {
-		if called && c.reply.settled() {
-			if m, n := c.quick(); m > 0 {
-				msgs, size = msgs+m, size+n
-				continue
-			}
+		if called && c.reply.settled() && c.quick() {
+			continue
 		}
 		if c.handler == nil && c.greet == nil && !c.token {
 			before := len(t.msgs)
-			var n int
-			t.msgs, n = c.dec.whole(t.msgs)
-			msgs, size = msgs+len(t.msgs)-before, size+n
+			var size int
+			t.msgs, size = c.dec.whole(t.msgs)
+			c.turnMsgs += len(t.msgs) - before
+			c.turnBytes += size
 		}
 		msg, ok, e := c.dec.next()
 		if e != nil {
@@ -863,37 +858,32 @@ func (c *Conn) cut(t *turn) (err error) {
 		if c.token {
 			c.endToken() // before a callback, which may take its time
 		}
-		switch {
-		case c.greet != nil:
+		if c.greet != nil {
 			if err := c.greeted(msg); err != nil {
 				return err
 			}
 			continue
-		case c.handler != nil:
+		}
+		c.turnMsgs++
+		c.turnBytes += len(msg)
+		if c.handler != nil {
 			called = true
 			c.handle(msg)
 			if c.dec.own != nil {
 				c.dec.own.Release()
 				c.dec.own = nil
 			}
-		default:
+		} else {
 			t.msgs = append(t.msgs, msg)
 			if c.dec.own != nil {
 				t.own = append(t.own, c.dec.own)
 				c.dec.own = nil
 			}
 		}
-		msgs++
-		size += len(msg)
 		if c.dec.raw {
-			size -= c.dec.kept // it comes again
+			c.turnBytes -= c.dec.kept // it comes again
 		}
 	}
-	if msgs == 0 {
-		return err
-	}
-	c.turnMsgs += msgs
-	c.turnBytes += size
 	if len(t.msgs) > 0 {
 		c.deliver(t)
 	}
@@ -910,10 +900,10 @@ func (c *Conn) cut(t *turn) (err error) {
 //
 // With 64 messages of 64 bytes in flight, a message costs the server 35 ns outside
 // of the kernel by this loop, and 63 by the round.
-func (c *Conn) quick() (msgs, size int) {
+func (c *Conn) quick() (some bool) {
 	d, r := &c.dec, &c.reply
 	if d.framing != nil || d.big != nil || d.stream > 0 || d.sized || c.token || c.greet != nil || !c.inCall.Load() {
-		return 0, 0
+		return false
 	}
 	for r.settled() && c.handler != nil && !d.raw && !c.holdsBack() {
 		p := d.chunk[d.r:d.w]
@@ -927,11 +917,13 @@ func (c *Conn) quick() (msgs, size int) {
 		end := headerSize + int(n)
 		d.r += end
 		d.wasBig, d.last, d.want, d.lacks = false, end, 1, 0
-		msgs, size = msgs+1, size+int(n)
+		some = true
+		c.turnMsgs++
+		c.turnBytes += int(n)
 		r.begin()
 		c.handler.Message(r, p[headerSize:end:end])
 		if d.raw {
-			size -= d.kept // it comes again
+			c.turnBytes -= d.kept // it comes again
 		}
 		if end < len(p) && r.side.Empty() && !r.full {
 			r.over()
@@ -942,7 +934,7 @@ func (c *Conn) quick() (msgs, size int) {
 			break
 		}
 	}
-	return msgs, size
+	return some
 }
 
 // handled is what follows a call of the handler. It reports whether the next may
@@ -1001,7 +993,7 @@ func (c *Conn) parking(doubtful, progress bool) {
 	holding := c.holdsBack()
 	busy := progress && doubtful && !partial && !holding && c.set.coarse()
 	if busy && c.busy.Load() {
-		if c.turnMsgs == 0 {
+		if c.turnMsgs == 0 && c.turnBytes == 0 {
 			return
 		}
 		c.mu.Lock()
@@ -1218,6 +1210,7 @@ func (c *Conn) restLocked(due func(time.Duration) bool) bool {
 // callbacks that are running, one of which may be a user's.
 func (c *Conn) end() {
 	c.mu.Lock()
+	c.bookLocked() // of a turn that a callback has left
 	c.freezeLocked(ErrNotConnected)
 	c.joinWriterLocked()
 	c.joinFeedersLocked()

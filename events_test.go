@@ -1,6 +1,7 @@
 package sockhub_test
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
@@ -367,6 +368,33 @@ func TestEventsAreMergedWhileNobodyReceives(t *testing.T) {
 		}
 		r.happened("ended", "disconnected  EOF")
 	})
+}
+
+// TestReceiverMayPrintABatch is for the race detector: a batch belongs to who has
+// received it, all of it.
+func TestReceiverMayPrintABatch(t *testing.T) {
+	for _, reuse := range []bool{false, true} {
+		s := newStand(t, &sockhub.Options{ReuseBuffers: reuse}, func(b *sockhub.Batch) {
+			echo(b)
+			fmt.Fprintf(io.Discard, "%+v", b)
+			b.Received = nil // the stand would keep what Release takes
+			b.Release()
+		})
+		l := s.listen("tcp4", nil)
+		var peers sync.WaitGroup
+		for i := range 4 {
+			p := dialHub(t, l, fmt.Sprint("peer ", i))
+			peers.Go(func() {
+				for i := range 100 {
+					p.send(body(1, i, 20))
+					if m := p.receive(); !bytes.Equal(m, body(1, i, 20)) {
+						t.Errorf("%q", m)
+					}
+				}
+			})
+		}
+		peers.Wait()
+	}
 }
 
 func TestConnInboundPausesItsConnectionAlone(t *testing.T) {

@@ -155,7 +155,7 @@ func New(ctx context.Context, o *Options) (*Hub, error) {
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
-	h.fan.hub, h.fan.next = h, &Batch{notes: &notes{seq: 1}}
+	h.fan.hub, h.fan.next = h, batch{new(Batch), &notes{seq: 1}}
 	h.tasks.Go(func() error { fanin.Run(h.events, h.wake, h.quit, &h.fan); return nil })
 	h.tasks.Go(func() error { h.watch.Run(h.quit); return nil })
 	h.mu.Lock() // ctx may have ended already: then Close waits until unbind is set
@@ -1180,11 +1180,17 @@ type Batch struct {
 	Ended        []*Conn         // peers that finished sending
 	Disconnected []Disconnection // exactly one for each connection reported before
 
-	lent   atomic.Pointer[loan] // what Release gives back; nil: nothing
-	*notes                      // nil once the batch was taken
+	lent atomic.Pointer[loan] // what Release gives back; nil: nothing
 }
 
-// notes are the hub's own about a batch, whose slices are its receiver's to change.
+// batch is a Batch until the hub knows that it was taken. Its receiver may have it
+// already, so that the hub changes no more than the notes then.
+type batch struct {
+	*Batch
+	*notes
+}
+
+// notes are the hub's own about a Batch, whose slices are its receiver's to change.
 // They are used again: where every message comes alone, a third of what it takes would be
 // theirs, and what the slowest messages wait for is the garbage collector.
 type notes struct {
@@ -1310,7 +1316,8 @@ type fan struct {
 	// mu guards what follows and every Conn.ev. It may be taken with hub.mu
 	// held, and nothing is locked inside it.
 	mu      sync.Mutex
-	next    *Batch  // what is reported now goes here
+	put     batch   // in Events, and not known to be taken; or nothing
+	next    batch   // what is reported now goes here
 	some    bool    // there is something in next
 	seq     uint64  // of the last batch that was taken
 	ended   []*Conn // Ended waits until their last data was taken
@@ -1348,7 +1355,7 @@ type place struct {
 }
 
 // inLocked returns c's place in b.
-func (c *Conn) inLocked(b *Batch) *place {
+func (c *Conn) inLocked(b batch) *place {
 	p := &c.ev.in[b.seq%2]
 	if p.seq != b.seq {
 		*p = place{seq: b.seq}
@@ -1403,7 +1410,7 @@ func (f *fan) adopt(c *Conn, o *ClientOptions) {
 }
 
 // adoptedLocked reports a connection in b as an expected one's.
-func (f *fan) adoptedLocked(b *Batch, c *Conn) {
+func (f *fan) adoptedLocked(b batch, c *Conn) {
 	b.Unknown = slices.DeleteFunc(b.Unknown, func(x *Conn) bool { return x == c })
 	b.Connected = append(b.Connected, c)
 }
@@ -1450,7 +1457,7 @@ func (l *loan) keep(c *chunk.Chunk) {
 }
 
 // receivedLocked adds to a batch.
-func (f *fan) receivedLocked(b *Batch, c *Conn, msgs [][]byte, bytes int64, s *Stream) {
+func (f *fan) receivedLocked(b batch, c *Conn, msgs [][]byte, bytes int64, s *Stream) {
 	in := c.inLocked(b)
 	if in.received == 0 {
 		if b.Received == nil { // as many are likely as the last time
@@ -1505,7 +1512,7 @@ func (f *fan) drained(c *Conn) {
 	}
 }
 
-func (f *fan) drainedLocked(b *Batch, c *Conn) {
+func (f *fan) drainedLocked(b batch, c *Conn) {
 	if in := c.inLocked(b); !in.drained {
 		in.drained = true
 		b.Drained = append(b.Drained, c)
@@ -1554,7 +1561,7 @@ func (f *fan) isDiverted(d *diversion) bool {
 
 // withdrawLocked takes what was delivered of c out of b, which holds all that
 // was not taken. It returns what that was charged.
-func (f *fan) withdrawLocked(b *Batch, c *Conn) (charged int64) {
+func (f *fan) withdrawLocked(b batch, c *Conn) (charged int64) {
 	d := c.diverted
 	if in := c.inLocked(b); in.received > 0 {
 		i, last := int(in.received)-1, len(b.Received)-1
@@ -1626,25 +1633,28 @@ func (f *fan) Pending() bool {
 
 // Collect implements fanin.Source.
 func (f *fan) Collect(prev *Batch) *Batch {
-	b, withdrawn := f.collect(prev)
+	withdrawn := f.collect()
 	f.hub.budget.in.Give(withdrawn)
-	return b
+	return f.put.Batch
 }
 
-func (f *fan) collect(prev *Batch) (b *Batch, withdrawn int64) {
+// collect makes of what is pending, and of put, if it is in no one's hands, the batch
+// to be put.
+func (f *fan) collect() (withdrawn int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.some {
-		return prev, 0
+		return 0
 	}
-	b = f.next
+	b := f.next
 	seq := b.seq + 1
-	if prev == nil {
+	if f.put.Batch == nil {
 		f.made++
+		f.put = b
 	} else {
-		f.mergeLocked(prev, b)
-		f.doneLocked(b)
-		b = prev
+		f.mergeLocked(f.put, b)
+		f.doneLocked(b.notes)
+		b = f.put
 	}
 	for _, c := range f.diverts {
 		withdrawn += f.withdrawLocked(b, c)
@@ -1660,14 +1670,12 @@ func (f *fan) collect(prev *Batch) (b *Batch, withdrawn int64) {
 		n = new(notes)
 	}
 	n.seq = seq
-	f.next = &Batch{notes: n}
-	return b, withdrawn
+	f.next = batch{new(Batch), n}
+	return withdrawn
 }
 
-// doneLocked takes its notes from a batch that needs them no more.
-func (f *fan) doneLocked(b *Batch) {
-	n := b.notes
-	b.notes = nil
+// doneLocked keeps the notes of a batch that needs them no more.
+func (f *fan) doneLocked(n *notes) {
 	clear(n.charges)
 	*n = notes{charges: n.charges[:0]}
 	if cap(n.charges) <= maxLikely {
@@ -1676,7 +1684,7 @@ func (f *fan) doneLocked(b *Batch) {
 }
 
 // mergeLocked adds what is in b, the later one, to a.
-func (f *fan) mergeLocked(a, b *Batch) {
+func (f *fan) mergeLocked(a, b batch) {
 	for _, c := range b.Connected {
 		if c.ev.adopted {
 			f.adoptedLocked(a, c)
@@ -1705,23 +1713,25 @@ func (f *fan) mergeLocked(a, b *Batch) {
 }
 
 // Wanted implements fanin.Source.
-func (f *fan) Wanted(b *Batch) bool {
+func (f *fan) Wanted(*Batch) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.ended) > 0 || f.paused > 0 || len(b.ended) > 0 || len(b.gone) > 0 ||
-		len(b.charges) > 0 && f.hub.budget.in.Waiting()
+	n := f.put.notes
+	return len(f.ended) > 0 || f.paused > 0 || len(n.ended) > 0 || len(n.gone) > 0 ||
+		len(n.charges) > 0 && f.hub.budget.in.Waiting()
 }
 
 // Taken implements fanin.Source. What follows from it is done to connections
 // and clients, so outside the fan's lock.
-func (f *fan) Taken(b *Batch) {
+func (f *fan) Taken(*Batch) {
 	var (
 		resumed []*Conn
 		taken   int64
 	)
 	f.mu.Lock()
-	f.seq = b.seq
-	for _, ch := range b.charges {
+	n := f.put.notes
+	f.put, f.seq = batch{}, n.seq
+	for _, ch := range n.charges {
 		taken += ch.bytes
 		e := &ch.conn.ev
 		e.untaken -= ch.bytes
@@ -1731,7 +1741,7 @@ func (f *fan) Taken(b *Batch) {
 		}
 	}
 	f.ended = slices.DeleteFunc(f.ended, func(c *Conn) bool {
-		if c.ev.last > b.seq {
+		if c.ev.last > f.seq {
 			return false
 		}
 		c.ev.ending = false
@@ -1739,16 +1749,16 @@ func (f *fan) Taken(b *Batch) {
 		return true
 	})
 	var next []*Conn
-	for _, c := range b.gone {
+	for _, c := range n.gone {
 		c.client.ending = false
-		if n := c.client.next; n != nil {
+		if heir := c.client.next; heir != nil {
 			c.client.next = nil
-			next = append(next, n)
+			next = append(next, heir)
 		}
 	}
 	f.untaken -= taken
-	ended, gone := b.ended, b.gone
-	f.doneLocked(b)
+	ended, gone := n.ended, n.gone
+	f.doneLocked(n)
 	f.mu.Unlock()
 
 	f.hub.turn.Add(1)

@@ -375,6 +375,7 @@ type preface struct {
 	first   []byte        // read so far, behind the proxy's header
 	entry   *pendingEntry // guarded by hub.mu
 	inCall  atomic.Bool   // it is in Classify
+	refused bool          // by Classify
 	evicted atomic.Bool   // by fail
 	failed  bool          // guarded by hub.mu
 }
@@ -472,6 +473,8 @@ func (p *preface) end(use *ListenOptions, err error) {
 		case p.evicted.Load():
 			err = errEvicted
 			h.totals.RefusedLimit++
+		case p.refused:
+			h.totals.RefusedPolicy++
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			h.totals.HandshakeTimeouts++
 		case errors.As(err, &broken), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
@@ -549,6 +552,7 @@ func (p *preface) ask() (use *ListenOptions, more int, err error) {
 			err = &PanicError{Value: recover(), Stack: debug.Stack()}
 			p.hub.countPanic()
 		}
+		p.refused = err != nil
 	}()
 	p.inCall.Store(true)
 	defer p.inCall.Store(false)

@@ -3,6 +3,7 @@ package sockhub_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"path/filepath"
 	"testing"
@@ -48,6 +49,22 @@ type closesAndPanics struct{ sockhub.BaseHandler }
 func (closesAndPanics) Message(r *sockhub.Reply, _ []byte) {
 	r.Close()
 	panic("late")
+}
+
+func TestWhatCameUpToAPanicIsCounted(t *testing.T) {
+	inBubble(t, nil, true, func(t *testing.T, hub *sockhub.Hub) {
+		h := &saying{message: func(_ *sockhub.Reply, m string) {
+			if m == "three" {
+				panic(m)
+			}
+		}}
+		c, peer := serveHalf(t, hub, h.options())
+		peer.Write(frames("one", "two", "three", "four"))
+		synctest.Wait()
+		if s := c.Stats(); s.MessagesIn != 3 || s.BytesIn != 11 {
+			t.Errorf("%d messages of %d bytes", s.MessagesIn, s.BytesIn)
+		}
+	})
 }
 
 func TestPanicAfterCloseIsCounted(t *testing.T) {
@@ -98,7 +115,8 @@ func TestLeavingDuringClassifyIsNoRefusal(t *testing.T) {
 		if len(first) < 4 {
 			return nil, 4, nil
 		}
-		return nil, 0, errors.New("not that")
+		// What it asks elsewhere may fail as if the peer had.
+		return nil, 0, &net.OpError{Op: "dial", Err: io.EOF}
 	}})
 	dial := func() net.Conn {
 		t.Helper()
