@@ -1631,20 +1631,19 @@ func (f *fan) Pending() bool {
 	return f.some
 }
 
-// Collect implements fanin.Source.
-func (f *fan) Collect(prev *Batch) *Batch {
-	withdrawn := f.collect()
+// Collect implements fanin.Source. What it, Wanted and Taken are given is put.
+func (f *fan) Collect(*Batch) *Batch {
+	b, withdrawn := f.collect()
 	f.hub.budget.in.Give(withdrawn)
-	return f.put.Batch
+	return b
 }
 
-// collect makes of what is pending, and of put, if it is in no one's hands, the batch
-// to be put.
-func (f *fan) collect() (withdrawn int64) {
+// collect makes one batch of put, if there is one, and of what is pending.
+func (f *fan) collect() (put *Batch, withdrawn int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.some {
-		return 0
+		return f.put.Batch, 0
 	}
 	b := f.next
 	seq := b.seq + 1
@@ -1671,7 +1670,7 @@ func (f *fan) collect() (withdrawn int64) {
 	}
 	n.seq = seq
 	f.next = batch{new(Batch), n}
-	return withdrawn
+	return b.Batch, withdrawn
 }
 
 // doneLocked keeps the notes of a batch that needs them no more.
