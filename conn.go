@@ -81,6 +81,7 @@ type Conn struct {
 	starved  bool       // the budget does not let it read
 	token    bool       // the budget lets it read to the end of the message that has begun
 	badInput bool       // what came is no message
+	inHand   bool       // the handler is called with a message, of handed bytes
 	input    inputState // set with mu held, so that with mu others may read it
 
 	closing atomic.Bool // closeErr is set
@@ -95,10 +96,12 @@ type Conn struct {
 	busy atomic.Bool
 
 	// Owned by the reader goroutine.
-	held                int64 // of the budget: for what was read and not delivered, and for the next read
-	turnMsgs, turnBytes int   // received in this turn
-	dec                 decoder
-	reply               Reply // the handler's
+	turnMsgs  int32 // delivered, and not in inMsgs; less than 0 if some that are will come again
+	turnBytes int   // likewise
+	handed    int
+	held      int64 // of the budget: for what was read and not delivered, and for the next read
+	dec       decoder
+	reply     Reply // the handler's
 
 	// mu guards what follows, up to the next empty line. It may be taken with
 	// hub.mu held; inside it only locks are taken that nothing is locked inside of,
@@ -461,6 +464,9 @@ func (c *Conn) serve() {
 func (c *Conn) recoverCall() {
 	if c.inCall.Load() { // else the panic is ours
 		c.callLeft(&PanicError{Value: recover(), Stack: debug.Stack()})
+		if c.inHand {
+			c.took()
+		}
 		if c.reply.c != nil {
 			c.reply.accept() // what the call has sent before
 		}
@@ -830,11 +836,7 @@ func (c *Conn) cut(t *turn) (err error) {
 			continue
 		}
 		if c.handler == nil && c.greet == nil && !c.token {
-			before := len(t.msgs)
-			var size int
-			t.msgs, size = c.dec.whole(t.msgs)
-			c.turnMsgs += len(t.msgs) - before
-			c.turnBytes += size
+			t.msgs = c.dec.whole(t.msgs)
 		}
 		msg, ok, e := c.dec.next()
 		if e != nil {
@@ -858,34 +860,29 @@ func (c *Conn) cut(t *turn) (err error) {
 		if c.token {
 			c.endToken() // before a callback, which may take its time
 		}
-		if c.greet != nil {
+		switch {
+		case c.greet != nil:
 			if err := c.greeted(msg); err != nil {
 				return err
 			}
-			continue
-		}
-		c.turnMsgs++
-		c.turnBytes += len(msg)
-		if c.handler != nil {
+		case c.handler != nil:
 			called = true
 			c.handle(msg)
 			if c.dec.own != nil {
 				c.dec.own.Release()
 				c.dec.own = nil
 			}
-		} else {
+		default:
 			t.msgs = append(t.msgs, msg)
 			if c.dec.own != nil {
 				t.own = append(t.own, c.dec.own)
 				c.dec.own = nil
 			}
 		}
-		if c.dec.raw {
-			c.turnBytes -= c.dec.kept // it comes again
-		}
 	}
-	if len(t.msgs) > 0 {
-		c.deliver(t)
+	if n := len(t.msgs); n > 0 {
+		c.turnMsgs += int32(n)
+		c.turnBytes += c.deliver(t)
 	}
 	c.called = called
 	return err
@@ -905,6 +902,7 @@ func (c *Conn) quick() (some bool) {
 	if d.framing != nil || d.big != nil || d.stream > 0 || d.sized || c.token || c.greet != nil || !c.inCall.Load() {
 		return false
 	}
+	c.inHand = true
 	for r.settled() && c.handler != nil && !d.raw && !c.holdsBack() {
 		p := d.chunk[d.r:d.w]
 		if len(p) < headerSize {
@@ -918,13 +916,11 @@ func (c *Conn) quick() (some bool) {
 		d.r += end
 		d.wasBig, d.last, d.want, d.lacks = false, end, 1, 0
 		some = true
+		r.begin()
+		c.handed = int(n)
+		c.handler.Message(r, p[headerSize:end:end])
 		c.turnMsgs++
 		c.turnBytes += int(n)
-		r.begin()
-		c.handler.Message(r, p[headerSize:end:end])
-		if d.raw {
-			c.turnBytes -= d.kept // it comes again
-		}
 		if end < len(p) && r.side.Empty() && !r.full {
 			r.over()
 			if r.gathering != nil {
@@ -934,6 +930,7 @@ func (c *Conn) quick() (some bool) {
 			break
 		}
 	}
+	c.inHand = false
 	return some
 }
 
@@ -965,19 +962,19 @@ func (c *Conn) afterCalls() {
 	c.reply.side.Free()
 }
 
-// deliver hands the messages in t to the hub.
-func (c *Conn) deliver(t *turn) {
-	charge := int64(len(t.msgs)) * MessageCharge
+// deliver hands the messages in t to the hub, and returns the bytes of their bodies.
+func (c *Conn) deliver(t *turn) (size int) {
 	for _, m := range t.msgs {
-		charge += int64(len(m))
+		size += len(m)
 	}
-	if c.hub.fan.deliver(c, t, charge) {
+	if c.hub.fan.deliver(c, t, int64(size)+int64(len(t.msgs))*MessageCharge) {
 		c.paused = true
 	}
 	clear(t.msgs)
 	t.msgs = t.msgs[:0]
 	clear(t.own)
 	t.own = t.own[:0]
+	return size
 }
 
 // parking keeps the books of a turn at its end, and sets the clocks.
@@ -993,7 +990,7 @@ func (c *Conn) parking(doubtful, progress bool) {
 	holding := c.holdsBack()
 	busy := progress && doubtful && !partial && !holding && c.set.coarse()
 	if busy && c.busy.Load() {
-		if c.turnMsgs == 0 && c.turnBytes == 0 {
+		if c.turnMsgs <= 0 && c.turnBytes <= 0 {
 			return
 		}
 		c.mu.Lock()
@@ -1033,11 +1030,17 @@ func (c *Conn) parking(doubtful, progress bool) {
 	}
 }
 
-// bookLocked counts what was received in the turn so far.
+// bookLocked counts what was delivered in the turn so far. What it has counted it
+// does not take back: if some of it comes again, that much of what comes is not counted.
 func (c *Conn) bookLocked() {
-	c.inMsgs += uint64(c.turnMsgs)
-	c.inBytes += uint64(c.turnBytes)
-	c.turnMsgs, c.turnBytes = 0, 0
+	if c.turnMsgs > 0 {
+		c.inMsgs += uint64(c.turnMsgs)
+		c.turnMsgs = 0
+	}
+	if c.turnBytes > 0 {
+		c.inBytes += uint64(c.turnBytes)
+		c.turnBytes = 0
+	}
 }
 
 // coarse reports whether the clock of silence may be late by doubt.
@@ -1588,6 +1591,8 @@ func (c *Conn) undivert() {
 		}
 		m := d.msgs[0]
 		d.msgs = d.msgs[1:]
+		c.turnMsgs-- // it was counted when Events was to have it
+		c.turnBytes -= len(m)
 		before, raw := len(c.dec.rest), c.dec.raw
 		c.handle(m)
 		unread := c.dec.rest[:len(c.dec.rest)-before]
@@ -1599,6 +1604,7 @@ func (c *Conn) undivert() {
 		if len(unread) > 0 && len(d.msgs) > 0 {
 			d.msgs[0] = slices.Clip(slices.Concat(unread, d.msgs[0]))
 			c.dec.takeBack(len(unread))
+			c.turnBytes += len(unread) // as if they had been counted with that
 		}
 		c.flush()
 	}
@@ -1636,6 +1642,8 @@ func (c *Conn) rereads(d *diversion, unread int) {
 			again = header(again, uint64(len(m)))
 		}
 		again = append(again, m...)
+		c.turnMsgs--
+		c.turnBytes -= len(m)
 	}
 	if c.stream != nil && (d.stream || !c.stream.told) {
 		again = header(again, c.stream.size)
@@ -1657,8 +1665,17 @@ func (c *Conn) handle(msg []byte) {
 		r.gather()
 	}
 	r.begin()
+	c.inHand, c.handed = true, len(msg)
 	c.handler.Message(r, msg)
+	c.took()
 	c.handled()
+}
+
+// took counts the message that the handler was called with.
+func (c *Conn) took() {
+	c.inHand = false
+	c.turnMsgs++
+	c.turnBytes += c.handed
 }
 
 // call calls the handler otherwise.
@@ -2101,7 +2118,11 @@ func (r *Reply) Flush() {
 // mode: the next input starts with it, and comes when there is more of it, or
 // when Reply.SetRaw(false) has made messages of it. It panics if rest is not
 // the end of that message.
-func (r *Reply) Unread(rest []byte) { r.conn().dec.unread(rest) }
+func (r *Reply) Unread(rest []byte) {
+	c := r.conn()
+	c.dec.unread(rest)
+	c.turnBytes -= len(rest) // they come again
+}
 
 // SetRaw switches between messages and raw bytes, exactly: input from the byte
 // after this message on, output from the next message on. It panics on networks
@@ -2257,6 +2278,17 @@ func (c *Conn) retireStream(err error) {
 	s.endLocked(err)
 	c.stream = nil
 	c.streaming.Store(nil)
+	if s.told {
+		c.mu.Lock()
+		c.countStreamLocked(s)
+		c.mu.Unlock()
+	}
+}
+
+// countStreamLocked counts the message, and what of it was read.
+func (c *Conn) countStreamLocked(s *Stream) {
+	c.inMsgs++
+	c.inBytes += s.size - c.dec.stream
 }
 
 // serveStream is the reader's part in a stream: to call its handler, or to take
@@ -2291,8 +2323,7 @@ func (c *Conn) serveStream() {
 	c.mu.Lock()
 	c.quiet = c.hub.watch.Now()
 	c.holding = false
-	c.inMsgs++
-	c.inBytes += s.size - c.dec.stream
+	c.countStreamLocked(s)
 	c.mu.Unlock()
 }
 

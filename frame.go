@@ -403,11 +403,11 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 }
 
 // whole appends to msgs those messages that next would return one by one, from the
-// chunk alone and in the default framing, as far as they go, and returns the bytes
-// of their bodies. In flight, a message costs a third of what it costs by next.
-func (d *decoder) whole(msgs [][]byte) (all [][]byte, size int) {
+// chunk alone and in the default framing, as far as they go. In flight, a message costs
+// a third of what it costs by next.
+func (d *decoder) whole(msgs [][]byte) [][]byte {
 	if d.framing != nil || d.raw || d.big != nil || d.stream > 0 || d.sized {
-		return msgs, 0
+		return msgs
 	}
 	last := 0
 	for p := d.chunk[d.r:d.w]; len(p) >= headerSize; {
@@ -416,14 +416,14 @@ func (d *decoder) whole(msgs [][]byte) (all [][]byte, size int) {
 			break
 		}
 		last = headerSize + int(n)
-		msgs, size = append(msgs, p[headerSize:last:last]), size+int(n)
+		msgs = append(msgs, p[headerSize:last:last])
 		d.r += last
 		p = p[last:]
 	}
 	if last > 0 {
 		d.wasBig, d.last, d.want, d.lacks = false, last, 1, 0
 	}
-	return msgs, size
+	return msgs
 }
 
 // setRaw switches between frames and raw bytes where the input stands. A message

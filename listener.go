@@ -498,6 +498,9 @@ func (p *preface) end(use *ListenOptions, err error) {
 			h.begin(p.l, p.nc, p, set, rule)
 			return
 		}
+		h.mu.Lock()
+		h.totals.RefusedPolicy++
+		h.mu.Unlock()
 	}
 	h.log.Info("connection refused", "peer", p.peer, "error", err)
 	p.nc.Close()

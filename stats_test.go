@@ -51,22 +51,6 @@ func (closesAndPanics) Message(r *sockhub.Reply, _ []byte) {
 	panic("late")
 }
 
-func TestWhatCameUpToAPanicIsCounted(t *testing.T) {
-	inBubble(t, nil, true, func(t *testing.T, hub *sockhub.Hub) {
-		h := &saying{message: func(_ *sockhub.Reply, m string) {
-			if m == "three" {
-				panic(m)
-			}
-		}}
-		c, peer := serveHalf(t, hub, h.options())
-		peer.Write(frames("one", "two", "three", "four"))
-		synctest.Wait()
-		if s := c.Stats(); s.MessagesIn != 3 || s.BytesIn != 11 {
-			t.Errorf("%d messages of %d bytes", s.MessagesIn, s.BytesIn)
-		}
-	})
-}
-
 func TestPanicAfterCloseIsCounted(t *testing.T) {
 	inBubble(t, nil, true, func(t *testing.T, hub *sockhub.Hub) {
 		_, peer := serveHalf(t, hub, &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return closesAndPanics{} }})
