@@ -31,7 +31,9 @@ var (
 	// side. It matches net.ErrClosed.
 	ErrClosed error = closedError{}
 
-	// ErrNotConnected: the client is known, but its connection has ended.
+	// ErrNotConnected: the client is known, but its connection has ended, or there was
+	// none yet; or there is another, which comes when the Disconnected of the one before
+	// was taken (see Hub.Send).
 	ErrNotConnected = errors.New("sockhub: not connected")
 
 	// ErrIdleTimeout: nothing came for IdleTimeout.
@@ -240,19 +242,27 @@ func (c *Conn) Stats() ConnStats {
 }
 
 // Close ends the connection now: what is queued is not sent, but reported in
-// its Disconnection, whose Err is ErrClosed. It does not wait. Closing again
-// does nothing. The error is always nil.
+// its Disconnection, whose Err is ErrClosed, or what the connection has failed of
+// before: where a Send was ErrNotConnected, Close changes neither that, nor that the
+// client is dialed again. It does not wait. Closing again does nothing. The error is
+// always nil.
 func (c *Conn) Close() error {
-	c.asks()
-	c.fail(ErrClosed)
+	c.mu.Lock()
+	c.askLocked()
+	err := c.out.err
+	c.mu.Unlock()
+	if err == nil {
+		err = ErrClosed
+	}
+	c.fail(err)
 	return nil
 }
 
-// asks notes that this side wants the end, whatever comes of it.
-func (c *Conn) asks() {
-	c.mu.Lock()
-	c.asked = c.asked || !c.over
-	c.mu.Unlock()
+// askLocked notes that this side wants the end, whatever comes of it, unless the
+// connection ends already. A write that has failed ends it too, though what the peer
+// has sent before is read first.
+func (c *Conn) askLocked() {
+	c.asked = c.asked || !c.over && c.closeErr == nil && c.out.err == nil
 }
 
 // Finish ends the connection when everything in its queue is written: nothing
@@ -264,11 +274,14 @@ func (c *Conn) asks() {
 func (c *Conn) Finish() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.asked = c.asked || !c.over
-	if c.over || c.closeErr != nil {
-		if errors.Is(c.closeErr, ErrClosed) {
-			return nil
-		}
+	c.askLocked()
+	switch {
+	case errors.Is(c.closeErr, ErrClosed):
+		return nil
+	case c.over || c.closeErr != nil:
+		return ErrNotConnected
+	case c.out.err != nil:
+		c.finishLocked(c.out.err)
 		return ErrNotConnected
 	}
 	c.finishLocked(ErrClosed)

@@ -169,12 +169,19 @@ func New(ctx context.Context, o *Options) (*Hub, error) {
 // It is closed after the last batch, when the hub was closed.
 //
 // While nobody receives, what happens is merged into the batch that waits, so
-// memory is bounded by the limits on input; reading pauses at these.
+// memory is bounded by the limits on input; reading pauses at these, and who connects
+// again waits: see Send. So a program receives, also if it only sends, unless all of
+// its connections have Handlers from the options.
 func (h *Hub) Events() <-chan *Batch { return h.events }
 
 // Send is Conn.Send on the client's current connection: also if it waits, it
 // stays with that connection. ErrUnknownID and ErrNotConnected, if there is
 // none; ErrClosed once the hub is closed.
+//
+// A client that has connected again gets its new connection when the batch with the
+// Disconnected of the one before was received from Events, which may be a moment
+// before that batch was handled. Who keeps accounts of what each connection was sent,
+// to compare with its Report, sends with Conn.Send.
 func (h *Hub) Send(ctx context.Context, to ID, msg []byte) error {
 	c, err := h.current(to)
 	if err != nil {
@@ -981,8 +988,11 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 		if c.peer.Dialed {
 			n = c.greet.client // which is not in names, as its peer has given none
 		}
-		if n != nil {
-			n.claims = slices.DeleteFunc(n.claims, func(x *Conn) bool { return x == c }) // it may have waited
+		if n != nil && slices.Contains(n.claims, c) { // it has waited
+			n.claims = slices.DeleteFunc(n.claims, func(x *Conn) bool { return x == c })
+			if errors.Is(d.Err, ErrHandshakeTimeout) {
+				d.Err = fmt.Errorf("%w: the connection that has the name has not ended", d.Err)
+			}
 		}
 	}
 	if c.greet != nil {

@@ -614,7 +614,8 @@ func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOp
 // there is one attempt. With it, Dial tries until ctx ends, and from then on
 // the client is dialed again whenever its connection has ended, under the same
 // ID, until Forget, an end that this side asked for (Conn.Close, Conn.Finish),
-// or the hub's end. An option, a network or an address that is wrong in itself is an
+// or the hub's end. Somebody has to receive from Events for that, unless Handler is set:
+// the new connection waits until the Disconnected of the one before was taken. An option, a network or an address that is wrong in itself is an
 // error at once. After any other error it tries again, also when it was refused or
 // the host has no address. So ctx should have an end, or Options.Logger tell why it
 // takes so long.

@@ -1,10 +1,12 @@
 package sockhub_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
 	"sync"
 	"syscall"
@@ -154,9 +156,10 @@ func (r *room) happened(want ...string) {
 	}
 }
 
-// conn is the current connection of a client.
+// conn is the current connection of a client, when those that were made are there.
 func (r *room) conn(name string) *sockhub.Conn {
 	r.t.Helper()
+	synctest.Wait()
 	id, ok := r.Lookup(name)
 	if !ok {
 		r.t.Fatalf("nobody is called %s", name)
@@ -503,7 +506,8 @@ func TestClaimWaitsForAnOwnerThatHasFinished(t *testing.T) {
 
 func TestClaimWaitsNoLongerThanTheHandshakeMayTake(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRoom(t, nil, &sockhub.ListenOptions{HalfOpen: true})
+		var log bytes.Buffer
+		r := newRoom(t, &sockhub.Options{Logger: slog.New(slog.NewTextHandler(&log, nil))}, &sockhub.ListenOptions{HalfOpen: true})
 		r.join("w").CloseWrite()
 		synctest.Wait()
 		begun := time.Now()
@@ -514,6 +518,9 @@ func TestClaimWaitsNoLongerThanTheHandshakeMayTake(t *testing.T) {
 		synctest.Wait()
 		if s := r.Stats(); s.HandshakeTimeouts != 1 || s.Conns != 1 {
 			t.Errorf("%+v", s)
+		}
+		if !strings.Contains(log.String(), "has not ended") {
+			t.Errorf("the log does not say what it has waited for: %s", &log)
 		}
 	})
 }

@@ -67,9 +67,9 @@ type Options struct {
 	// unless DialOptions.Name says otherwise. 1 to MaxNameLen bytes.
 	Name string
 
-	// Logger is told what has no event of its own: refused peers, accept
-	// errors, dials that are tried again. Nil means silence. Nothing is logged
-	// per message.
+	// Logger is told what has no event of its own: refused peers and dials that are
+	// tried again at level Info, accept errors at Warn. Nil means silence. Nothing is
+	// logged per message.
 	Logger *slog.Logger
 
 	// Admit is asked about every accepted connection, beside the listener's

@@ -399,6 +399,10 @@ func (u UnexpectedPolicy) String() string {
 
 // DuplicatePolicy says what happens when a peer claims a name whose owner is
 // connected. Zero inherits: a client's from the hub, and there RefuseNew.
+//
+// If the owner's connection is about to end, since its peer has finished, and only its
+// Ended was not taken or the rest of its output not written, RefuseNew makes the new
+// one wait for that, for HandshakeTimeout at most.
 type DuplicatePolicy int
 
 // The values of DuplicatePolicy.

@@ -352,6 +352,57 @@ func TestFinishThatFailsEndsRedialingToo(t *testing.T) {
 	s.gives(c.ID(), sockhub.ErrUnknownID)
 }
 
+// A Handler that cannot answer closes its connection, and must not end redialing with
+// that: what has ended the connection is the peer, which the reader is about to see.
+func TestEndThatIsNoticedByASendIsNotAskedFor(t *testing.T) {
+	for name, end := range map[string]func(*sockhub.Reply){
+		"Close":      (*sockhub.Reply).Close,
+		"Finish":     (*sockhub.Reply).Finish,
+		"Conn.Close": func(r *sockhub.Reply) { r.Conn().Close() },
+		"Conn.Finish": func(r *sockhub.Reply) {
+			if err := r.Conn().Finish(); err != sockhub.ErrNotConnected {
+				panic(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStand(t, nil, nil)
+			l := newDialed(t)
+			gone := make(chan struct{})
+			reason := make(chan error, 1)
+			h := &handlerFuncs{
+				message: func(r *sockhub.Reply, m []byte) {
+					<-gone
+					for r.Send(m) == nil { // until the system knows
+						r.Flush()
+						<-time.After(time.Millisecond)
+					}
+					end(r)
+				},
+				disconnected: func(d sockhub.Disconnection) { reason <- d.Err },
+			}
+			go func() {
+				p := l.welcome()
+				p.send([]byte("work"))
+				p.Conn.(*net.TCPConn).SetLinger(0)
+				p.Close()
+				close(gone)
+			}()
+			o := &sockhub.DialOptions{Name: "w", Reconnect: often, Handler: func(*sockhub.Conn) sockhub.Handler { return h }}
+			c, err := s.Dial(soon(t), "tcp", l.addr(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var system *net.OpError
+			if err := <-reason; errors.Is(err, sockhub.ErrClosed) || !errors.As(err, &system) {
+				t.Errorf("the reason is %v", err)
+			}
+			l.welcome() // again
+			s.Forget(c.ID())
+		})
+	}
+}
+
 // The waits grow as if the peer had refused.
 func TestPeerThatEndsEveryConnectionIsNotDialedInATightLoop(t *testing.T) {
 	for _, test := range []struct {

@@ -164,8 +164,9 @@ func (o *output) idle() bool {
 // ---- accepting messages ----
 
 // Send queues msg for the peer, and waits for room in the queue until ctx ends
-// if the policy is BlockSender. A nil error means that the message is in the
-// queue, exactly once; an error means that nothing of it is.
+// if the policy is BlockSender; where there is room, it does not look at ctx. A nil
+// error means that the message is in the queue, exactly once; an error means that
+// nothing of it is.
 //
 // Send takes ownership of msg, as a channel send does: it must not be changed
 // afterwards, but may be sent to others too.
