@@ -1,6 +1,7 @@
 package sockhub
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/binary"
@@ -248,21 +249,21 @@ func (c *Conn) Stats() ConnStats {
 // always nil.
 func (c *Conn) Close() error {
 	c.mu.Lock()
-	c.askLocked()
-	err := c.out.err
+	err := c.askLocked()
 	c.mu.Unlock()
-	if err == nil {
-		err = ErrClosed
-	}
 	c.fail(err)
 	return nil
 }
 
-// askLocked notes that this side wants the end, whatever comes of it, unless the
-// connection ends already. A write that has failed ends it too, though what the peer
-// has sent before is read first.
-func (c *Conn) askLocked() {
-	c.asked = c.asked || !c.over && c.closeErr == nil && c.out.err == nil
+// askLocked notes that this side wants the end, whatever comes of it, and returns the
+// reason for it: ErrClosed. But where a Send has told that the connection has ended by
+// itself, this is only what follows, and the reason what that was.
+func (c *Conn) askLocked() error {
+	if c.out.told && !c.asked {
+		return cmp.Or(c.out.err, c.out.finish, ErrClosed)
+	}
+	c.asked = c.asked || !c.over
+	return ErrClosed
 }
 
 // Finish ends the connection when everything in its queue is written: nothing
@@ -274,17 +275,16 @@ func (c *Conn) askLocked() {
 func (c *Conn) Finish() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.askLocked()
+	reason := c.askLocked()
 	switch {
 	case errors.Is(c.closeErr, ErrClosed):
 		return nil
 	case c.over || c.closeErr != nil:
 		return ErrNotConnected
-	case c.out.err != nil:
-		c.finishLocked(c.out.err)
+	}
+	if c.finishLocked(reason); reason != ErrClosed {
 		return ErrNotConnected
 	}
-	c.finishLocked(ErrClosed)
 	return nil
 }
 
@@ -1992,7 +1992,7 @@ func (r *Reply) place(size int) error {
 	if r.refused {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return c.out.refuse
+		return c.refusalLocked()
 	}
 	if r.sent == 1 {
 		c.mu.Lock()
@@ -2097,7 +2097,7 @@ func (r *Reply) SendFrom(size uint64, rc io.ReadCloser) error {
 	f := &feed{size: size, from: rc, moved: make(chan struct{}, 1)}
 	c.mu.Lock()
 	o := &c.out
-	refuse := o.refuse
+	refuse := c.refusalLocked()
 	switch {
 	case refuse != nil:
 	case o.run:

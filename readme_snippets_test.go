@@ -133,7 +133,7 @@ func share(ctx context.Context, hub *sockhub.Hub, address string) (*sockhub.List
 	return hub.Listen(ctx, "tcp", address, &sockhub.ListenOptions{ReusePort: true})
 }
 
-// serve echoes until the process is interrupted. What peers had sent until then
+// serve echoes until the process is interrupted. What was read from peers until then
 // is answered, and every answer that TrySend has accepted is written, if they take
 // it within 5 seconds.
 func serve(ctx context.Context, hub *sockhub.Hub) error {

@@ -58,6 +58,7 @@ type output struct {
 	notify   bool // NotifyDrained asked for it
 	fresh    bool // last was in this turn of the reader
 	probing  bool // the next write without progress is the last
+	told     bool // a Send was ErrNotConnected
 
 	refuse   error        // what a Send gets now; nil: it is accepted
 	q        outq.Queue   // accepted, and nobody writes it yet
@@ -317,7 +318,7 @@ func (c *Conn) admitLocked(ctx context.Context, charge int64, mine bool) error {
 		free := mine || !o.run && (len(o.waiters) == 0 || o.waiters[0] == w)
 		switch {
 		case o.refuse != nil:
-			return c.leaveLocked(w, o.refuse)
+			return c.leaveLocked(w, c.refusalLocked())
 		case free && (c.hasRoomLocked(charge) || c.makeRoomLocked(charge)):
 			o.lacked = 0
 			return c.leaveLocked(w, nil)
@@ -350,6 +351,14 @@ func (c *Conn) admitLocked(ctx context.Context, charge int64, mine bool) error {
 		}
 		c.mu.Lock()
 	}
+}
+
+// refusalLocked is what a Send gets now, if that is refused. Its caller knows from then
+// on that the connection has ended.
+func (c *Conn) refusalLocked() error {
+	o := &c.out
+	o.told = o.told || o.refuse == ErrNotConnected
+	return o.refuse
 }
 
 // leaveLocked takes w out of the line; the next one may then go.
@@ -794,8 +803,8 @@ type run struct {
 func (r *run) flush() error {
 	r.c.mu.Lock()
 	defer r.c.mu.Unlock()
-	if r.c.out.refuse != nil {
-		return r.c.out.refuse
+	if err := r.c.refusalLocked(); err != nil {
+		return err
 	}
 	if !r.side.Empty() {
 		if err := r.c.admitLocked(r.ctx, r.side.Charge(), r.begun); err != nil {
@@ -1160,7 +1169,7 @@ func (c *Conn) cutFeed(f *feed, err error) error {
 func (c *Conn) endFeed() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.out.refuse
+	return c.refusalLocked()
 }
 
 // withdrawLocked takes the feed out of the queue, unless it has begun to leave.
