@@ -299,9 +299,10 @@ func (c *Conn) finishLocked(reason error) {
 	c.kickReader()
 }
 
-// refusal is what a Send gets on a connection that ended for this reason.
+// refusal is what a Send gets on a connection that ended for this reason: an error of the
+// user's that wraps ErrClosed is not ours.
 func refusal(reason error) error {
-	if errors.Is(reason, ErrClosed) {
+	if reason == ErrClosed {
 		return ErrClosed
 	}
 	return ErrNotConnected
@@ -1263,8 +1264,8 @@ func (c *Conn) end() {
 	if g := c.greet; g != nil {
 		defer g.tell(err)
 	}
-	defer c.hub.depart(c, d) // whatever the handler does
-	if inherited {
+	defer c.hub.depart(c, d)                              // whatever the handler does
+	if inherited && (heir != nil || c.hub.fan.knows(c)) { // else the end would be nobody's
 		c.handler = heir
 	}
 	if c.handler != nil {
@@ -1363,7 +1364,7 @@ func (c *Conn) closed() error {
 func (c *Conn) endWasAsked() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.asked || errors.Is(c.closeErr, ErrClosed) || errors.Is(c.out.finish, ErrClosed)
+	return c.asked
 }
 
 // handshaking reports whether the peer is still to be admitted.
@@ -2122,6 +2123,10 @@ func (r *Reply) SendFrom(size uint64, rc io.ReadCloser) error {
 func (r *Reply) Flush() {
 	r.settle()
 	r.write()
+	r.c.mu.Lock()
+	r.refused = r.refused || r.c.out.refuse != nil // as this may have failed
+	r.easeSend()
+	r.c.mu.Unlock()
 	if !r.fresh && r.sent > 0 {
 		r.sent, r.charge = 1, 0 // room is looked up again
 	}

@@ -159,6 +159,51 @@ func TestUnsentIsInOrderWhenTheOutputEndsTwice(t *testing.T) {
 	})
 }
 
+// A connection that Events was never told of keeps its Handler to the end, if that comes
+// before the SetHandler that would have made it one of Events.
+func TestEndComesBeforeTheFirstOfEvents(t *testing.T) {
+	for _, how := range []string{"Close", "Finish", "panic", "peer"} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRoom(t, nil, nil)
+			hold := make(chan struct{})
+			h := &saying{message: func(r *sockhub.Reply, m string) {
+				r.Send([]byte(m))
+				if <-hold; how == "panic" {
+					panic(how)
+				}
+			}}
+			c, peer := serveHalf(t, r.Hub, h.options())
+			peer.Write(frames("x"))
+			synctest.Wait()
+			c.SetHandler(nil)
+			switch how {
+			case "Close":
+				c.Close()
+			case "Finish":
+				c.Finish()
+			case "peer":
+				peer.Close()
+			}
+			close(hold)
+			go io.Copy(io.Discard, peer)
+			synctest.Wait()
+			peer.Close()
+			ends := 0
+			for _, e := range r.news() {
+				if strings.HasPrefix(e, "disconnected") {
+					ends++
+				}
+			}
+			if h.end.Conn != nil {
+				ends++
+			}
+			if ends != 1 {
+				t.Errorf("%s: the end is reported %d times", how, ends)
+			}
+		})
+	}
+}
+
 func TestWhatWasSentBeforeAPanicIsInTheReport(t *testing.T) {
 	inBubble(t, nil, true, func(t *testing.T, hub *sockhub.Hub) {
 		h := &saying{message: func(r *sockhub.Reply, m string) {

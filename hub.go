@@ -1406,6 +1406,13 @@ func (f *fan) publish(c *Conn) (published bool) {
 	return true
 }
 
+// knows reports whether a connection was reported.
+func (f *fan) knows(c *Conn) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return c.ev.published
+}
+
 // adopt makes the client of an unexpected connection an expected one.
 func (f *fan) adopt(c *Conn, o *ClientOptions) {
 	f.mu.Lock()

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"slices"
 	"sync"
 	"syscall"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -350,6 +352,31 @@ func TestFinishThatFailsEndsRedialingToo(t *testing.T) {
 	}
 	l.quiet()
 	s.gives(c.ID(), sockhub.ErrUnknownID)
+}
+
+// What a reader of the user's fails with is no end that was asked for, whatever it wraps.
+func TestErrorThatWrapsErrClosedIsNotAskedFor(t *testing.T) {
+	s := newStand(t, nil, nil)
+	s.readers = true
+	l := newDialed(t)
+	peers := make(chan *peer, 1)
+	go func() { peers <- l.welcome() }()
+	c, err := s.Dial(soon(t), "tcp", l.addr(), &sockhub.DialOptions{Name: "w", Reconnect: often})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := <-peers
+	go io.Copy(io.Discard, p)
+	broken := iotest.ErrReader(fmt.Errorf("relayed: %w", sockhub.ErrClosed))
+	if err := c.SendFrom(soon(t), 1<<20, io.MultiReader(io.LimitReader(endless{}, 1<<19), broken)); !errors.Is(err, sockhub.ErrClosed) {
+		t.Error(err)
+	}
+	s.end(c)
+	if err := c.TrySend(nil); err != sockhub.ErrNotConnected {
+		t.Errorf("a Send is told %v", err)
+	}
+	l.welcome()
+	s.Forget(c.ID())
 }
 
 // A Handler that cannot answer closes its connection, and must not end redialing with
