@@ -1264,8 +1264,10 @@ func (c *Conn) end() {
 	if g := c.greet; g != nil {
 		defer g.tell(err)
 	}
-	defer c.hub.depart(c, d)                              // whatever the handler does
-	if inherited && (heir != nil || c.hub.fan.knows(c)) { // else the end would be nobody's
+	defer c.hub.depart(c, d) // whatever the handler does
+	// The heir may be Events. If that has never heard of the connection, the end would be
+	// nobody's.
+	if inherited && (heir != nil || c.hub.fan.knows(c)) {
 		c.handler = heir
 	}
 	if c.handler != nil {

@@ -213,7 +213,7 @@ type DialOptions struct {
 	Tag          string              // kept as Peer.Tag
 	Reconnect    *Backoff            // nil: the connection is not dialed again
 	Timeout      time.Duration       // of each attempt, connecting and handshake together. Default 5 s; negative: only ctx bounds it
-	HalfOpen     bool                // as ListenOptions.HalfOpen
+	HalfOpen     bool                // as ListenOptions.HalfOpen; the Finish that it asks for ends Reconnect
 	ReuseBuffers bool                // as Options.ReuseBuffers
 	Dialer       *net.Dialer         // socket options of the user's own
 }
