@@ -250,10 +250,10 @@ func datagrams(addr string, from net.IP) error {
 	defer nc.Close()
 	buf := make([]byte, 100)
 	for range 10 {
-		nc.SetDeadline(time.Now().Add(200 * time.Millisecond))
 		if _, err := nc.Write([]byte("datagram")); err != nil {
 			return err
 		}
+		nc.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
 		var late net.Error
 		if _, err := nc.Read(buf); err != nil && !errors.As(err, &late) {
 			return err
