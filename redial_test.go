@@ -273,13 +273,7 @@ func TestRedialingEndsAsAsked(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			s := newStand(t, nil, nil)
 			l := newDialed(t)
-			peers := make(chan *peer, 1)
-			go func() { peers <- l.welcome() }()
-			c, err := s.Dial(soon(t), "tcp", l.addr(), &sockhub.DialOptions{Name: "w", Reconnect: often})
-			if err != nil {
-				t.Fatal(err)
-			}
-			p := <-peers
+			c, p := s.keep(l)
 			if test.after {
 				p.Close()
 				s.end(c)
@@ -302,6 +296,18 @@ func TestRedialingEndsAsAsked(t *testing.T) {
 			s.gives(c.ID(), sockhub.ErrUnknownID, sockhub.ErrClosed)
 		})
 	}
+}
+
+// keep dials the peer that l lets in, again and again, and returns both ends.
+func (s *stand) keep(l dialed) (*sockhub.Conn, *peer) {
+	s.t.Helper()
+	peers := make(chan *peer, 1)
+	go func() { peers <- l.welcome() }()
+	c, err := s.Dial(soon(s.t), "tcp", l.addr(), &sockhub.DialOptions{Name: "w", Reconnect: often})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return c, <-peers
 }
 
 // gives waits until a TrySend to the client returns one of these.
@@ -327,13 +333,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 func TestFinishThatFailsEndsRedialingToo(t *testing.T) {
 	s := newStand(t, nil, nil)
 	l := newDialed(t)
-	peers := make(chan *peer, 1)
-	go func() { peers <- l.welcome() }()
-	c, err := s.Dial(soon(t), "tcp", l.addr(), &sockhub.DialOptions{Name: "w", Reconnect: often})
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := <-peers
+	c, p := s.keep(l)
 	for range 16 { // more than the buffers of the sockets hold
 		if err := c.Send(soon(t), make([]byte, 1<<20)); err != nil {
 			t.Fatal(err)
@@ -359,13 +359,7 @@ func TestErrorThatWrapsErrClosedIsNotAskedFor(t *testing.T) {
 	s := newStand(t, nil, nil)
 	s.readers = true
 	l := newDialed(t)
-	peers := make(chan *peer, 1)
-	go func() { peers <- l.welcome() }()
-	c, err := s.Dial(soon(t), "tcp", l.addr(), &sockhub.DialOptions{Name: "w", Reconnect: often})
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := <-peers
+	c, p := s.keep(l)
 	go io.Copy(io.Discard, p)
 	broken := iotest.ErrReader(fmt.Errorf("relayed: %w", sockhub.ErrClosed))
 	if err := c.SendFrom(soon(t), 1<<20, io.MultiReader(io.LimitReader(endless{}, 1<<19), broken)); !errors.Is(err, sockhub.ErrClosed) {
