@@ -2125,10 +2125,6 @@ func (r *Reply) SendFrom(size uint64, rc io.ReadCloser) error {
 func (r *Reply) Flush() {
 	r.settle()
 	r.write()
-	r.c.mu.Lock()
-	r.refused = r.refused || r.c.out.refuse != nil // as this may have failed
-	r.easeSend()
-	r.c.mu.Unlock()
 	if !r.fresh && r.sent > 0 {
 		r.sent, r.charge = 1, 0 // room is looked up again
 	}

@@ -615,10 +615,11 @@ func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOp
 // the client is dialed again whenever its connection has ended, under the same
 // ID, until Forget, an end that this side asked for (Conn.Close, Conn.Finish),
 // or the hub's end. Somebody has to receive from Events for that, unless Handler is set:
-// the new connection waits until the Disconnected of the one before was taken. An option, a network or an address that is wrong in itself is an
-// error at once. After any other error it tries again, also when it was refused or
-// the host has no address. So ctx should have an end, or Options.Logger tell why it
-// takes so long.
+// the new connection waits until the Disconnected of the one before was taken.
+//
+// An option, a network or an address that is wrong in itself is an error at once. After
+// any other error it tries again, also when it was refused or the host has no address.
+// So ctx should have an end, or Options.Logger tell why it takes so long.
 //
 // Errors: those of package net; ErrRefused, also where the name is taken or not
 // let in; ErrHandshakeTimeout when the peer did not answer within

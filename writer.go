@@ -1490,6 +1490,10 @@ func (c *Conn) writeNow() (drained bool) {
 		c.tryLocked()
 	}
 	drained, o.drained = o.drained, false
+	if r.active { // it is Flush, and the call may send more
+		r.refused = r.refused || o.refuse != nil
+		r.easeSend()
+	}
 	c.mu.Unlock()
 	return drained
 }
