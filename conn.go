@@ -87,7 +87,7 @@ type Conn struct {
 	inHand   bool       // the handler is called with a message, of handed bytes
 	input    inputState // set with mu held, so that with mu others may read it
 
-	closing atomic.Bool // closeErr is set
+	closing atomic.Bool // closeErr or out.finish is set: nothing more is delivered
 	inCall  atomic.Bool // the reader is in a callback of the user's, which may take any time
 
 	// busy: since check has run last, a turn has ended in the way of most:
@@ -234,6 +234,9 @@ func (c *Conn) Stats() ConnStats {
 		Paused: c.holding && !c.over,
 		Since:  c.hub.watch.Time(c.born),
 	}
+	if c.over {
+		s.QueuedOut, s.QueuedMessages = 0, 0 // a message that was cut is the report's
+	}
 	c.busyLocked(c.hub.watch.Now())
 	s.LastRead = c.hub.watch.Time(c.lastRead)
 	if c.out.last != 0 {
@@ -295,6 +298,7 @@ func (c *Conn) finishLocked(reason error) {
 		return
 	}
 	c.out.finish = reason
+	c.closing.Store(true)
 	c.endOutputLocked(refusal(reason))
 	c.kickReader()
 }
@@ -512,7 +516,13 @@ func (c *Conn) attend() (over bool) {
 	if c.token && c.letGo {
 		c.endToken() // it was too late
 	}
-	if ending && c.gated {
+	switch {
+	case !ending || !c.gated:
+	case c.client.giver != nil:
+		c.mu.Lock()
+		c.finishLocked(ErrClosed)
+		c.mu.Unlock()
+	default:
 		c.fail(ErrClosed) // nobody has heard of it
 	}
 	if ch != nil {
@@ -604,12 +614,12 @@ func (c *Conn) drainedComesLocked() bool {
 func (c *Conn) turn() (park bool) {
 	switch {
 	case c.input == ended:
-		return c.watchPeer()
+		return c.watchPeer() && !c.drainedAgain()
 	case c.input == held:
-		return true
+		return !c.drainedAgain()
 	case c.input == reading && c.holdsBack():
 		c.hold()
-		return true
+		return !c.drainedAgain()
 	}
 	t, long := c.getTurn(), false
 	c.work = t
@@ -633,6 +643,11 @@ func (c *Conn) turn() (park bool) {
 	return park
 }
 
+// drainedAgain reports whether flush has left a Drained for when something else had its turn.
+func (c *Conn) drainedAgain() bool {
+	return c.reply.drained && c.handler != nil && !c.stopped && !c.closing.Load()
+}
+
 // holdsBack reports whether the input has to wait.
 func (c *Conn) holdsBack() bool {
 	return c.paused || c.gated || c.stopped || c.stream != nil || c.closing.Load() || c.diverted != nil || c.greet != nil && c.greet.busy
@@ -651,16 +666,19 @@ func (c *Conn) hold() {
 // listening starts the clocks of silence anew: what a callback has taken is no
 // silence of the peer's, though nothing came. It is called before inCall ends.
 func (c *Conn) listening() {
-	if c.stream != nil {
-		return // who reads it sees to them, and has the decoder
-	}
-	if c.set.idleTimeout == 0 && c.dec.partial() == 0 {
-		return // they do not run
+	if !c.timed() {
+		return
 	}
 	now := c.hub.watch.Now()
 	c.mu.Lock()
 	c.quiet = now
 	c.mu.Unlock()
+}
+
+// timed reports whether a clock of silence runs that the reader has to see to. While a
+// Stream is read, who reads it does, and has the decoder.
+func (c *Conn) timed() bool {
+	return c.stream == nil && (c.set.idleTimeout != 0 || c.dec.partial() > 0)
 }
 
 // readSome is turn, with something to read into. long: it was enough for once, and
@@ -813,7 +831,7 @@ func (c *Conn) readOn(token bool) {
 	if token {
 		c.granted = true
 		if t := c.hub.o.FrameTimeout; t > 0 {
-			c.tokenBy = now + t + time.Duration(c.lacks)*time.Second/minRate
+			c.tokenBy = now + t + time.Duration(c.lacks/minRate)*time.Second
 			c.arm(c.tokenBy)
 		}
 	}
@@ -855,6 +873,9 @@ func (c *Conn) cut(t *turn) (err error) {
 		msg, ok, e := c.dec.next()
 		if e != nil {
 			c.badInput, err = true, e
+			if c.greet != nil && c.peer.Dialed {
+				err = fmt.Errorf("%w: %w", ErrRefused, e) // it is not OK
+			}
 			break
 		}
 		if !ok && c.dec.stream > 0 {
@@ -1129,7 +1150,12 @@ func (c *Conn) watchPeer() (park bool) {
 }
 
 // arm sees to it that the connection's clocks are looked at then, or before.
-func (c *Conn) arm(at time.Duration) { c.hub.watch.Arm(&c.clock, (*clocks)(c), at) }
+func (c *Conn) arm(at time.Duration) {
+	if at < 0 {
+		return // an overflow: beyond the years that the clock can count, so never
+	}
+	c.hub.watch.Arm(&c.clock, (*clocks)(c), at)
+}
 
 // clocks is a Conn as a watch.Target, which is nobody's business outside.
 type clocks Conn
@@ -1143,6 +1169,9 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 		poll, kick bool
 	)
 	due := func(at time.Duration) bool {
+		if at < 0 {
+			return false // as in arm
+		}
 		if now >= at {
 			return true
 		}
@@ -1269,6 +1298,12 @@ func (c *Conn) end() {
 	// nobody's.
 	if inherited && (heir != nil || c.hub.fan.knows(c)) {
 		c.handler = heir
+	}
+	if c.gated {
+		if g := c.client.giver; g != nil && c.handler == nil {
+			c.handler = *g
+		}
+		c.client.giver = nil
 	}
 	if c.handler != nil {
 		c.lastCall(d)
@@ -1508,7 +1543,7 @@ func (c *Conn) order(edit func(*change)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.over || c.closeErr != nil {
-		return refusal(c.closeErr)
+		return c.refusalLocked()
 	}
 	if c.change == nil {
 		c.change = new(change)
@@ -1540,16 +1575,23 @@ func (c *Conn) setHandler(h Handler) {
 		c.diverted.handler = h // nil: what is withdrawn is delivered again
 		return
 	}
+	before := c.handler
 	c.useHandler(h)
 	if h != nil {
 		return
 	}
-	c.gated = !c.hub.fan.publish(c)
+	if c.gated = !c.hub.fan.publish(c); c.gated {
+		c.client.giver = &before
+	}
 	c.mu.Lock()
 	due := c.out.drained || c.reply.drained
 	c.out.drained, c.reply.drained = false, false
+	if c.gated {
+		c.out.unheard = true
+		c.out.notify = c.out.notify || due
+	}
 	c.mu.Unlock()
-	if due {
+	if due && !c.gated {
 		c.hub.fan.drained(c) // who had the connection is not called any more
 	}
 }
@@ -1696,11 +1738,22 @@ func (c *Conn) took() {
 
 // call calls the handler otherwise.
 func (c *Conn) call(f func(*Reply)) {
+	var begun time.Duration
+	timed := c.timed()
+	if timed {
+		begun = c.hub.watch.Now()
+	}
 	c.inCall.Store(true)
 	c.reply.begin()
 	f(&c.reply)
 	c.reply.end()
-	c.listening()
+	if timed && c.stream == nil {
+		now := c.hub.watch.Now()
+		c.mu.Lock()
+		c.busyLocked(begun)
+		c.quiet += now - begun // what was before the call is silence all the same
+		c.mu.Unlock()
+	}
 	c.inCall.Store(false)
 }
 
@@ -1983,6 +2036,11 @@ func (r *Reply) admit(size int) error {
 	if err := r.conn().checkSize(size); err != nil {
 		return err
 	}
+	if r.c.set.framing != nil {
+		if err := r.c.set.fits(r.framing, uint64(size)); err != nil {
+			return err
+		}
+	}
 	return r.place(size)
 }
 
@@ -2089,6 +2147,9 @@ func (r *Reply) SendMany(m iter.Seq[[]byte]) (n int, err error) {
 func (r *Reply) SendFrom(size uint64, rc io.ReadCloser) error {
 	c := r.conn()
 	err := c.set.check(size)
+	if err == nil {
+		err = c.set.fits(r.framing, size)
+	}
 	if err == nil {
 		err = r.place(0)
 	}

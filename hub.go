@@ -60,6 +60,9 @@ type client struct {
 	// Guarded by hub.fan.mu.
 	ending bool  // a Disconnected of it is in a batch that was not taken
 	next   *Conn // admitted, and published when that was taken
+
+	// Owned by the reader of next.
+	giver *Handler // had next until SetHandler(nil), and hears of its end if Events does not; else nil
 }
 
 // Number implements registry.Entry.
@@ -1163,7 +1166,7 @@ func (h *Hub) countLocked(c *Conn, err error) (refused bool) {
 		return false
 	case errors.As(err, &denied):
 		t.RefusedPolicy++
-	case errors.Is(err, ErrBadName), errors.Is(err, ErrNameTaken), errors.Is(err, ErrReplaced), c.badInput:
+	case errors.Is(err, ErrBadName), errors.Is(err, ErrNameTaken), errors.Is(err, ErrReplaced), c.badInput && !c.peer.Dialed:
 		t.RefusedName++
 	case errors.Is(err, ErrTooManyConns), errors.Is(err, ErrMemoryLimit):
 		t.RefusedLimit++

@@ -65,8 +65,9 @@ type Listener struct {
 func (l *Listener) Addr() net.Addr { return l.inner.Addr() }
 
 // Close stops accepting, removes a Unix socket's file, and ends the handshakes
-// under way. The listener's connections live on. Closing again returns
-// ErrClosed.
+// under way. The listener's connections live on. It returns when Accept of the
+// net.Listener has. Closing again returns ErrClosed; any other error is that of the
+// net.Listener.
 func (l *Listener) Close() error {
 	stopped, err := l.stop()
 	if !stopped {
@@ -195,6 +196,12 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interv
 // The connections of a *net.TCPListener get the same keep-alive as those of Listen;
 // one that is wrapped keeps its own.
 //
+// A listener of another's making must return from Accept when it is closed:
+// Listener.Close, Hub.Close and Shutdown wait for that. An error that matches
+// net.ErrClosed ends the accepting; after any other, which is logged and counted in
+// Stats.AcceptErrors, Accept is called again within a second. Connections of network
+// unixpacket have to be of type *net.UnixConn.
+//
 // Errors: those of Listen for options, and ErrClosed.
 func (h *Hub) Serve(l net.Listener, o *ListenOptions) (*Listener, error) {
 	network := l.Addr().Network()
@@ -217,7 +224,8 @@ func (l keptAlive) Accept() (net.Conn, error) {
 }
 
 // ServePacket is Serve of a datagram socket: see Listen on udp and unixgram. The
-// hub owns the socket, unless ServePacket fails. Any net.PacketConn will do; those
+// hub owns the socket, unless ServePacket fails; if the hub is closed during the call, the
+// socket may be closed too. Any net.PacketConn will do; those
 // of package net are read and written with many datagrams at a time where the
 // system can do that. Errors as those of Serve.
 func (h *Hub) ServePacket(pc net.PacketConn, o *ListenOptions) (*Listener, error) {
@@ -230,10 +238,13 @@ func (h *Hub) ServePacket(pc net.PacketConn, o *ListenOptions) (*Listener, error
 
 func (h *Hub) servePacket(pc net.PacketConn, network string, o *ListenOptions) (*Listener, error) {
 	r, set, err := o.resolve(&h.o, network)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = h.budget.allow("ListenOptions.MaxMessage", set.maxMessage)
 	}
-	if err := h.open(); err != nil {
+	if err == nil {
+		err = h.checkRunning()
+	}
+	if err != nil {
 		return nil, err
 	}
 	inner := packet.Listen(pc, h.packetOptions(set, r.MaxConns))
@@ -244,8 +255,8 @@ func (h *Hub) servePacket(pc net.PacketConn, network string, o *ListenOptions) (
 	return l, err
 }
 
-// open returns ErrClosed once the hub takes nothing new.
-func (h *Hub) open() error {
+// checkRunning returns ErrClosed once the hub takes nothing new.
+func (h *Hub) checkRunning() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.stage != running {
@@ -357,7 +368,9 @@ func (h *Hub) begin(l *Listener, nc net.Conn, p *preface, set *settings, rule Ru
 	}
 	c.listener = l
 	c.greet = &greeting{admit: rule, preface: p}
-	h.start(c, nc)
+	if err := h.start(c); err != nil {
+		h.log.Info("connection refused", "peer", c.peer, "error", err)
+	}
 }
 
 // ---- before the handshake ----
@@ -461,12 +474,14 @@ func (p *preface) end(use *ListenOptions, err error) {
 	h := p.hub
 	defer func() {
 		h.mu.Lock()
+		if p.entry != nil { // the hub did not take the connection
+			h.pending.Remove(p.entry)
+		}
 		remove(&h.prefaces, p)
 		h.mu.Unlock()
 		h.someoneLeft()
 	}()
 	h.mu.Lock()
-	h.pending.Remove(p.entry)
 	if err != nil {
 		var broken *net.OpError
 		switch {
@@ -573,10 +588,11 @@ func (p *preface) ask() (use *ListenOptions, more int, err error) {
 //
 // What has neither a descriptor nor deadlines can be ended only by its Close;
 // where that does not unblock a Read, the promises about closing in time do
-// not hold.
+// not hold. The options of a socket, keep-alive among them, stay as they are.
 //
 // Errors: those of Listen for options, and one that matches errors.ErrUnsupported
-// for TLS over what is no net.Conn; of the handshake *AdmissionError, ErrBadName,
+// for TLS over what is no net.Conn, a UDP socket without a peer, and unixpacket over
+// what is no *net.UnixConn; of the handshake *AdmissionError, ErrBadName,
 // ErrNameTaken, ErrReplaced, ErrTooManyConns, ErrMemoryLimit, ErrHandshakeTimeout,
 // *PanicError, those of TLS and of the transport, and io.ErrUnexpectedEOF where the
 // peer has left; the cause of ctx's end; ErrClosed.
@@ -602,7 +618,7 @@ func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOp
 		return nil, err
 	}
 	c.greet = &greeting{admit: r.Admit, done: make(chan error, 1)}
-	return c.handshake(ctx, rwc)
+	return c.handshake(ctx)
 }
 
 // Dial connects to a network address, as net.Dial does, and returns after the
@@ -636,8 +652,12 @@ func (h *Hub) Dial(ctx context.Context, network, address string, o *DialOptions)
 	default:
 		return nil, &net.OpError{Op: "dial", Net: network, Err: net.UnknownNetworkError(network)}
 	}
-	if err := checkAddress(network, address); err != nil {
-		return nil, err
+	var local net.Addr
+	if r.Dialer != nil {
+		local = r.Dialer.LocalAddr
+	}
+	if err := checkAddress(network, address, local); err != nil {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
 	}
 	if set.tls != nil && set.tls.ServerName == "" {
 		// As tls.Dial does.
@@ -654,16 +674,28 @@ func (h *Hub) Dial(ctx context.Context, network, address string, o *DialOptions)
 }
 
 // checkAddress finds what no further attempt would mend.
-func checkAddress(network, address string) error {
+func checkAddress(network, address string, local net.Addr) error {
+	if local != nil && local.Network() != strings.TrimRight(network, "46") {
+		return &net.AddrError{Err: "mismatched local address type", Addr: local.String()}
+	}
 	if isUnixNetwork(network) {
+		if address == "" {
+			return &net.AddrError{Err: "missing address"}
+		}
 		return nil
 	}
-	_, port, err := net.SplitHostPort(address)
-	if err == nil {
-		_, err = net.LookupPort(network, port)
-	}
+	host, port, err := net.SplitHostPort(address)
 	if err != nil {
-		return &net.OpError{Op: "dial", Net: network, Err: err}
+		return err
+	}
+	if _, err = net.LookupPort(network, port); err != nil {
+		return err
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		v4 := ip.Unmap().Is4()
+		if v4 && strings.HasSuffix(network, "6") || !v4 && strings.HasSuffix(network, "4") {
+			return &net.AddrError{Err: "not an address of " + network, Addr: host}
+		}
 	}
 	return nil
 }
@@ -691,8 +723,18 @@ func (d *dialing) attempt(all context.Context) (*Conn, error) {
 	if dialer.KeepAliveConfig == (net.KeepAliveConfig{}) && dialer.KeepAlive == 0 {
 		dialer.KeepAliveConfig = keepAlive
 	}
-	if d.network == "unixgram" && dialer.LocalAddr == nil && dialer.ControlContext == nil {
-		dialer.Control = sockopt.Then(dialer.Control, sockopt.Autobind)
+	if d.network == "unixgram" && dialer.LocalAddr == nil {
+		// ControlContext takes the place of Control.
+		if first := dialer.ControlContext; first != nil {
+			dialer.ControlContext = func(ctx context.Context, network, address string, c syscall.RawConn) error {
+				if err := first(ctx, network, address, c); err != nil {
+					return err
+				}
+				return sockopt.Autobind(network, address, c)
+			}
+		} else {
+			dialer.Control = sockopt.Then(dialer.Control, sockopt.Autobind)
+		}
 	}
 	nc, err := dialer.DialContext(ctx, d.network, d.address)
 	if err == nil {
@@ -731,7 +773,7 @@ func (d *dialing) begin(ctx context.Context) (*Conn, error) {
 
 	first, cancel := context.WithCancelCause(ctx)
 	defer context.AfterFunc(life, func() { cancel(ErrClosed) })()
-	c, err := d.persist(first)
+	c, wait, err := d.persist(first, 0)
 	cancel(nil)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -740,38 +782,47 @@ func (d *dialing) begin(ctx context.Context) (*Conn, error) {
 		return nil, err
 	}
 	if h.stage == running { // else c ends, and life has
-		h.tasks.Go(func() error { d.redial(life, c); return nil })
+		h.tasks.Go(func() error { d.redial(life, c, wait); return nil })
 	}
 	return c, nil
 }
 
 // persist dials until there is a connection or ctx ends. It returns the last
 // attempt's error then.
-func (d *dialing) persist(ctx context.Context) (*Conn, error) {
-	for wait := time.Duration(0); ; {
+func (d *dialing) persist(ctx context.Context, wait time.Duration) (_ *Conn, waited time.Duration, _ error) {
+	var last error
+	for {
 		c, err := d.attempt(ctx)
 		if err == nil {
-			return c, nil
+			return c, wait, nil
 		}
 		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			err := context.Cause(ctx)
+			if last != nil {
+				err = fmt.Errorf("%w; last attempt: %w", err, last)
+			}
+			return nil, 0, err
 		}
+		if isUnixNetwork(d.network) && errors.Is(err, syscall.EINVAL) {
+			return nil, 0, err // the address is longer than the system has room for
+		}
+		last = err
 		wait = d.o.Reconnect.next(wait)
 		d.hub.log.Info("dial failed", "network", d.network, "address", d.address, "error", err, "retry", wait)
 		if !sleep(ctx, d.o.Reconnect.vary(wait)) {
-			return nil, fmt.Errorf("%w; last attempt: %w", context.Cause(ctx), err)
+			return nil, 0, fmt.Errorf("%w; last attempt: %w", context.Cause(ctx), err)
 		}
 	}
 }
 
 // redial is the goroutine that dials again, until life ends.
-func (d *dialing) redial(life context.Context, c *Conn) {
+func (d *dialing) redial(life context.Context, c *Conn, wait time.Duration) {
 	defer func() {
 		d.hub.mu.Lock()
 		defer d.hub.mu.Unlock()
 		d.hub.letGoLocked(d.client)
 	}()
-	for wait := time.Duration(0); ; {
+	for {
 		ended := c.Context()
 		select {
 		case <-ended.Done():
@@ -791,7 +842,7 @@ func (d *dialing) redial(life context.Context, c *Conn) {
 			return
 		}
 		var err error
-		if c, err = d.persist(life); err != nil {
+		if c, wait, err = d.persist(life, wait); err != nil {
 			return
 		}
 	}
@@ -842,7 +893,7 @@ func (h *Hub) attach(ctx context.Context, rwc io.ReadWriteCloser, network string
 		c.peer.Name = d.o.Name
 	}
 	c.greet = &greeting{client: d.client, done: make(chan error, 1)}
-	return c.handshake(ctx, rwc)
+	return c.handshake(ctx)
 }
 
 func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
@@ -885,6 +936,12 @@ func (g *greeting) tell(err error) {
 //
 // first was read of it already.
 func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, first []byte) (*Conn, error) {
+	if _, ok := rwc.(*net.UnixConn); !ok && set.network == "unixpacket" {
+		return nil, fmt.Errorf("sockhub: unixpacket by a %T, which is no *net.UnixConn: %w", rwc, errors.ErrUnsupported)
+	}
+	if u, ok := rwc.(*net.UDPConn); ok && u.RemoteAddr() == nil {
+		return nil, fmt.Errorf("sockhub: a socket that is not connected to one peer is for ServePacket: %w", errors.ErrUnsupported)
+	}
 	c := &Conn{hub: h, set: set, born: h.watch.Now()}
 	c.mu.c = c
 	c.peer = peerOf(rwc, network, set.tag)
@@ -916,7 +973,7 @@ func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, fir
 	if p, ok := rwc.(*packet.Conn); ok && !p.Answerable() {
 		c.out.refuse = errNoAddress
 	}
-	c.lastRead, c.quiet, c.shaking = c.born, c.born, true
+	c.lastRead, c.quiet, c.shaking, c.out.unheard = c.born, c.born, true, true
 	return c, nil
 }
 
@@ -974,7 +1031,7 @@ func peerOf(rwc io.ReadWriteCloser, network, tag string) Peer {
 }
 
 // start runs a new connection, unless the hub has no place for it.
-func (h *Hub) start(c *Conn, rwc io.Closer) error {
+func (h *Hub) start(c *Conn) error {
 	evicted, err := h.add(c)
 	if err != nil {
 		c.t.Close()
@@ -999,11 +1056,19 @@ func (h *Hub) start(c *Conn, rwc io.Closer) error {
 func (h *Hub) add(c *Conn) (evicted pendingPeer, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.stage != running || c.greet.preface != nil && c.greet.preface.failed {
+	p := c.greet.preface
+	if h.stage != running || p != nil && p.failed {
 		return nil, ErrClosed
 	}
-	c.greet.preface = nil
-	if !c.peer.Dialed {
+	switch c.greet.preface = nil; {
+	case c.peer.Dialed:
+	case p != nil: // its age goes on
+		if !p.entry.Hand(c) {
+			h.totals.RefusedLimit++
+			return nil, errEvicted
+		}
+		c.greet.entry, p.entry = p.entry, nil
+	default:
 		in, out := h.pending.Add(sourceOf(c.peer), c, time.Now())
 		if in == nil {
 			h.totals.RefusedLimit++
@@ -1039,9 +1104,9 @@ func sourceOf(p Peer) source {
 }
 
 // handshake runs a new connection until it is admitted, fails, or ctx ends.
-func (c *Conn) handshake(ctx context.Context, rwc io.Closer) (*Conn, error) {
+func (c *Conn) handshake(ctx context.Context) (*Conn, error) {
 	done := c.greet.done // the greeting is the reader's from now on
-	if err := c.hub.start(c, rwc); err != nil {
+	if err := c.hub.start(c); err != nil {
 		return nil, err
 	}
 	result := func(err error) (*Conn, error) {
@@ -1166,6 +1231,10 @@ func (c *Conn) enter() error {
 	} else {
 		c.gated = !c.hub.fan.publish(c)
 	}
+	if !c.gated {
+		c.client.giver = nil
+		c.heard()
+	}
 	// A dial that is repeated is not to time out because the user takes his
 	// time to take the end of the connection before.
 	if g != nil && (!c.gated || g.client != nil) {
@@ -1173,6 +1242,26 @@ func (c *Conn) enter() error {
 		g.tell(nil)
 	}
 	return nil
+}
+
+// heard has Drained told that was due before anybody knew of the connection. What was
+// written until then was the handshake's.
+func (c *Conn) heard() {
+	c.mu.Lock()
+	o := &c.out
+	o.unheard = false
+	due := false
+	if o.empty() && !o.writing && !o.frozen {
+		o.flushed = false
+		if o.drainedDue() {
+			o.waited, o.notify = false, false
+			due = !c.tellDrainedLocked()
+		}
+	}
+	c.mu.Unlock()
+	if due {
+		c.hub.fan.drained(c)
+	}
 }
 
 // makeHandler asks the user for the connection's Handler.

@@ -134,7 +134,7 @@ type Options struct {
 	Budget *Budget
 
 	HandshakeTimeout time.Duration // from accept to the accepted name, absolute: progress does not extend it. Default 5 s
-	FrameTimeout     time.Duration // for a message that has begun and makes no progress. Default 30 s
+	FrameTimeout     time.Duration // for a message that has begun and makes no progress; with TLS, one of which a record has come. Default 30 s
 	WriteTimeout     time.Duration // for output that makes no progress at all; a slow peer is not a stuck one. Default 10 s
 	IdleTimeout      time.Duration // without any input; from 10 s on it may be 0.1 s late. Default: none
 	Linger           time.Duration // how long the input of a finished connection is drained, so that a reset does not destroy our last output. Default 500 ms
@@ -157,7 +157,8 @@ type ListenOptions struct {
 	// served with. It sees the peer's address and the first bytes it sent
 	// (none at the first call). use nil means this listener's own options;
 	// more > 0 asks to be called again when that many bytes have come; an
-	// error refuses the connection.
+	// error refuses the connection. The listener's own MaxConns holds for all of its
+	// connections; that of use is not looked at.
 	Classify func(p Peer, first []byte) (use *ListenOptions, more int, err error)
 
 	// Handler makes the Handler of a connection. Nil, or a nil result: the
@@ -545,6 +546,10 @@ func (o *DialOptions) resolve(hub *Options, network string) (DialOptions, *setti
 		if err := checkPackets("DialOptions", network, r.Mode, r.TLS, r.Framing); err != nil {
 			return r, nil, err
 		}
+	}
+	if r.Dialer != nil {
+		d := *r.Dialer
+		r.Dialer = &d
 	}
 	r.Mode = orElse(r.Mode, Named)
 	r.Name = orElse(r.Name, hub.Name)

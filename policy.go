@@ -50,7 +50,7 @@ type Peer struct {
 	AddrPort netip.AddrPort
 
 	Cred   *Cred                // of a Unix peer's process when it connected; nil where the system cannot tell
-	TLS    *tls.ConnectionState // nil without TLS
+	TLS    *tls.ConnectionState // nil without ListenOptions.TLS or DialOptions.TLS, so also where a tls.Listener was given to Serve
 	Dialed bool                 // we dialed it
 }
 

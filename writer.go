@@ -49,6 +49,7 @@ type output struct {
 	finSent  bool
 	handled  bool // the connection has a Handler
 	deaf     bool // its Drained does nothing
+	unheard  bool // nobody has been told of the connection: Drained has to wait
 	inline   bool // its reader has the token, in writeNow
 	flushed  bool // something was written since the queue was empty last
 	drained  bool // Handler.Drained is due
@@ -236,6 +237,9 @@ func (c *Conn) queue(ctx context.Context, size int, put func(*outq.Queue, *outq.
 	if err := c.admitLocked(ctx, int64(size)+MessageCharge, false); err != nil {
 		return err
 	}
+	if err := c.set.fits(c.out.framing, uint64(size)); err != nil {
+		return c.leaveLocked(nil, err)
+	}
 	put(&c.out.q, c.out.framing)
 	c.out.accepted.add(1, int64(size))
 	c.sendLocked()
@@ -298,10 +302,19 @@ func (c *Conn) checkOdd(size int) error {
 	return c.set.check(uint64(size))
 }
 
-// check says whether a message of this size can be sent at all.
+// fits says whether framing, which may be nil for raw bytes, can express a message of
+// this size.
+func (s *settings) fits(framing *outq.Framing, size uint64) error {
+	if s.framing == nil || framing == nil || expressible(s.framing, size) {
+		return nil
+	}
+	return fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size)
+}
+
+// check says whether a message of this size can be sent at all, but for what fits does.
 func (s *settings) check(size uint64) error {
 	switch {
-	case !expressible(s.framing, size), s.network != "" && size > s.maxMessage:
+	case s.network != "" && size > s.maxMessage:
 		return fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size)
 	case size == 0 && s.network == "unixpacket":
 		return fmt.Errorf("sockhub: an empty packet would be the end: %w", errors.ErrUnsupported)
@@ -772,7 +785,11 @@ func (c *Conn) SendMany(ctx context.Context, m iter.Seq[[]byte]) (n int, err err
 	}
 	defer func() { n = r.end() }() // also when m panics
 	for msg := range m {
-		if err := c.checkSize(len(msg)); err != nil {
+		err := c.checkSize(len(msg))
+		if err == nil {
+			err = c.set.fits(r.framing, uint64(len(msg)))
+		}
+		if err != nil {
 			return 0, errors.Join(r.flush(), err)
 		}
 		if r.side.Charge() >= r.room {
@@ -899,7 +916,7 @@ const gather = 256 << 10
 // everything queued is with the kernel.
 func (c *Conn) NotifyDrained() {
 	c.mu.Lock()
-	now := c.out.empty() && !c.out.writing && !c.over
+	now := c.out.empty() && !c.out.writing && !c.over && !c.out.unheard
 	c.out.notify = !now && !c.over
 	handled := now && c.tellDrainedLocked()
 	c.mu.Unlock()
@@ -966,6 +983,12 @@ const (
 // ErrClosed, also if the connection ended in the middle, and so the message is cut.
 func (c *Conn) SendFrom(ctx context.Context, size uint64, r io.Reader) error {
 	if err := c.set.check(size); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	err := c.set.fits(c.out.framing, size) // before r is read, for nothing
+	c.mu.Unlock()
+	if err != nil {
 		return err
 	}
 	first := make([]byte, min(size, pieceSize))
@@ -1619,7 +1642,7 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int, file *os.File) {
 
 // drainedDue reports whether Drained is, when everything is written.
 func (o *output) drainedDue() bool {
-	return o.empty() && !o.deaf && (o.waited || o.notify || o.handled && o.flushed)
+	return o.empty() && !o.deaf && !o.unheard && (o.waited || o.notify || o.handled && o.flushed)
 }
 
 // hearLocked is for a Handler, or the hub, that comes after one that did not

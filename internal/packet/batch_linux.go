@@ -329,10 +329,9 @@ func (f *fast) interrupt() {
 // tries implements batcher.
 func (f *fast) tries() bool { return true }
 
-// direct implements batcher. A Unix socket's datagrams wait in the receiver's
-// socket; when that is full, nothing tells a socket that is not connected to it
-// when it is so no more.
-func (f *fast) direct() bool { return !f.udp && !f.wired }
+// direct implements batcher. A Unix socket's datagrams wait in the receiver's socket,
+// so what is not handed over is not on its way.
+func (f *fast) direct() bool { return !f.udp }
 
 // sending is a send under way, with what the system needs for it. It is pooled.
 type sending struct {

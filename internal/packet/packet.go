@@ -19,6 +19,7 @@
 package packet
 
 import (
+	"cmp"
 	"encoding/binary"
 	"net"
 	"sync/atomic"
@@ -109,11 +110,16 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return nil, &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: net.ErrClosed}
 }
 
-// Close lets no new sessions in. The socket is closed when the last one is.
+// Close lets no new sessions in. The socket is closed when the last one is. Until then
+// it has no place in the file system any more, if it has the method Unlink() error.
 func (l *Listener) Close() error {
 	unaccepted, was := l.s.stop()
 	if !was {
 		return net.ErrClosed
+	}
+	var err error
+	if u, ok := l.s.pc.(interface{ Unlink() error }); ok {
+		err = u.Unlink()
 	}
 	for _, x := range unaccepted {
 		x.Close()
@@ -121,7 +127,7 @@ func (l *Listener) Close() error {
 			l.s.o.Unevict()
 		}
 	}
-	return l.s.closeIfUnused()
+	return cmp.Or(l.s.closeIfUnused(), err)
 }
 
 // Abort closes the socket although there are sessions, which fail. It is called

@@ -73,9 +73,19 @@ type Entry[K comparable, V any] struct {
 	links [2]struct{ prev, next *Entry[K, V] }
 }
 
-// Value returns what was given to Add. It stays valid after the entry left the
-// table.
+// Value returns what was given to Add, or to Hand. It stays valid after the entry left
+// the table.
 func (e *Entry[K, V]) Value() V { return e.value }
+
+// Hand makes v the value of an entry that is in the table: the handshake is the same,
+// and somebody else has it now. It reports false for an entry that has left.
+func (e *Entry[K, V]) Hand(v V) bool {
+	if e.src == nil {
+		return false
+	}
+	e.value = v
+	return true
+}
 
 // source is one source's share. It exists while it has entries.
 type source[K comparable, V any] struct {

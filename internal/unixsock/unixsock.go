@@ -153,6 +153,10 @@ func (l *Listener) SetUnlinkOnClose(unlink bool) { l.keep.Store(!unlink) }
 // that ListenPacket made, and before it removes the lock file.
 func (c *PacketConn) Close() error { return c.close(c.UnixConn.Close) }
 
+// Unlink does what Close does but for the socket itself: who is connected to it stays,
+// and another may listen at the path.
+func (c *PacketConn) Unlink() error { return c.close(func() error { return nil }) }
+
 // owned is the file of a socket.
 type owned struct {
 	file *file // nil: none, or none that we look after
