@@ -1480,7 +1480,8 @@ var nameOfCall = runtime.FuncForPC(reflect.ValueOf((*Conn).call).Pointer()).Name
 func (BaseHandler) Disconnected(Disconnection) {}
 
 // StreamHandler is what a Handler may implement too, for messages above
-// StreamOver. What Stream leaves unread is skipped when it returns.
+// StreamOver. What Stream leaves unread is skipped when it returns. With a Handler that
+// is no StreamHandler all of such a message is, and it counts in MessagesIn.
 type StreamHandler interface {
 	Stream(r *Reply, s *Stream) // s is over when the call returns
 }

@@ -164,7 +164,7 @@
 // come first, so none can take the room of all. However full InboundLimit is
 // with the beginnings of messages, some of them can be completed. At MemoryLimit,
 // which counts unsent messages in reports too, and of the queues what is in the
-// half for those who come first, no more is read or accepted.
+// half for those who come first, no more is read, and nobody is let in.
 //
 // # What is promised about delivery
 //

@@ -87,6 +87,7 @@ type Hub struct {
 	left      chan struct{}  // capacity 1; sent to without waiting when a connection is gone; never closed
 	unbind    func() bool    // takes the hub off its context
 	within    atomic.Int32   // Shutdowns that were called from callbacks of the hub's, and wait
+	stopping  sync.WaitGroup // Listeners that are being closed, by whomever
 	tasks     errgroup.Group // the hub goroutine, the watch and the listeners; the connections are in live
 
 	budget  *Budget
@@ -459,7 +460,7 @@ type Stats struct {
 	MessagesOut uint64 // handed to the kernel whole
 	BytesIn     uint64 // of the bodies of MessagesIn
 	BytesOut    uint64 // of the bodies of MessagesOut
-	Dropped     uint64 // messages dropped by DropOldest; packets for which a client had no room
+	Dropped     uint64 // messages dropped by DropOldest; packets for which a client had no room, or that the system refused to send
 	Batches     uint64 // made for Events
 
 	QueuedIn  int64 // bytes charged to input that was not taken
@@ -544,6 +545,12 @@ func (h *Hub) Close() error {
 	for _, l := range listeners {
 		l.abort()
 	}
+	for _, c := range conns {
+		if c.listener != nil {
+			c.listener.abort() // which was closed before, as by Shutdown
+		}
+	}
+	h.stopping.Wait() // all listeners have been taken out of the map by now
 	close(h.quit)
 	h.tasks.Wait()
 	h.fan.finish()

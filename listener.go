@@ -97,8 +97,12 @@ func (l *Listener) stop() (stopped bool, err error) {
 	l.hub.mu.Lock()
 	_, stopped = l.hub.listeners[l]
 	delete(l.hub.listeners, l)
+	if stopped {
+		l.hub.stopping.Add(1)
+	}
 	l.hub.mu.Unlock()
 	if stopped {
+		defer l.hub.stopping.Done()
 		close(l.closed)
 		err = l.inner.Close()
 	}

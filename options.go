@@ -125,7 +125,8 @@ type Options struct {
 	// connections of the hub together, in bytes: received and not taken,
 	// queued and not written, and both with what unread reports hold. (Half of
 	// OutboundLimit is divided among MaxConns connections. What a connection has
-	// queued within its part of that does not count against MemoryLimit.)
+	// queued within its part of that does not count against MemoryLimit.) At
+	// MemoryLimit nothing is read and nobody let in; a Send has OutboundLimit alone.
 	// Defaults 512 MiB, 512 MiB, 2 GiB.
 	InboundLimit, OutboundLimit, MemoryLimit int64
 
@@ -470,6 +471,9 @@ func (o *ListenOptions) resolve(hub *Options, network string) (ListenOptions, *s
 	}
 	if err := checkFraming("ListenOptions.Framing", r.Framing); err != nil {
 		return r, nil, err
+	}
+	if isUnixNetwork(network) && len(r.ProxyFrom) > 0 {
+		return r, nil, optionError("ListenOptions.ProxyFrom", "set on %s, where nobody has an address", network)
 	}
 	packets := packetMax(network) > 0
 	if packets {

@@ -992,7 +992,7 @@ func (c *Conn) SendFrom(ctx context.Context, size uint64, r io.Reader) error {
 		return err
 	}
 	first := make([]byte, min(size, pieceSize))
-	if _, err := io.ReadFull(r, first); err != nil {
+	if _, err := readFull(r, first); err != nil {
 		return fromError(err)
 	}
 	if uint64(len(first)) == size {
@@ -1017,6 +1017,24 @@ func (c *Conn) beginFrom(ctx context.Context, f *feed, first []byte) error {
 	c.out.accepted.addBig(f.size)
 	c.queueFeedLocked(f)
 	return nil
+}
+
+// readFull is io.ReadFull, which believes whatever count a reader returns.
+func readFull(r io.Reader, p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		var m int
+		if m, err = r.Read(p[n:]); m < 0 || m > len(p)-n {
+			return n, errors.New("Read returned an impossible count")
+		}
+		n += m
+	}
+	switch {
+	case n == len(p):
+		err = nil
+	case err == io.EOF && n > 0:
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
 }
 
 func fromError(err error) error {
@@ -1081,7 +1099,7 @@ func (c *Conn) feedPieces(ctx context.Context, f *feed, r io.Reader, first []byt
 			buffers[i] = make([]byte, pieceSize)
 		}
 		piece := buffers[i][:min(left, pieceSize)]
-		if _, err := io.ReadFull(r, piece); err != nil {
+		if _, err := readFull(r, piece); err != nil {
 			return c.cutFeed(f, fromError(err))
 		}
 		left -= uint64(len(piece))
@@ -1129,8 +1147,8 @@ func (c *Conn) feedFile(ctx context.Context, f *feed, file *os.File, n uint64) (
 	left, failed := f.left, f.fileErr
 	c.mu.Unlock()
 	switch {
-	case left == 0:
-		return 0, nil // whatever happened to the connection then
+	case left == 0 && (err == nil || err != context.Cause(ctx)):
+		return 0, nil // whatever happened to the connection then, if it was not we who ended it
 	case err != nil:
 		return 0, err
 	case failed == transport.ErrNoFile:
@@ -1179,9 +1197,12 @@ func (c *Conn) cutFeed(f *feed, err error) error {
 		<-f.moved
 		c.mu.Lock()
 	}
-	gone := f.gone
+	gone, whole := f.gone, !f.gone && c.out.feed != f
 	c.mu.Unlock()
-	if !gone {
+	switch {
+	case whole:
+		return nil // it was written to its end meanwhile
+	case !gone:
 		c.fail(err)
 	}
 	return err
@@ -1317,7 +1338,7 @@ func (c *Conn) feedFrom(f *feed) {
 	}()
 	defer c.closeFeed(f)
 	first := make([]byte, min(f.size, pieceSize))
-	if _, err := io.ReadFull(f.from, first); err != nil {
+	if _, err := readFull(f.from, first); err != nil {
 		c.fail(fromError(err))
 	} else if c.beginFeed(f, first) {
 		c.feedRest(context.Background(), f, f.from, first)
@@ -1787,7 +1808,8 @@ func (c *Conn) giveUpLocked() {
 // speaks the same framing, its program sees nothing of it. Written ones were handed
 // to the kernel: those whose bytes are not among Unacked are in the peer's kernel; of
 // the others nobody knows. Whether the peer's program has handled a message, only its
-// answer can tell.
+// answer can tell. On udp and unixgram a message is written when it is with the socket
+// that all sessions share; what the system then refuses to send is in Stats.Dropped.
 type Report struct {
 	AcceptedMessages, WrittenMessages, UnsentMessages, DroppedMessages uint64 // whole messages, but AcceptedMessages counts the one that was cut too
 	AcceptedBytes, WrittenBytes, UnsentBytes, DroppedBytes             uint64 // of bodies of whole messages; AcceptedBytes includes CutSize

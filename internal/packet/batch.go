@@ -181,7 +181,9 @@ func (p *plain) direct() bool { return false }
 // hurry implements batcher.
 func (p *plain) hurry(by time.Time) {
 	p.last.Store(&by)
-	p.pc.SetWriteDeadline(by)
+	if p.pc.SetWriteDeadline(by) != nil {
+		time.AfterFunc(time.Until(by), func() { p.pc.Close() }) // nothing else would end a WriteTo
+	}
 }
 
 // interrupt implements batcher.

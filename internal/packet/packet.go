@@ -121,12 +121,7 @@ func (l *Listener) Close() error {
 	if u, ok := l.s.pc.(interface{ Unlink() error }); ok {
 		err = u.Unlink()
 	}
-	for _, x := range unaccepted {
-		x.Close()
-		if l.s.o.Unevict != nil && WasEvicted(x) {
-			l.s.o.Unevict()
-		}
-	}
+	l.s.discard(unaccepted)
 	return cmp.Or(l.s.closeIfUnused(), err)
 }
 

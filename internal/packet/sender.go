@@ -238,13 +238,13 @@ func (s *sender) join() {
 
 // unsent is told what became of a datagram that was not sent.
 func (s *socket) unsent(x *session, err error) {
+	s.o.Stats.Dropped.Add(1)
 	for _, gone := range []error{syscall.ECONNREFUSED, syscall.ENOENT, syscall.ECONNRESET, syscall.EDESTADDRREQ, syscall.ENOTCONN} {
 		if errors.Is(err, gone) {
 			x.fail(err) // nobody is there any more
 			return
 		}
 	}
-	s.o.Stats.Dropped.Add(1)
 }
 
 // outbox holds datagrams that wait to be sent.

@@ -58,7 +58,23 @@ func newSocket(pc net.PacketConn, o Options) *socket {
 }
 
 // start starts the receiver, which closeSocket joins.
-func (s *socket) start() { go s.receive() }
+func (s *socket) start() {
+	go func() {
+		unaccepted := s.receive()
+		close(s.done)
+		s.discard(unaccepted) // may close the socket, which waits for done
+	}()
+}
+
+// discard ends sessions that nobody will accept.
+func (s *socket) discard(unaccepted []*session) {
+	for _, x := range unaccepted {
+		x.Close()
+		if s.o.Unevict != nil && WasEvicted(x) {
+			s.o.Unevict()
+		}
+	}
+}
 
 // accept waits for the next session; nil: there will be none.
 func (s *socket) accept() *session {
@@ -129,16 +145,14 @@ func (s *socket) endReceiver() {
 
 // receive is the receiver goroutine. What it fails with has been met by a
 // datagram that was sent, or is a lack of memory, or the end of the socket.
-func (s *socket) receive() {
-	defer close(s.done)
+func (s *socket) receive() (unaccepted []*session) {
 	for {
 		err := s.io.receive(s)
 		switch {
 		case s.over.Load():
-			return
+			return nil
 		case errors.Is(err, net.ErrClosed): // by somebody else
-			s.fail(net.ErrClosed)
-			return
+			return s.fail(net.ErrClosed)
 		case err == nil:
 			continue
 		case s.only != nil:
@@ -149,8 +163,8 @@ func (s *socket) receive() {
 }
 
 // fail ends everything, when the socket was closed by somebody else.
-func (s *socket) fail(err error) {
-	s.stop()
+func (s *socket) fail(err error) (unaccepted []*session) {
+	unaccepted, _ = s.stop()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, x := range s.sessions {
@@ -159,6 +173,7 @@ func (s *socket) fail(err error) {
 	if s.only != nil {
 		s.only.fail(err)
 	}
+	return unaccepted
 }
 
 // A round is what the receiver does with the datagrams of one system call,
