@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -74,7 +73,7 @@ type Conn struct {
 	paused   bool       // input waits for the user to take what he has, or for room for answers
 	gated    bool       // input waits until the Disconnected of the same client's last connection was taken
 	letGo    bool       // the input is over, and nothing is held of it
-	follows  bool       // guarded by hub.mu: it takes the place of the connection that had the name
+	follows  bool       // it takes the place of the connection that had the name; guarded by hub.mu, not the reader's
 	skipping bool       // the rest of a stream that was closed
 	stopped  bool       // a callback closed or finished the connection
 	called   bool       // cut has called the handler
@@ -88,14 +87,20 @@ type Conn struct {
 	input    inputState // set with mu held, so that with mu others may read it
 
 	closing atomic.Bool // closeErr or out.finish is set: nothing more is delivered
-	inCall  atomic.Bool // the reader is in a callback of the user's, which may take any time
 
-	// busy: since check has run last, a turn has ended in the way of most:
-	// something came, nothing of it is left, and nothing is held back. So check
-	// is due within doubt, and finds doubtful set, and partial, holding and lean
-	// not. Further turns that end so do not look at the clock, nor take mu for
-	// it: check takes the time when it runs for that of the last of them. Set by
-	// the reader, cleared by either, both with mu held.
+	// inCall: the reader is in code of the user's, which may take any time, or, between
+	// the calls of one turn, just before or behind it. Four rely on it: recoverCall, which
+	// takes a panic for the user's; check, whose clocks of silence stand still; restLocked;
+	// and Hub.join and drain, which do not wait for such a reader. Only the reader sets it.
+	inCall atomic.Bool
+
+	// busy spares most turns of a busy connection the clock and mu: see parking. While
+	// it is set, every turn since then has ended like the first: something came, nothing of
+	// it is left over, and nothing is held back. So check is armed within doubt, doubtful
+	// is set, and partial, holding and lean are not; lastRead and quiet are behind. Whoever
+	// needs those (check, Stats, the reader itself) calls busyLocked, which takes the
+	// present for them and clears busy. Only the reader sets it, and both is done with mu
+	// held.
 	busy atomic.Bool
 
 	// Owned by the reader goroutine.
@@ -106,26 +111,27 @@ type Conn struct {
 	dec       decoder
 	reply     Reply // the handler's
 
-	// mu guards what follows, up to the next empty line. It may be taken with
-	// hub.mu held; inside it only locks are taken that nothing is locked inside of,
-	// and casts.mu, which cast.mu is.
+	// mu guards what follows, up to the next empty line. Lock order: hub.mu, mu,
+	// casts.mu, cast.mu; for the others see Hub.mu. With mu held neither fan.mu is taken
+	// nor Give, Poke, Wait or Done of the budget of input called, as these call readOn,
+	// which locks a Conn.
 	mu       gatheringLock
 	out      output
 	inMsgs   uint64
 	inBytes  uint64
 	lastRead time.Duration // end of the last turn in which something came
 	quiet    time.Duration // since when the peer has been silent while we listened
-	doubtful bool          // parked since lastRead on a guess (transport.Conn.TryRead)
-	partial  bool          // ... within a message
-	waiting  bool          // a Stream waits for input
-	asked    bool          // for the end, by Close or Finish
-	holding  bool          // ... because we hold it back (paused)
-	rest     bool          // told to move to a new stack
-	lean     bool          // did, and nothing has come since
-	naps     uint8         // how often something came after it did, at most maxNaps
-	resume   bool          // told to go on reading
-	granted  bool          // ... with the budget's token
-	endRead  bool          // told to end the input, by Shutdown
+	doubtful bool          // the reader has parked, since lastRead, on a guess (transport.Conn.TryRead)
+	partial  bool          // it has parked, or a Stream waits, within a message
+	holding  bool          // it has parked because the input is held back (holdsBack): no clock of silence runs
+	waiting  bool          // the user of a Stream waits for input, so these clocks run though a callback may
+	asked    bool          // Close or Finish was called before the connection ended by itself
+	rest     bool          // the reader is to move to a new stack when it attends next
+	lean     bool          // it was told to, and nothing has come since
+	naps     uint8         // how often something came after it was lean, at most maxNaps
+	resume   bool          // the reader is to read on
+	granted  bool          // resume comes with the budget's token
+	endRead  bool          // the reader is to end the input, for Shutdown
 	raw      bool          // what Raw answers
 	shaking  bool          // the handshake is under way
 	overdue  bool          // the drain's deadline has passed
@@ -154,7 +160,7 @@ type Conn struct {
 	listener *Listener     // that accepted it, or nil
 	born     time.Duration // of hub.watch
 
-	reported  int64                  // of the memory budget: what the report holds. Owned by the reader goroutine
+	reported  int64                  // of the memory budget: what the report holds. Written by the reader before depart, read by who frees the slot
 	streaming atomic.Pointer[Stream] // as stream, if it is of Events
 	value     atomic.Pointer[any]
 }
@@ -213,11 +219,18 @@ func (c *Conn) SetValue(v any) { c.value.Store(&v) }
 
 // ConnStats are the figures of one connection.
 type ConnStats struct {
-	MessagesIn, MessagesOut, BytesIn, BytesOut uint64    // delivered; handed to the kernel whole. Bytes of bodies
-	QueuedIn, QueuedOut                        int64     // bytes charged to what the user has not taken; to what is not written
-	QueuedMessages                             int       // accepted and not written
-	Paused                                     bool      // reading waits: for the user to take what came or to read a Stream, for a limit, or, with a Handler, for room in the queue
-	Since, LastRead, LastWrite                 time.Time // on a busy connection up to 0.1 s late; LastWrite is zero while nothing was written
+	MessagesIn, BytesIn   uint64 // delivered; bytes are those of bodies
+	MessagesOut, BytesOut uint64 // handed to the kernel whole
+	QueuedIn              int64  // bytes charged to what the user has not taken
+	QueuedOut             int64  // bytes charged to what is not written
+	QueuedMessages        int    // accepted and not written
+
+	// Paused: reading waits for the user to take what came or to read a Stream, for a
+	// limit, or, with a Handler, for room in the queue.
+	Paused bool
+
+	Since               time.Time // when it was made
+	LastRead, LastWrite time.Time // on a busy connection up to 0.1 s late; LastWrite is zero while nothing was written
 }
 
 // Stats returns the connection's figures as they are now.
@@ -245,11 +258,11 @@ func (c *Conn) Stats() ConnStats {
 	return s
 }
 
-// Close ends the connection now: what is queued is not sent, but reported in
-// its Disconnection, whose Err is ErrClosed, or what the connection has failed of
-// before: where a Send was ErrNotConnected, Close changes neither that, nor that the
-// client is dialed again. It does not wait. Closing again does nothing. The error is
-// always nil.
+// Close ends the connection now, and does not wait. What is queued is not sent, but
+// reported in the Disconnection, whose Err is ErrClosed unless the connection had failed
+// before. If a Send has already told that, by ErrNotConnected, Close changes nothing: the
+// failure stays the reason, and with Reconnect the client is dialed again. Closing again
+// does nothing. The error is always nil.
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	err := c.askLocked()
@@ -315,7 +328,8 @@ func refusal(reason error) error {
 // CloseWrite ends the output: nothing more is accepted, and when all that is
 // queued is written, the peer sees the end of its input (a FIN). Input goes
 // on. It does not wait. On a transport that cannot end one direction alone the
-// peer sees nothing until the connection ends.
+// peer sees nothing until the connection ends. The error is ErrNotConnected if the output
+// had ended for another reason than our Close, Finish, CloseWrite or Shutdown.
 func (c *Conn) CloseWrite() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -934,28 +948,24 @@ func (c *Conn) cut(t *turn) (err error) {
 // of the kernel by this loop, and 63 by the round.
 func (c *Conn) quick() (some bool) {
 	d, r := &c.dec, &c.reply
-	if d.framing != nil || d.big != nil || d.stream > 0 || d.sized || c.token || c.greet != nil || !c.inCall.Load() {
+	if !d.ordinary() || c.token || c.greet != nil || !c.inCall.Load() {
 		return false
 	}
 	c.inHand = true
 	for r.settled() && c.handler != nil && !d.raw && !c.holdsBack() {
 		p := d.chunk[d.r:d.w]
-		if len(p) < headerSize {
+		end, ok := d.front(p)
+		if !ok {
 			break
 		}
-		n := binary.LittleEndian.Uint64(p)
-		if n > uint64(len(p)-headerSize) || n > d.max || d.over > 0 && n > d.over {
-			break
-		}
-		end := headerSize + int(n)
 		d.r += end
-		d.wasBig, d.last, d.want, d.lacks = false, end, 1, 0
+		d.passed(end)
 		some = true
 		r.begin()
-		c.handed = int(n)
+		c.handed = end - headerSize
 		c.handler.Message(r, p[headerSize:end:end])
 		c.turnMsgs++
-		c.turnBytes += int(n)
+		c.turnBytes += end - headerSize
 		if end < len(p) && r.side.Empty() && !r.full {
 			r.over()
 			if r.gathering != nil {
@@ -1994,7 +2004,7 @@ func (c *Conn) takeInLocked(s *outq.Slab, take func(*outq.Queue, *outq.Slab) (in
 	}
 	msgs, bytes := take(q, s)
 	o.accepted.add(msgs, bytes)
-	o.answered = !c.chargeAnswersLocked(o.charge(), alone && msgs == 1) || o.answered
+	o.answersFull = !c.chargeAnswersLocked(o.charge(), alone && msgs == 1) || o.answersFull
 }
 
 // chargeAnswersLocked charges what a Handler has answered, which is never refused,
@@ -2018,7 +2028,7 @@ func (r *Reply) acceptLocked() {
 		}
 		return
 	}
-	r.full, o.answered = o.answered, false
+	r.full, o.answersFull = o.answersFull, false
 	if r.side.Empty() {
 		return
 	}
@@ -2169,7 +2179,7 @@ func (r *Reply) SendFrom(size uint64, rc io.ReadCloser) error {
 		o.accepted.addBig(size)
 		o.behind = append(o.behind, segment{from: f})
 		if !c.chargeAnswersLocked(o.charge(), false) {
-			r.full, o.answered = true, true
+			r.full, o.answersFull = true, true
 		}
 	default:
 		o.accepted.addBig(size)

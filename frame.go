@@ -169,8 +169,8 @@ type decoder struct {
 
 	max    uint64 // longest message accepted into memory
 	over   uint64 // a longer one is a stream; 0: none is
-	stream uint64 // left to read, or to skip, of the stream that has begun
-	last   int    // bytes of the last message, its header included
+	stream uint64 // bytes of the stream that has begun which are to be read or skipped: until then next returns nothing
+	last   int    // bytes of the last message, its header included: the next is likely to be as large
 	lacks  int    // bytes left of the message that has begun, once its header is read
 	raw    bool   // no frames: whatever came is one piece
 
@@ -190,7 +190,7 @@ type decoder struct {
 	lender *Budget      // of memory for messages that have just begun; nil: there is none
 
 	rest []byte // between park and move: what was chunk[r:w]
-	kept int    // if raw, and it is more than this, which the user has seen, the piece is his
+	kept int    // if raw: bytes at the front that Unread gave back; no piece is cut before there are more
 	size int    // of the message that big is of, the whole length
 	head int    // that of its header, which is received
 }
@@ -406,25 +406,45 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 // chunk alone and in the default framing, as far as they go. In flight, a message costs
 // a third of what it costs by next.
 func (d *decoder) whole(msgs [][]byte) [][]byte {
-	if d.framing != nil || d.raw || d.big != nil || d.stream > 0 || d.sized {
+	if !d.ordinary() {
 		return msgs
 	}
 	last := 0
-	for p := d.chunk[d.r:d.w]; len(p) >= headerSize; {
-		n := binary.LittleEndian.Uint64(p)
-		if n > uint64(len(p)-headerSize) || n > d.max || d.over > 0 && n > d.over {
+	for p := d.chunk[d.r:d.w]; ; {
+		end, ok := d.front(p)
+		if !ok {
 			break
 		}
-		last = headerSize + int(n)
-		msgs = append(msgs, p[headerSize:last:last])
-		d.r += last
-		p = p[last:]
+		msgs = append(msgs, p[headerSize:end:end])
+		d.r += end
+		p, last = p[end:], end
 	}
 	if last > 0 {
-		d.wasBig, d.last, d.want, d.lacks = false, last, 1, 0
+		d.passed(last)
 	}
 	return msgs
 }
+
+// ordinary reports whether messages may be taken by front: from the chunk alone, and in
+// the default framing.
+func (d *decoder) ordinary() bool {
+	return d.framing == nil && !d.raw && d.big == nil && d.stream == 0 && !d.sized
+}
+
+// front is where the first message of p ends, if it is there as a whole.
+func (d *decoder) front(p []byte) (end int, ok bool) {
+	if len(p) < headerSize {
+		return 0, false
+	}
+	n := binary.LittleEndian.Uint64(p)
+	if n > uint64(len(p)-headerSize) || n > d.max || d.over > 0 && n > d.over {
+		return 0, false
+	}
+	return headerSize + int(n), true
+}
+
+// passed notes the last message that was taken by front.
+func (d *decoder) passed(end int) { d.wasBig, d.last, d.want, d.lacks = false, end, 1, 0 }
 
 // setRaw switches between frames and raw bytes where the input stands. A message
 // that has a buffer of its own is completed first.

@@ -82,13 +82,15 @@ type Hub struct {
 	quit      chan struct{}   // closed by Close when the connections are gone: the hub goroutine and the watch end
 	dials     context.Context // ends when Shutdown or Close begins: nothing new is dialed
 	stopDials context.CancelFunc
-	closed    chan struct{}  // closed by Close at its begin: what waits gives up
-	over      chan struct{}  // closed by Close at its end
-	left      chan struct{}  // capacity 1; sent to without waiting when a connection is gone; never closed
-	unbind    func() bool    // takes the hub off its context
-	within    atomic.Int32   // Shutdowns that were called from callbacks of the hub's, and wait
-	stopping  sync.WaitGroup // Listeners that are being closed, by whomever
-	tasks     errgroup.Group // the hub goroutine, the watch and the listeners; the connections are in live
+	closed    chan struct{} // closed by Close at its begin: what waits gives up
+	over      chan struct{} // closed by Close at its end
+	left      chan struct{} // capacity 1; sent to without waiting when a connection is gone; never closed
+	unbind    func() bool   // takes the hub off its context
+
+	// Synchronized by themselves.
+	within   atomic.Int32   // Shutdowns that were called from callbacks of the hub's, and wait
+	stopping sync.WaitGroup // Listeners that are being closed, by whomever
+	tasks    errgroup.Group // the hub goroutine, the watch and the listeners; the connections are in live
 
 	budget  *Budget
 	poke    atomic.Bool   // readers that wait for the budget are to be told; the hub goroutine does
@@ -97,7 +99,10 @@ type Hub struct {
 	packets packet.Stats  // of all sockets
 	table   registry.Table[client, *client]
 
-	// mu guards what follows. fan.mu and Conn.mu may be taken inside it.
+	// mu guards what follows. The lock order of the package: the lock of a packet socket,
+	// which calls full and mayEvict; mu; and then fan.mu or a Conn.mu, never one of these
+	// inside the other. The locks of the registry, the budget, the watch and the transports
+	// may be taken inside any of them, and none of them inside those.
 	mu        sync.Mutex
 	stage     stage
 	live      map[*Conn]struct{} // every connection whose reader runs, handshakes included
@@ -106,7 +111,7 @@ type Hub struct {
 	pending   *pending.Table[source, pendingPeer] // handshakes of accepted connections
 	prefaces  map[*preface]struct{}
 	slots     int    // connections past their handshake whose Disconnected was not taken
-	claims    uint64 // connections that have asked for a client so far
+	lastClaim uint64 // connections that have asked for a client so far
 	evicted   int    // sessions of packets that made place for others, and are on their way out
 	totals    Stats
 
@@ -575,7 +580,8 @@ func (h *Hub) everything() (conns []*Conn, listeners []*Listener) {
 
 // join waits for the readers, but not for those that have been in a callback
 // of the user's for some time: such a callback may be waiting for this very
-// call, and its connection is shut down anyway.
+// call, and its connection is shut down anyway. That they are in one changes without
+// telling anybody, so they are looked at every 5 ms; five times in a row is for some time.
 func (h *Hub) join() {
 	const look, patience = 5 * time.Millisecond, 4
 	for in := 0; ; {
@@ -661,8 +667,9 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 // drain waits until all connections are gone or ctx ends. Whenever the user
 // has not taken a batch for Linger, it counts all Ended as taken.
 //
-// Who calls this from a callback waits for his own connection, which waits for
-// him: if none but such connections are left for Linger, that is it.
+// A caller in a callback would wait for its own connection, which waits for the
+// callback. So if for Linger nothing is left but connections whose callbacks wait here,
+// drain returns.
 func (h *Hub) drain(ctx context.Context) error {
 	const look = 5 * time.Millisecond
 	linger := orElse(h.o.Linger, DefaultLinger) // without one, the user gets as much time all the same
@@ -705,7 +712,10 @@ func (h *Hub) drain(ctx context.Context) error {
 	}
 }
 
-// withinCallback reports whether this goroutine is in a callback of some hub's.
+// withinCallback reports whether this goroutine is in a callback of some hub's. Nothing
+// but the stack can tell: Shutdown is given neither the callback's Reply nor its Conn.
+// Every goroutine of the hub that runs code of the user's begins with one of these
+// functions; one that is added has to be named here.
 func withinCallback() bool {
 	var pcs [64]uintptr
 	for skip := 2; ; skip += len(pcs) {
@@ -902,8 +912,8 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 	}
 	g := c.greet
 	if g.seq == 0 {
-		h.claims++
-		g.seq = h.claims
+		h.lastClaim++
+		g.seq = h.lastClaim
 	}
 	name, cl := "", g.client
 	if cl != nil && cl.redial == nil {
@@ -938,16 +948,8 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 	if name != "" && (cl == nil || cl.expected == nil) && h.o.Unexpected == RefuseUnexpected {
 		return 0, nil, &AdmissionError{Peer: c.peer, Err: errUnexpected}
 	}
-	if h.fullLocked() && !(c.follows && h.slots-h.evicted < h.o.MaxConns+h.surplus()) {
-		return 0, nil, ErrTooManyConns
-	}
-	if h.budget.full() {
-		return 0, nil, ErrMemoryLimit
-	}
-	if l := c.listener; l != nil {
-		if l.conns >= l.o.MaxConns && !c.set.sessions() { // which packet.Options.Sessions bounds
-			return 0, nil, ErrTooManyConns
-		}
+	if err := h.roomForLocked(c); err != nil {
+		return 0, nil, err
 	}
 	if err := c.letIn(); err != nil {
 		return 0, nil, err
@@ -970,6 +972,21 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 }
 
 var errUnexpected = errors.New("nobody is expected under this name")
+
+// roomForLocked returns which limit keeps c out, or nil. One that follows the owner of its
+// name may go beyond MaxConns: the owner's slot is free when its Disconnected was taken.
+func (h *Hub) roomForLocked(c *Conn) error {
+	if h.fullLocked() && !(c.follows && h.slots-h.evicted < h.o.MaxConns+h.surplus()) {
+		return ErrTooManyConns
+	}
+	if h.budget.full() {
+		return ErrMemoryLimit
+	}
+	if l := c.listener; l != nil && l.conns >= l.o.MaxConns && !c.set.sessions() { // packet.Options.Sessions bounds those
+		return ErrTooManyConns
+	}
+	return nil
+}
 
 // duplicates is the policy that holds for a second claim on the name.
 func (cl *client) duplicates(h *Hub) DuplicatePolicy {
@@ -1333,8 +1350,8 @@ func (l *loan) list(before, msgs [][]byte) [][]byte {
 type fan struct {
 	hub *Hub
 
-	// mu guards what follows and every Conn.ev. It may be taken with hub.mu
-	// held, and nothing is locked inside it.
+	// mu guards what follows and every Conn.ev. It may be taken with hub.mu held. Inside
+	// it only a transport's lock is taken, by kickReader; no Conn.mu.
 	mu      sync.Mutex
 	put     batch   // in Events, and not known to be taken; or nothing
 	next    batch   // what is reported now goes here
@@ -1509,7 +1526,7 @@ func (f *fan) receivedLocked(b batch, c *Conn, msgs [][]byte, bytes int64, s *St
 	c.ev.last = b.seq
 }
 
-// ended reports that a peer has finished sending, in a later batch than that
+// endedInput reports that a peer has finished sending, in a later batch than that
 // with its last data: when it is taken, its receiver has answered that.
 func (f *fan) endedInput(c *Conn) {
 	f.mu.Lock()

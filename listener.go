@@ -487,20 +487,10 @@ func (p *preface) end(use *ListenOptions, err error) {
 	}()
 	h.mu.Lock()
 	if err != nil {
-		var broken *net.OpError
-		switch {
-		case p.evicted.Load():
+		if p.evicted.Load() {
 			err = errEvicted
-			h.totals.RefusedLimit++
-		case p.refused:
-			h.totals.RefusedPolicy++
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			h.totals.HandshakeTimeouts++
-		case errors.As(err, &broken), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
-			// The peer has left, or the listener was closed.
-		default:
-			h.totals.RefusedPolicy++
 		}
+		p.countLocked(err)
 	}
 	h.mu.Unlock()
 	if err == nil {
@@ -523,6 +513,24 @@ func (p *preface) end(use *ListenOptions, err error) {
 	}
 	h.log.Info("connection refused", "peer", p.peer, "error", err)
 	p.nc.Close()
+}
+
+// countLocked files why p did not come to a handshake. What Classify has refused comes
+// before the errors of the transport, one of which it may have returned.
+func (p *preface) countLocked(err error) {
+	var broken *net.OpError
+	switch t := &p.hub.totals; {
+	case err == errEvicted:
+		t.RefusedLimit++
+	case p.refused:
+		t.RefusedPolicy++
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		t.HandshakeTimeouts++
+	case errors.As(err, &broken), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
+		// The peer has left, or the listener was closed.
+	default:
+		t.RefusedPolicy++
+	}
 }
 
 // whom reads the header of a proxy, and makes the peer the proxy's client. Local
@@ -909,17 +917,19 @@ func withTimeout(ctx context.Context, d time.Duration) (context.Context, context
 
 // ---- the handshake ----
 
-// greeting is a handshake under way. It belongs to the reader goroutine.
+// greeting is a handshake under way.
 type greeting struct {
+	// Owned by the reader goroutine.
 	admit  Rule           // the listener's
 	asked  *ClientOptions // the name's registration whose rule was asked, or nil
 	client *client        // that is dialed again; nil: a new one
 	busy   bool           // waits for the end of the connection that has the name
 	done   chan error     // capacity 1, sent to once by the reader; nil: nobody waits
-	entry  *pendingEntry  // guarded by hub.mu; nil: not in hub.pending
 
-	seq     uint64   // guarded by hub.mu; of the claim, from 1 on; 0: there was none
-	preface *preface // that came before; nil once the hub has the connection
+	// Guarded by hub.mu.
+	entry   *pendingEntry // nil: not in hub.pending
+	seq     uint64        // of the claim, from 1 on; 0: there was none
+	preface *preface      // that came before; nil once the hub has the connection
 }
 
 // pendingPeer is a peer of which it is not known yet whether it gets in.
@@ -1258,7 +1268,7 @@ func (c *Conn) heard() {
 	if o.empty() && !o.writing && !o.frozen {
 		o.flushed = false
 		if o.drainedDue() {
-			o.waited, o.notify = false, false
+			o.drainedTold()
 			due = !c.tellDrainedLocked()
 		}
 	}

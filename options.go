@@ -55,8 +55,11 @@ const (
 	// MaxNameLen is the longest name, in bytes, that a peer may give itself.
 	MaxNameLen = 255
 
-	maxConnsCeiling = 65536 // DefaultMaxConns: this, or less where descriptors are scarcer
+	maxConnsCeiling = 65536 // default of Options.MaxConns where descriptors do not set a lower one: see defaultMaxConns
 	handshakeBytes  = 1024  // read of a peer at most before its name is accepted
+
+	// Charges made by either are added up.
+	_ = uint(MessageCharge-outq.Overhead) + uint(outq.Overhead-MessageCharge)
 )
 
 // Options are the settings of a Hub. They are copied by New. A nil *Options

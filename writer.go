@@ -32,46 +32,51 @@ var (
 // output is a connection's out-queue and what has become of it so far.
 // Everything in it is guarded by Conn.mu.
 //
-// Whoever writes to the transport holds the token (writing). A message is
-// only queued by one who does not get the token; one who gets it starts the
-// writer goroutine, which holds the token as long as there is output and then
-// is gone. It is joined by the reader, which outlives it (joinWriterLocked).
+// Whoever writes to the transport holds the pen (writing). Who does not get it only
+// queues his message. Who gets it writes once himself (tryLocked), or starts the writer
+// goroutine, which holds the pen as long as there is output, and then is gone. The
+// reader outlives and joins it (joinWriterLocked).
 type output struct {
 	// What a Send looks at comes first: see Conn.
 	framing *outq.Framing
 	limit   int64
 
-	writing  bool // the token
-	run      bool // a SendMany is between its first message and its last, or there is a feed
-	feeding  bool // w holds pieces of the feed
-	frozen   bool // nothing more is written
-	fin      bool // after the queue, our end of the stream
-	finSent  bool
-	handled  bool // the connection has a Handler
-	deaf     bool // its Drained does nothing
-	unheard  bool // nobody has been told of the connection: Drained has to wait
-	inline   bool // its reader has the token, in writeNow
-	flushed  bool // something was written since the queue was empty last
-	drained  bool // Handler.Drained is due
-	wantRoom bool // the reader waits until charge is below limit
-	answered bool // what its Handler has answered and was taken in left no room for more
-	waited   bool // output had to wait, so Drained is due when the queue is empty
-	notify   bool // NotifyDrained asked for it
-	fresh    bool // last was in this turn of the reader
-	probing  bool // the next write without progress is the last
-	told     bool // a Send was ErrNotConnected
+	writing bool // somebody has the pen
+	inline  bool // the reader has it, in writeNow
+	run     bool // a SendMany is between its first message and its last, or there is a feed
+	feeding bool // w holds pieces of the feed
+
+	// How far the output's end has come. The queue is written as long as frozen is not
+	// set; finish, below, says that the connection ends too.
+	fin     bool // after the queue, our end of the stream
+	finSent bool // that was attempted
+	frozen  bool // nothing more is written: what is left is reported
+	told    bool // a Send was ErrNotConnected
+
+	// Drained: see drainedDue.
+	handled bool // it is for a Handler
+	deaf    bool // whose Drained does nothing
+	unheard bool // it has to wait: nobody has been told of the connection
+	flushed bool // something was written since the queue was empty last
+	waited  bool // output had to wait
+	notify  bool // NotifyDrained asked for it
+	drained bool // it is due: the reader is to call the Handler
+
+	wantRoom    bool // the reader waits until charge is below limit
+	answersFull bool // what its Handler has answered, and was taken in, left no room for more
+	fresh       bool // last was in this turn of the reader
+	probing     bool // the next write without progress is the last
 
 	refuse   error        // what a Send gets now; nil: it is accepted
 	q        outq.Queue   // accepted, and nobody writes it yet
-	w        outq.Writing // taken out of q by the holder of the token
+	w        outq.Writing // taken out of q by the holder of the pen
 	share    budget.Share // of the hub's budget
 	accepted counter
 
-	turn          uint64    // of the hub, at the last Send
-	sends, before int       // Sends in that turn, and in the one before
-	feed          *feed     // the message of a SendFrom that is not wholly written; comes after q
-	behind        []segment // of a Handler's, or of an iterator's that panicked: accepted during a run, and queued at its end
-	waiters       []*waiter // Sends that wait, in the order in which they came
+	sends   pace      // Sends
+	feed    *feed     // the message of a SendFrom that is not wholly written; comes after q
+	behind  []segment // of a Handler's, or of an iterator's that panicked: accepted during a run, and queued at its end
+	waiters []*waiter // Sends that wait, in the order in which they came
 
 	// lacked is the charge of a message that the hub's budget refused when
 	// the queue was empty; Drained is due when there is room for it. Else 0.
@@ -88,7 +93,7 @@ type output struct {
 
 	finish error         // not nil: the connection ends after the queue, for this reason
 	err    error         // of the write that failed
-	gone   chan struct{} // made by who waits for the token's release, closed by it
+	gone   chan struct{} // made by who waits for the pen's release, closed by it
 	late   *outq.Queue   // of a Handler's, answered before its call saw the end of the output: unsent. nil: none
 
 	dropped counter
@@ -258,8 +263,8 @@ func (c *Conn) queue(ctx context.Context, size int, put func(*outq.Queue, *outq.
 func (c *Conn) sendLocked() {
 	o := &c.out
 	c.hub.noteSend()
-	o.beginTurn(c.hub.turn.Load())
-	if o.sends++; (o.sends == 1 && o.before <= 1 || c.set.sessions()) && !o.writing && !o.frozen && len(o.waiters) == 0 && !o.idle() {
+	o.sends.enter(c.hub.turn.Load())
+	if o.sends.now++; (o.sends.now == 1 && o.sends.before <= 1 || c.set.sessions()) && !o.writing && !o.frozen && len(o.waiters) == 0 && !o.idle() {
 		o.writing = true
 		c.tryLocked()
 		return
@@ -277,14 +282,22 @@ func (h *Hub) noteSend() {
 	}
 }
 
-// beginTurn counts anew if it is another turn of the hub's.
-func (o *output) beginTurn(turn uint64) {
-	if o.turn != turn {
-		o.before = 0
-		if o.turn == turn-1 {
-			o.before = o.sends
+// pace is how often something was sent in a turn of the hub's, and in the one before:
+// more than once in a turn is a burst, which is gathered. It is guarded by its owner's
+// lock.
+type pace struct {
+	turn        uint64
+	now, before int
+}
+
+// enter begins to count anew if it is another turn.
+func (p *pace) enter(turn uint64) {
+	if p.turn != turn {
+		p.before = 0
+		if p.turn == turn-1 {
+			p.before = p.now
 		}
-		o.turn, o.sends = turn, 0
+		p.turn, p.now = turn, 0
 	}
 }
 
@@ -329,13 +342,14 @@ func (c *Conn) admitLocked(ctx context.Context, charge int64, mine bool) error {
 	var w *waiter
 	for {
 		free := mine || !o.run && (len(o.waiters) == 0 || o.waiters[0] == w)
-		switch {
-		case o.refuse != nil:
+		if o.refuse != nil {
 			return c.leaveLocked(w, c.refusalLocked())
-		case free && (c.hasRoomLocked(charge) || c.makeRoomLocked(charge)):
+		}
+		if free && (c.hasRoomLocked(charge) || c.makeRoomLocked(charge)) {
 			o.lacked = 0
 			return c.leaveLocked(w, nil)
-		case o.refuse != nil: // makeRoomLocked gave the peer up
+		}
+		if o.refuse != nil { // makeRoomLocked has given the peer up
 			return c.leaveLocked(w, ErrSlowPeer)
 		}
 		o.waited = true // or would have to, which is for Drained to tell too
@@ -537,12 +551,12 @@ func (k *cast) join(c *Conn, size int) (joined bool) {
 	if room := o.charge() + k.limit; int64(size)+MessageCharge > k.limit || room > o.limit || !c.hub.budget.out.Has(&o.share, room) {
 		return false
 	}
-	o.beginTurn(c.hub.turn.Load())
-	if o.sends == 0 && o.before <= 1 && !o.writing {
+	o.sends.enter(c.hub.turn.Load())
+	if o.sends.now == 0 && o.sends.before <= 1 && !o.writing {
 		return false // to be written at once: see sendLocked
 	}
 	c.hub.noteSend()
-	o.sends++
+	o.sends.now++
 	o.lacked = 0
 	c.mu.cast, c.mu.seat = k, k.seat(true)
 	k.longest = min(k.longest, c.set.maxMessage)
@@ -596,7 +610,7 @@ func (c *Conn) leaveCastLocked() {
 	few := k.left == len(k.gone)/2+1 // from now on, see fewLocked
 	k.mu.Unlock()
 	o.accepted.add(msgs, bytes)
-	o.sends += msgs - 1 // the first was counted
+	o.sends.now += msgs - 1 // the first was counted
 	if few {
 		k.of.drop(k)
 	}
@@ -608,9 +622,7 @@ type casts struct {
 	mu      sync.Mutex
 	last    *cast   // to which messages may be added, or nil
 	to      []*Conn // by their seats there, in the order in which they were yielded; never changed
-	turn    uint64  // of the hub, at the last Broadcast
-	n       int     // Broadcasts in that turn
-	before  int     // and in the one before
+	pace    pace    // Broadcasts
 	skip    int     // so many that might begin a cast are to begin none
 	useless int     // so many were skipped last, because of casts with one message
 }
@@ -623,15 +635,9 @@ func (s *casts) find(turn uint64, size int) (k *cast, to []*Conn, begin bool) {
 		return nil, nil, false
 	}
 	defer s.mu.Unlock()
-	if s.turn != turn {
-		s.before = 0
-		if s.turn == turn-1 {
-			s.before = s.n
-		}
-		s.turn, s.n = turn, 0
-	}
-	s.n++
-	begin = s.n > 1 || s.before > 1
+	s.pace.enter(turn)
+	s.pace.now++
+	begin = s.pace.now > 1 || s.pace.before > 1
 	if begin && s.skip > 0 {
 		s.skip--
 		begin = false
@@ -939,7 +945,7 @@ func (c *Conn) tellDrainedLocked() bool {
 
 // A feed is a message whose body comes in pieces from a reader of the user's.
 // From its first piece on, it holds the run until its last one is written. Its
-// fields are guarded by Conn.mu.
+// fields are guarded by Conn.mu, but size, from and moved, which are constant.
 type feed struct {
 	size     uint64
 	from     io.ReadCloser // of Reply.SendFrom, else nil
@@ -955,7 +961,7 @@ type feed struct {
 	complete bool          // the last piece was queued
 	withdraw bool          // it is to leave the queue if nothing of it was written
 	gone     bool          // it has left it
-	moved    chan struct{} // capacity 1; sent to without waiting whenever one of these changes; never closed
+	moved    chan struct{} // capacity 1; sent to without waiting when the feeder may have to look again: something was written, the file is done, or the output has frozen; never closed
 }
 
 const (
@@ -1316,7 +1322,7 @@ func (n *counter) addBig(size uint64) {
 }
 
 // startFeederLocked starts the goroutine that reads for Reply.SendFrom. It is
-// joined by the connection's reader, in joinFeeders.
+// joined by the connection's reader, in joinFeedersLocked.
 func (c *Conn) startFeederLocked(f *feed) {
 	c.out.run, c.out.feed = true, f
 	c.out.feeders++
@@ -1417,7 +1423,7 @@ func (c *Conn) freezeLocked(refuse error) {
 	c.roomLocked()
 }
 
-// joinWriterLocked waits for the release of the token. The output is frozen,
+// joinWriterLocked waits for the release of the pen. The output is frozen,
 // so nobody takes it again.
 func (c *Conn) joinWriterLocked() {
 	for c.out.writing {
@@ -1456,7 +1462,7 @@ func (c *Conn) startWriterLocked() {
 	c.runWriterLocked()
 }
 
-// runWriterLocked starts the writer goroutine, and gives it the token.
+// runWriterLocked starts the writer goroutine, and gives it the pen.
 func (c *Conn) runWriterLocked() {
 	o := &c.out
 	o.inline = false
@@ -1467,7 +1473,7 @@ func (c *Conn) runWriterLocked() {
 	go c.write()
 }
 
-// write is the writer goroutine. It ends by releasing the token, which the
+// write is the writer goroutine. It ends by releasing the pen, which the
 // reader waits for before it ends itself.
 func (c *Conn) write() {
 	v := vecs.Get().(*vec)
@@ -1522,7 +1528,7 @@ func (c *Conn) writeNow() (drained bool) {
 	r.lock()
 	c.bookLocked()
 	if !r.active {
-		if !r.side.Empty() || o.answered {
+		if !r.side.Empty() || o.answersFull {
 			r.acceptLocked()
 		}
 		if r.gathering != nil {
@@ -1543,7 +1549,7 @@ func (c *Conn) writeNow() (drained bool) {
 }
 
 // tryLocked is one attempt to write what is queued, made by the holder of the
-// token, who gives it back here: the writer goroutine gets it if something is
+// pen, who gives it back here: the writer goroutine gets it if something is
 // left. It gives mu up while it writes.
 func (c *Conn) tryLocked() {
 	o := &c.out
@@ -1619,7 +1625,7 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int, file *os.File) {
 	o := &c.out
 	for !o.frozen {
 		if f := o.feed; f != nil && f.withdraw {
-			c.withdrawLocked() // starts no writer: the token is taken
+			c.withdrawLocked() // starts no writer: the pen is taken
 			continue
 		}
 		if o.w.Empty() {
@@ -1638,10 +1644,11 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int, file *os.File) {
 			return slices, size, nil
 		case o.feeding && o.feed.file != nil:
 			return nil, int(min(o.feed.left, writeBytes)), o.feed.file
-		case o.drainedDue() && o.handled:
-			o.flushed, o.waited, o.notify, o.drained = false, false, false, true
 		case o.drainedDue():
-			o.flushed, o.waited, o.notify = false, false, false
+			if o.drainedTold(); o.handled {
+				o.drained = true // releaseLocked wakes the reader, which calls it
+				continue
+			}
 			c.mu.Unlock()
 			c.hub.fan.drained(c)
 			c.mu.Lock()
@@ -1661,7 +1668,10 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int, file *os.File) {
 	return nil, 0, nil
 }
 
-// drainedDue reports whether Drained is, when everything is written.
+// drainedTold forgets why Drained was due.
+func (o *output) drainedTold() { o.flushed, o.waited, o.notify = false, false, false }
+
+// drainedDue reports whether everything is written, and somebody is to be told so.
 func (o *output) drainedDue() bool {
 	return o.empty() && !o.deaf && !o.unheard && (o.waited || o.notify || o.handled && o.flushed)
 }
@@ -1670,14 +1680,14 @@ func (o *output) drainedDue() bool {
 // want to hear of Drained: what that missed is not due any more.
 func (o *output) hearLocked() {
 	if o.deaf = false; o.empty() {
-		o.flushed, o.waited, o.notify = false, false, false
+		o.drainedTold()
 	}
 }
 
-// finDue reports whether the end of the stream is.
+// finDue reports whether it is time to end our side of the stream.
 func (o *output) finDue() bool { return o.empty() && o.fin && !o.finSent }
 
-// release gives the token back, unless there is something for its holder to do.
+// release gives the pen back, unless there is something for its holder to do.
 func (c *Conn) release() (released bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

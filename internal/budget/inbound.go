@@ -4,6 +4,7 @@ package budget
 
 import (
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -28,7 +29,7 @@ const Slack = 64 << 10
 // any of them lacks is at most M; so somebody always gets the token, completes
 // his message, and the user takes that.
 type Inbound[C comparable] struct {
-	resume func(c C, token bool) // called without locks
+	resume func(c C, token bool) // called by Give, Poke, Wait and Done, with no lock of ours held; their callers hold none that it takes
 	over   func(used int64) bool // reports whether another limit is reached, at so many bytes held here
 
 	limit, line atomic.Int64 // L, S
@@ -163,11 +164,8 @@ func (b *Inbound[C]) Done(c C) {
 
 func (b *Inbound[C]) removeLocked(c C) {
 	delete(b.lacks, c)
-	for i, x := range b.queue {
-		if x == c {
-			b.queue = append(b.queue[:i], b.queue[i+1:]...)
-			break
-		}
+	if i := slices.Index(b.queue, c); i >= 0 {
+		b.queue = slices.Delete(b.queue, i, i+1)
 	}
 	b.waiting.Store(int64(len(b.queue)))
 }

@@ -1,9 +1,7 @@
 package packet
 
 import (
-	"errors"
 	"net"
-	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -161,9 +159,6 @@ func (p *plain) send(box *outbox, _ int, failed func(*session, error)) (done int
 			err = errNoAddress
 		default:
 			_, err = p.pc.WriteTo(body, it.to.addr)
-		}
-		if err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
-			err = os.ErrDeadlineExceeded
 		}
 		if err != nil {
 			failed(it.to, err)

@@ -289,7 +289,7 @@ func (s *socket) forgetLocked(x *session) {
 	}
 }
 
-// closed takes a session out that is closed.
+// closedSession takes a session out that is closed.
 func (s *socket) closedSession(x *session) error {
 	s.mu.Lock()
 	s.forgetLocked(x)
