@@ -1341,8 +1341,9 @@ func (c *Conn) resumeReading() {
 	c.kickReader()
 }
 
-// kickReader makes the reader attend. Where it is not in Read itself, because a
-// Stream is, that is woken in vain, and so is the reader.
+// kickReader makes the reader attend. While a Stream of Events is read, its user is in
+// transport.Conn.Read and the reader waits for wake. Which of them is meant is not known
+// here, so both are woken, and the one that is not meant waits again.
 func (c *Conn) kickReader() {
 	c.t.Kick(transport.ReadSide)
 	if s := c.streaming.Load(); s != nil {

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/sockhub/sockhub/internal/chunk"
+	"github.com/sockhub/sockhub/internal/outq"
 )
 
 // ErrMessageTooLarge is the reason of a connection whose peer announced a
@@ -22,18 +23,19 @@ var ErrMessageTooLarge = errors.New("sockhub: message too large")
 // be safe for concurrent use; its methods are called with hub locks held and
 // must only compute.
 type Framing interface {
-	// MaxHeader is the largest size of a header in bytes, at most 64.
+	// MaxHeader is the largest size of a header in bytes, from 1 to 64.
 	MaxHeader() int
 
-	// AppendHeader appends the header of a message of n bytes to dst. It
-	// panics if n cannot be expressed; Send has refused such a message
+	// AppendHeader appends the header of a message of n bytes, which is of at most
+	// MaxHeader bytes, to dst. It panics if n cannot be expressed; Send has refused such a message
 	// before with ErrMessageTooLarge where LengthPrefix and Uvarint are
 	// concerned.
 	AppendHeader(dst []byte, n uint64) []byte
 
 	// Header reads the header at the start of p. size 0 without an error
 	// means that more bytes are needed, which may be said of at most
-	// MaxHeader bytes. An error ends the connection, with it as the reason.
+	// MaxHeader bytes. An error ends the connection, with it as the reason. It must
+	// neither keep nor change p.
 	Header(p []byte) (size int, n uint64, err error)
 }
 
@@ -124,7 +126,7 @@ func (uvarint) Header(p []byte) (size int, n uint64, err error) {
 const headerSize = 8
 
 // maxHeader is the largest Framing.MaxHeader.
-const maxHeader = 64
+const maxHeader = outq.MaxHeader
 
 // plainFraming is f, or nil for the default framing, which has a path without
 // interface calls.

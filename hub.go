@@ -179,7 +179,7 @@ func New(ctx context.Context, o *Options) (*Hub, error) {
 //
 // While nobody receives, what happens is merged into the batch that waits, so
 // memory is bounded by the limits on input; reading pauses at these, and who connects
-// again waits: see Send. So a program receives, also if it only sends, unless all of
+// again waits: see Send. So a program receives, even if it only sends, unless all of
 // its connections have Handlers from the options.
 func (h *Hub) Events() <-chan *Batch { return h.events }
 

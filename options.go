@@ -243,9 +243,9 @@ type Backoff struct {
 }
 
 // Mode is what a connection speaks. Both sides must use the same one, as nothing on
-// the wire tells which it is. Who dials Anonymous where the listener is Named has
-// his first message taken for his name, and if that is let in, gets OK as a message.
-// Who dials Named where the listener is Anonymous has his name taken for a message;
+// the wire tells which it is. A program that dials Anonymous where the listener is Named
+// has its first message taken for its name, and if that is let in, gets OK as a message.
+// One that dials Named where the listener is Anonymous has its name taken for a message:
 // Dial fails with ErrHandshakeTimeout, or with ErrRefused when something else than
 // OK comes back. Between messages and raw bytes, lengths are taken for bytes and
 // bytes for lengths; what announces too much ends with ErrMessageTooLarge.

@@ -15,6 +15,9 @@ import (
 )
 
 const (
+	// MaxHeader is the longest header of a Framing.
+	MaxHeader = 64
+
 	// Overhead is what a message is charged beside its length.
 	Overhead = 64
 
@@ -324,18 +327,18 @@ func (q *Queue) AppendParts(f *Framing, parts [][]byte, size int) {
 // header writes the header of a message of n bytes into the last block, or a
 // new one, if there is not room for it and for more bytes behind it.
 func (q *Queue) header(f *Framing, n, more int) (b *block, size int) {
-	const maxHeader = 64
 	b = q.tail
-	if b == nil || len(b.buf)+maxHeader+more > cap(b.buf) || len(b.refs) >= maxRefs {
-		b = q.push(maxHeader + more) // at most inline more: any block has room
+	if b == nil || len(b.buf)+MaxHeader+more > cap(b.buf) || len(b.refs) >= maxRefs {
+		b = q.push(MaxHeader + more) // at most inline more: any block has room
 	}
 	switch at := len(b.buf); f {
 	case nil:
 	case Default:
 		b.buf, size = binary.LittleEndian.AppendUint64(b.buf, uint64(n)), defaultSize
 	default:
-		b.buf = f.Append(b.buf, uint64(n))
-		size = len(b.buf) - at
+		buf := f.Append(b.buf, uint64(n))
+		size = checkHeader(len(buf) - at)
+		b.buf = buf
 	}
 	return b, size
 }
@@ -573,4 +576,13 @@ func (w *Writing) Unwritten() iter.Seq[[]byte] {
 		return w.q.bodies(1)
 	}
 	return w.q.bodies(0)
+}
+
+// checkHeader returns n, the length of a header that a Framing has appended. One that
+// breaks its word must not corrupt what lies beside.
+func checkHeader(n int) int {
+	if n > MaxHeader {
+		panic("sockhub: AppendHeader has appended more than 64 bytes")
+	}
+	return n
 }

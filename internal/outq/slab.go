@@ -48,15 +48,14 @@ func (s *Slab) Add(f *Framing, body []byte) bool {
 	if f == Default {
 		return s.AddDefault(body)
 	}
-	const maxHeader = 64
 	at := s.bytes
-	if len(body) > SlabMax || at+maxHeader+len(body) > len(s.buf) || s.msgs >= len(s.sizes) {
+	if len(body) > SlabMax || at+MaxHeader+len(body) > len(s.buf) || s.msgs >= len(s.sizes) {
 		return false
 	}
 	header := 0
 	if f != nil {
 		h := f.Append(s.buf[at:at], uint64(len(body)))
-		if header = len(h); header > 0 && &h[0] != &s.buf[at] {
+		if header = checkHeader(len(h)); header > 0 && &h[0] != &s.buf[at] {
 			copy(s.buf[at:], h) // as it may, append has made memory of its own
 		}
 	}
