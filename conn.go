@@ -86,7 +86,7 @@ type Conn struct {
 	inHand   bool       // the handler is called with a message, of handed bytes
 	input    inputState // set with mu held, so that with mu others may read it
 
-	closing atomic.Bool // closeErr or out.finish is set: nothing more is delivered
+	ends atomic.Uint32 // whether, and how: 0, endsInOrder or endsNow. Set with mu held
 
 	// inCall: the reader is in code of the user's, which may take any time, or, between
 	// the calls of one turn, just before or behind it. Four rely on it: recoverCall, which
@@ -164,6 +164,12 @@ type Conn struct {
 	streaming atomic.Pointer[Stream] // as stream, if it is of Events
 	value     atomic.Pointer[any]
 }
+
+// What Conn.ends may be, but for 0. In either case nothing more is delivered.
+const (
+	endsInOrder = 1 + iota // out.finish is set: when the queue is written, and Drained told
+	endsNow                // closeErr is set
+)
 
 // inputState is how far the input has come. It only moves on.
 type inputState uint8
@@ -311,7 +317,7 @@ func (c *Conn) finishLocked(reason error) {
 		return
 	}
 	c.out.finish = reason
-	c.closing.Store(true)
+	c.ends.CompareAndSwap(0, endsInOrder)
 	c.endOutputLocked(refusal(reason))
 	c.kickReader()
 }
@@ -361,7 +367,7 @@ func (c *Conn) fail(err error) {
 func (c *Conn) failLocked(err error) {
 	if c.closeErr == nil {
 		c.closeErr = err
-		c.closing.Store(true)
+		c.ends.Store(endsNow)
 	}
 	c.freezeLocked(refusal(c.closeErr))
 }
@@ -659,12 +665,12 @@ func (c *Conn) turn() (park bool) {
 
 // drainedAgain reports whether flush has left a Drained for when something else had its turn.
 func (c *Conn) drainedAgain() bool {
-	return c.reply.drained && c.handler != nil && !c.stopped && !c.closing.Load()
+	return c.reply.drained && c.handler != nil && !c.stopped && c.ends.Load() != endsNow
 }
 
 // holdsBack reports whether the input has to wait.
 func (c *Conn) holdsBack() bool {
-	return c.paused || c.gated || c.stopped || c.stream != nil || c.closing.Load() || c.diverted != nil || c.greet != nil && c.greet.busy
+	return c.paused || c.gated || c.stopped || c.stream != nil || c.ends.Load() != 0 || c.diverted != nil || c.greet != nil && c.greet.busy
 }
 
 // hold stops the clocks of silence, where the input has come to wait outside of a
@@ -1653,7 +1659,7 @@ func (c *Conn) undivert() {
 			c.fail(err)
 		}
 	}
-	for len(d.msgs) > 0 && c.handler != nil && !c.stopped && !c.closing.Load() {
+	for len(d.msgs) > 0 && c.handler != nil && !c.stopped && c.ends.Load() == 0 {
 		if c.waitsForRoom() {
 			// As if it had just been read.
 			d.handler, c.diverted = c.handler, d
@@ -1689,7 +1695,7 @@ func (c *Conn) undivert() {
 	if d.stream && c.stream != nil {
 		c.stream.told = false // it was taken back
 	}
-	if d.ended && !c.closing.Load() {
+	if d.ended && c.ends.Load() != endsNow {
 		c.reportEnd()
 	}
 }
@@ -1835,7 +1841,7 @@ func (c *Conn) flush() {
 			r.full = false
 			c.makeRoom()
 		}
-		if !r.drained || c.stopped || c.closing.Load() || c.handler == nil {
+		if !r.drained || c.stopped || c.ends.Load() == endsNow || c.handler == nil {
 			return
 		}
 		r.drained = false

@@ -228,10 +228,10 @@ func (l keptAlive) Accept() (net.Conn, error) {
 }
 
 // ServePacket is Serve of a datagram socket: see Listen on udp and unixgram. The
-// hub owns the socket, unless ServePacket fails; if the hub is closed during the call, the
-// socket may be closed too. Any net.PacketConn will do; those
-// of package net are read and written with many datagrams at a time where the
-// system can do that. Errors as those of Serve.
+// hub owns the socket, unless ServePacket fails; if the hub is closed during the call,
+// the socket may be closed too. Any net.PacketConn will do; those of package net are
+// read and written with many datagrams at a time where the system can do that. Errors as
+// those of Serve.
 func (h *Hub) ServePacket(pc net.PacketConn, o *ListenOptions) (*Listener, error) {
 	network := pc.LocalAddr().Network()
 	if packetMax(network) == 0 {
@@ -408,9 +408,10 @@ func (p *preface) fail(err error) {
 // start runs it, unless the hub has no place for it.
 func (p *preface) start() {
 	p.hub.mu.Lock()
-	evicted, ok := p.startLocked()
+	evicted, err := p.startLocked()
 	p.hub.mu.Unlock()
-	if !ok {
+	if err != nil {
+		p.hub.log.Info("connection refused", "peer", p.peer, "error", err)
 		p.nc.Close()
 	}
 	if evicted != nil {
@@ -418,15 +419,15 @@ func (p *preface) start() {
 	}
 }
 
-func (p *preface) startLocked() (evicted pendingPeer, ok bool) {
+func (p *preface) startLocked() (evicted pendingPeer, err error) {
 	h := p.hub
 	if h.stage != running {
-		return nil, false
+		return nil, ErrClosed
 	}
 	in, out := h.pending.Add(sourceOf(p.peer), p, time.Now())
 	if in == nil {
 		h.totals.RefusedLimit++
-		return nil, false
+		return nil, errEvicted
 	}
 	if out != nil {
 		evicted = out.Value()
@@ -434,7 +435,7 @@ func (p *preface) startLocked() (evicted pendingPeer, ok bool) {
 	p.entry = in
 	h.prefaces[p] = struct{}{}
 	go p.run() // Hub.join waits for it
-	return evicted, true
+	return evicted, nil
 }
 
 // failPrefaces ends those of a listener, or all for nil.

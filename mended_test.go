@@ -522,3 +522,39 @@ func TestProxyFromOnUnixIsAnError(t *testing.T) {
 		t.Error("no error")
 	}
 }
+
+// The last Drained comes, whoever has asked for the end.
+func TestDrainedComesBeforeAnEndInOrder(t *testing.T) {
+	for _, end := range []string{"Finish", "the peer's", "Shutdown"} {
+		t.Run(end, func(t *testing.T) {
+			s := newStand(t, nil, nil)
+			drained, gone := 0, make(chan int, 1)
+			h := &handlerFuncs{
+				message: func(r *sockhub.Reply, _ []byte) {
+					r.Send(make([]byte, 8<<20)) // more than a system takes at once
+					switch end {
+					case "Finish":
+						r.Flush()
+						r.Conn().Finish()
+					case "Shutdown":
+						go s.Shutdown(soon(t))
+					}
+				},
+				drained:      func(*sockhub.Reply) { drained++ },
+				disconnected: func(sockhub.Disconnection) { gone <- drained },
+			}
+			l := s.listen("tcp", &sockhub.ListenOptions{Mode: sockhub.Anonymous, Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+			p := dialHub(t, l, "")
+			p.send([]byte("x"))
+			if end == "the peer's" {
+				p.closeWrite()
+			}
+			p.receive()
+			p.atEnd()
+			p.Close()
+			if n := <-gone; n != 1 {
+				t.Errorf("%d times", n)
+			}
+		})
+	}
+}

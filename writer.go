@@ -1018,6 +1018,9 @@ func (c *Conn) beginFrom(ctx context.Context, f *feed, first []byte) error {
 	if err := c.admitLocked(ctx, pieceSize, false); err != nil {
 		return err
 	}
+	if err := c.set.fits(c.out.framing, f.size); err != nil {
+		return c.leaveLocked(nil, err) // it was raw when its caller looked
+	}
 	f.begin(c.out.framing, first) // a Framing of the user's may panic
 	c.out.run = true
 	c.out.accepted.addBig(f.size)
