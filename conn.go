@@ -851,7 +851,7 @@ func (c *Conn) readOn(token bool) {
 	if token {
 		c.granted = true
 		if t := c.hub.o.FrameTimeout; t > 0 {
-			c.tokenBy = now + t + time.Duration(c.lacks/minRate)*time.Second
+			c.tokenBy = now + t + time.Duration(c.lacks/minRate+1)*time.Second
 			c.arm(c.tokenBy)
 		}
 	}
@@ -1038,7 +1038,7 @@ func (c *Conn) parking(doubtful, progress bool) {
 		c.hub.turn.Add(1)
 	}
 	partial := c.dec.partial() > 0 || c.dec.stream > 0
-	holding := c.holdsBack()
+	holding := c.input == reading && c.holdsBack()
 	busy := progress && doubtful && !partial && !holding && c.set.coarse()
 	if busy && c.busy.Load() {
 		if c.turnMsgs <= 0 && c.turnBytes <= 0 {
@@ -1598,7 +1598,7 @@ func (c *Conn) setHandler(h Handler) {
 	if h != nil {
 		return
 	}
-	if c.gated = !c.hub.fan.publish(c); c.gated {
+	if c.gated = !c.hub.fan.publish(c); c.gated && before != nil { // else it is told twice
 		c.client.giver = &before
 	}
 	c.mu.Lock()
@@ -1659,7 +1659,7 @@ func (c *Conn) undivert() {
 			c.fail(err)
 		}
 	}
-	for len(d.msgs) > 0 && c.handler != nil && !c.stopped && c.ends.Load() == 0 {
+	for len(d.msgs) > 0 && c.handler != nil && !c.stopped && c.ends.Load() != endsNow {
 		if c.waitsForRoom() {
 			// As if it had just been read.
 			d.handler, c.diverted = c.handler, d
@@ -1769,7 +1769,7 @@ func (c *Conn) call(f func(*Reply)) {
 		now := c.hub.watch.Now()
 		c.mu.Lock()
 		c.busyLocked(begun)
-		c.quiet += now - begun // what was before the call is silence all the same
+		c.quiet = min(c.quiet+now-begun, now) // what was before the call is silence all the same
 		c.mu.Unlock()
 	}
 	c.inCall.Store(false)
@@ -2176,7 +2176,7 @@ func (r *Reply) SendFrom(size uint64, rc io.ReadCloser) error {
 		return err
 	}
 	r.accept()
-	f := &feed{size: size, from: rc, moved: make(chan struct{}, 1)}
+	f := &feed{size: size, from: rc, framing: r.framing, moved: make(chan struct{}, 1)}
 	c.mu.Lock()
 	o := &c.out
 	refuse := c.refusalLocked()

@@ -554,6 +554,7 @@ func (h *Hub) Close() error {
 		if c.listener != nil {
 			c.listener.abort() // which was closed before, as by Shutdown
 		}
+		packet.Abort(c.t) // of a dialed one that is in a callback
 	}
 	h.stopping.Wait() // all listeners have been taken out of the map by now
 	close(h.quit)

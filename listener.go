@@ -201,7 +201,8 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interv
 // one that is wrapped keeps its own.
 //
 // A listener of another's making must return from Accept when it is closed:
-// Listener.Close, Hub.Close and Shutdown wait for that. An error that matches
+// Listener.Close, Hub.Close and Shutdown wait for that and for its Close, which so must
+// not call one of them. An error that matches
 // net.ErrClosed ends the accepting; after any other, which is logged and counted in
 // Stats.AcceptErrors, Accept is called again within a second. Connections of network
 // unixpacket have to be of type *net.UnixConn.
@@ -499,7 +500,9 @@ func (p *preface) end(use *ListenOptions, err error) {
 		set, rule := p.l.set, p.l.o.Admit
 		if use != nil {
 			var r ListenOptions
-			if r, set, err = use.resolve(&h.o, p.l.network); err == nil {
+			chosen := *use
+			chosen.ProxyFrom = nil // not looked at, so nothing to refuse either
+			if r, set, err = chosen.resolve(&h.o, p.l.network); err == nil {
 				err = h.budget.allow("ListenOptions.MaxMessage", set.maxMessage)
 			}
 			rule = r.Admit
@@ -706,7 +709,7 @@ func checkAddress(network, address string, local net.Addr) error {
 	}
 	if ip, err := netip.ParseAddr(host); err == nil {
 		v4 := ip.Unmap().Is4()
-		if v4 && strings.HasSuffix(network, "6") || !v4 && strings.HasSuffix(network, "4") {
+		if v4 && strings.HasSuffix(network, "6") || !v4 && strings.HasSuffix(network, "4") && !ip.IsUnspecified() {
 			return &net.AddrError{Err: "not an address of " + network, Addr: host}
 		}
 	}
@@ -954,7 +957,8 @@ func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, fir
 	if _, ok := rwc.(*net.UnixConn); !ok && set.network == "unixpacket" {
 		return nil, fmt.Errorf("sockhub: unixpacket by a %T, which is no *net.UnixConn: %w", rwc, errors.ErrUnsupported)
 	}
-	if u, ok := rwc.(*net.UDPConn); ok && u.RemoteAddr() == nil {
+	nc, ok := rwc.(net.Conn)
+	if n := packetNetwork(rwc); ok && (n == "udp" || n == "unixgram") && isNilAddr(nc.RemoteAddr()) {
 		return nil, fmt.Errorf("sockhub: a socket that is not connected to one peer is for ServePacket: %w", errors.ErrUnsupported)
 	}
 	c := &Conn{hub: h, set: set, born: h.watch.Now()}
@@ -1077,13 +1081,17 @@ func (h *Hub) add(c *Conn) (evicted pendingPeer, err error) {
 	}
 	switch c.greet.preface = nil; {
 	case c.peer.Dialed:
-	case p != nil: // its age goes on
+	case p != nil && !p.proxied: // its age goes on
 		if !p.entry.Hand(c) {
 			h.totals.RefusedLimit++
 			return nil, errEvicted
 		}
 		c.greet.entry, p.entry = p.entry, nil
 	default:
+		if p != nil { // it was the proxy's, and is its client's from now on
+			h.pending.Remove(p.entry)
+			p.entry = nil
+		}
 		in, out := h.pending.Add(sourceOf(c.peer), c, time.Now())
 		if in == nil {
 			h.totals.RefusedLimit++

@@ -239,10 +239,14 @@ func (c *Conn) send(ctx context.Context, size int, put func(*outq.Queue, *outq.F
 func (c *Conn) queue(ctx context.Context, size int, put func(*outq.Queue, *outq.Framing)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err := c.set.fits(c.out.framing, uint64(size)); err != nil {
+		return err
+	}
 	if err := c.admitLocked(ctx, int64(size)+MessageCharge, false); err != nil {
 		return err
 	}
-	if err := c.set.fits(c.out.framing, uint64(size)); err != nil {
+	if err := c.set.fits(c.out.framing, uint64(size)); err != nil { // SetRaw while it waited
+		c.hub.budget.out.Fell(&c.out.share, c.out.charge())
 		return c.leaveLocked(nil, err)
 	}
 	put(&c.out.q, c.out.framing)
@@ -945,10 +949,11 @@ func (c *Conn) tellDrainedLocked() bool {
 
 // A feed is a message whose body comes in pieces from a reader of the user's.
 // From its first piece on, it holds the run until its last one is written. Its
-// fields are guarded by Conn.mu, but size, from and moved, which are constant.
+// fields are guarded by Conn.mu, but size, from, framing and moved, which are constant.
 type feed struct {
 	size     uint64
 	from     io.ReadCloser // of Reply.SendFrom, else nil
+	framing  *outq.Framing // of that call
 	closing  sync.Once     // of from
 	pieces   outq.Queue    // not taken by the writer
 	queued   int           // pieces that were queued
@@ -1019,6 +1024,7 @@ func (c *Conn) beginFrom(ctx context.Context, f *feed, first []byte) error {
 		return err
 	}
 	if err := c.set.fits(c.out.framing, f.size); err != nil {
+		c.hub.budget.out.Fell(&c.out.share, c.out.charge())
 		return c.leaveLocked(nil, err) // it was raw when its caller looked
 	}
 	f.begin(c.out.framing, first) // a Framing of the user's may panic
@@ -1156,7 +1162,7 @@ func (c *Conn) feedFile(ctx context.Context, f *feed, file *os.File, n uint64) (
 	left, failed := f.left, f.fileErr
 	c.mu.Unlock()
 	switch {
-	case left == 0 && (err == nil || err != context.Cause(ctx)):
+	case left == 0 && (err == nil || ctx.Err() == nil):
 		return 0, nil // whatever happened to the connection then, if it was not we who ended it
 	case err != nil:
 		return 0, err
@@ -1362,7 +1368,7 @@ func (c *Conn) beginFeed(f *feed, first []byte) bool {
 	if c.out.frozen {
 		return false
 	}
-	f.begin(c.out.framing, first)
+	f.begin(f.framing, first)
 	c.queueFeedLocked(f)
 	return true
 }

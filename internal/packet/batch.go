@@ -67,9 +67,10 @@ var noDeadline time.Time
 // plain receives and sends one datagram at a time, on any net.PacketConn.
 type plain struct {
 	pc    net.PacketConn
-	udp   *net.UDPConn              // pc, if it is one
-	wired bool                      // pc is connected
-	last  atomic.Pointer[time.Time] // when to send no more; nil: not yet
+	udp   *net.UDPConn               // pc, if it is one
+	wired bool                       // pc is connected
+	last  atomic.Pointer[time.Time]  // when to send no more; nil: not yet
+	late  atomic.Pointer[time.Timer] // ends a WriteTo then, where pc has no deadlines
 	buf   []byte
 	from  source
 	pauses
@@ -176,13 +177,16 @@ func (p *plain) direct() bool { return false }
 // hurry implements batcher.
 func (p *plain) hurry(by time.Time) {
 	p.last.Store(&by)
-	if p.pc.SetWriteDeadline(by) != nil {
-		time.AfterFunc(time.Until(by), func() { p.pc.Close() }) // nothing else would end a WriteTo
+	if p.pc.SetWriteDeadline(by) != nil { // nothing but Close would end a WriteTo
+		p.late.Store(time.AfterFunc(time.Until(by), func() { p.pc.Close() }))
 	}
 }
 
 // interrupt implements batcher.
 func (p *plain) interrupt() {
+	if t := p.late.Load(); t != nil {
+		t.Stop() // nobody is in WriteTo any more
+	}
 	p.once.Do(func() { close(p.over) })
 	if p.pc.SetReadDeadline(longPast) != nil {
 		p.pc.Close() // nothing else would end a ReadFrom

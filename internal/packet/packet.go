@@ -129,6 +129,14 @@ func (l *Listener) Close() error {
 // after Close.
 func (l *Listener) Abort() { l.s.abort() }
 
+// Abort closes the socket of a connection that Connect has made, whose transport c may
+// be, although it has not ended.
+func Abort(c any) {
+	if x, ok := c.(*session); ok && x.sock.only == x {
+		x.sock.abort()
+	}
+}
+
 // WasEvicted reports whether c, whose transport is a session or another one, is
 // a session that had to make place.
 func WasEvicted(c any) bool {
