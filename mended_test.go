@@ -558,3 +558,59 @@ func TestDrainedComesBeforeAnEndInOrder(t *testing.T) {
 		})
 	}
 }
+
+// What the Framing cannot express is refused before room is made for it: no other message
+// is dropped, and nobody given up.
+func TestWhatCannotBeExpressedDisplacesNothing(t *testing.T) {
+	for _, policy := range []sockhub.OverflowPolicy{sockhub.BlockSender, sockhub.DropNewest, sockhub.DropOldest, sockhub.DisconnectPeer} {
+		s := newStand(t, &sockhub.Options{ConnOutbound: 2000, Overflow: policy}, nil)
+		a, b := net.Pipe()
+		defer b.Close()
+		c, err := s.ServeConn(soon(t), a, &sockhub.ListenOptions{Mode: sockhub.Anonymous, Framing: sockhub.LengthPrefix(1, binary.BigEndian)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for c.Stats().QueuedOut < 2000 {
+			if err := c.TrySend(make([]byte, 200)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := c.Stats().QueuedMessages
+		if err := c.TrySend(make([]byte, 300)); !errors.Is(err, sockhub.ErrMessageTooLarge) {
+			t.Errorf("policy %d: %v", policy, err)
+		}
+		if after := c.Stats().QueuedMessages; after != before || c.TrySend(nil) == sockhub.ErrClosed {
+			t.Errorf("policy %d: %d were queued, and then %d", policy, before, after)
+		}
+	}
+}
+
+// Messages that are withdrawn from Events for a Handler reach it, also if the connection
+// finishes meanwhile.
+func TestWithdrawnMessagesReachTheirHandler(t *testing.T) {
+	hub, err := sockhub.New(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Close()
+	l, err := hub.Listen(t.Context(), "tcp", "127.0.0.1:0", &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := dialHub(t, l, "")
+	p.send([]byte("1"), []byte("2"), []byte("3"))
+	c := <-conns(hub)
+	eventually(t, "they came", func() bool { return c.Stats().MessagesIn == 3 })
+	entered, goOn, gone := make(chan struct{}, 3), make(chan struct{}), make(chan struct{})
+	c.SetHandler(&handlerFuncs{
+		message:      func(*sockhub.Reply, []byte) { entered <- struct{}{}; <-goOn },
+		disconnected: func(sockhub.Disconnection) { close(gone) },
+	})
+	<-entered
+	c.Finish()
+	close(goOn)
+	<-gone
+	if n := 1 + len(entered); n != 3 {
+		t.Errorf("%d messages of 3", n)
+	}
+}
