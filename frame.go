@@ -27,9 +27,9 @@ type Framing interface {
 	MaxHeader() int
 
 	// AppendHeader appends the header of a message of n bytes, which is of at most
-	// MaxHeader bytes, to dst. It panics if n cannot be expressed; Send has refused such a message
-	// before with ErrMessageTooLarge where LengthPrefix and Uvarint are
-	// concerned.
+	// MaxHeader bytes, to dst. It panics if n cannot be expressed; Send has refused
+	// such a message before with ErrMessageTooLarge where LengthPrefix and Uvarint
+	// are concerned.
 	AppendHeader(dst []byte, n uint64) []byte
 
 	// Header reads the header at the start of p. size 0 without an error

@@ -65,8 +65,9 @@ type Listener struct {
 func (l *Listener) Addr() net.Addr { return l.inner.Addr() }
 
 // Close stops accepting, removes a Unix socket's file, and ends the handshakes
-// under way. The listener's connections live on. It returns when Accept of the
-// net.Listener has. Closing again returns ErrClosed; any other error is that of the
+// under way. The listener's connections live on; who sends datagrams to the path of a
+// unixgram socket, without having connected to it, does not reach it any more. It
+// returns when Accept of the net.Listener has. Closing again returns ErrClosed; any other error is that of the
 // net.Listener.
 func (l *Listener) Close() error {
 	stopped, err := l.stop()
@@ -883,7 +884,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 //
 // Errors: those of Dial, but context.DeadlineExceeded when the peer did not answer
 // within DialOptions.Timeout; options that are wrong; one that matches
-// errors.ErrUnsupported for TLS over what is no net.Conn.
+// errors.ErrUnsupported where that of ServeConn does.
 func (h *Hub) Attach(ctx context.Context, rwc io.ReadWriteCloser, o *DialOptions) (*Conn, error) {
 	r, set, err := o.resolve(&h.o, packetNetwork(rwc))
 	if err == nil && r.Reconnect != nil {
@@ -1026,6 +1027,12 @@ func packetNetwork(rwc io.ReadWriteCloser) string {
 	case *net.UnixConn:
 		if n := x.LocalAddr().Network(); packetMax(n) > 0 {
 			return n
+		}
+	case net.Conn:
+		// Of another type, and so refused. But a stream over datagrams may well have an
+		// address of network udp.
+		if a := x.LocalAddr(); !isNilAddr(a) && a.Network() == "unixpacket" {
+			return "unixpacket"
 		}
 	}
 	return ""

@@ -80,27 +80,6 @@ func TestListenerCloseFreesThePathOfDatagrams(t *testing.T) {
 	client.got(c, 1)
 }
 
-// What the system refuses to send is counted, also if its session ends for that.
-func TestRefusedDatagramsAreCounted(t *testing.T) {
-	dir := t.TempDir()
-	s := newStand(t, nil, nil)
-	if _, err := s.Listen(soon(t), "unixgram", filepath.Join(dir, "s"), nil); err != nil {
-		t.Fatal(err)
-	}
-	p, err := net.DialUnix("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "p"), Net: "unixgram"}, &net.UnixAddr{Name: filepath.Join(dir, "s"), Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.Write([]byte("hello"))
-	c := s.first()
-	p.Close()
-	c.TrySend([]byte("lost"))
-	s.end(c)
-	if n := s.Stats().Dropped; n == 0 {
-		t.Error("it is nowhere")
-	}
-}
-
 // Packets over what cannot tell that one was cut are refused.
 func TestWrappedUnixpacketIsRefused(t *testing.T) {
 	s := newStand(t, nil, nil)

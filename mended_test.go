@@ -10,8 +10,6 @@ import (
 	"io"
 	"math"
 	"net"
-	"net/netip"
-	"path/filepath"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -335,27 +333,6 @@ func TestALongAnswerThatIsNotOK(t *testing.T) {
 	}
 }
 
-// What no further attempt would mend is an error at once, with Reconnect too.
-func TestWrongAddressesAreNotDialedAgain(t *testing.T) {
-	for _, c := range []struct {
-		network, address string
-		dialer           *net.Dialer
-	}{
-		{"unix", "", nil},
-		{"unix", "/" + string(bytes.Repeat([]byte{'x'}, 200)), nil},
-		{"tcp", "127.0.0.1:1", &net.Dialer{LocalAddr: &net.UDPAddr{}}},
-		{"tcp4", "[::1]:1", nil},
-		{"tcp6", "127.0.0.1:1", nil},
-		{"tcp", "127.0.0.1", nil},
-	} {
-		s := newStand(t, &sockhub.Options{Name: "me"}, nil)
-		_, err := s.Dial(soon(t), c.network, c.address, &sockhub.DialOptions{Dialer: c.dialer, Reconnect: &sockhub.Backoff{Min: time.Hour, Max: time.Hour}})
-		if _, ok := errors.AsType[*net.OpError](err); !ok {
-			t.Errorf("%s %.20q: %v", c.network, c.address, err)
-		}
-	}
-}
-
 // The last attempt's error is told, also if ctx ends during the next.
 func TestTheLastAttemptIsTold(t *testing.T) {
 	s := newStand(t, &sockhub.Options{Name: "me"}, nil)
@@ -448,78 +425,6 @@ func TestAnUnconnectedSocketIsNoConnection(t *testing.T) {
 	}
 	if _, err := s.ServeConn(soon(t), pc, nil); !errors.Is(err, errors.ErrUnsupported) {
 		t.Error(err)
-	}
-}
-
-// The hub's end frees the addresses of datagram sockets, whatever their Handlers do.
-func TestDatagramSocketsAreClosedWhateverHandlersDo(t *testing.T) {
-	for name, end := range map[string]func(*sockhub.Hub, *sockhub.Listener){
-		"Shutdown": func(h *sockhub.Hub, _ *sockhub.Listener) {
-			ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
-			defer cancel()
-			h.Shutdown(ctx)
-		},
-		"Listener.Close and Close": func(h *sockhub.Hub, l *sockhub.Listener) { l.Close(); h.Close() },
-	} {
-		t.Run(name, func(t *testing.T) {
-			entered, release := make(chan struct{}), make(chan struct{})
-			hub, err := sockhub.New(context.Background(), nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			h := &handlerFuncs{message: func(*sockhub.Reply, []byte) { close(entered); <-release }}
-			l, err := hub.Listen(t.Context(), "udp", "127.0.0.1:0", &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
-			if err != nil {
-				t.Fatal(err)
-			}
-			p, err := net.Dial("udp", l.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer p.Close()
-			p.Write([]byte("x"))
-			<-entered
-			end(hub, l)
-			again, err := net.ListenPacket("udp", l.Addr().String())
-			if err != nil {
-				t.Error(err)
-			} else {
-				again.Close()
-			}
-			close(release)
-		})
-	}
-}
-
-// impossible is a reader that returns any count.
-type impossible int
-
-func (n impossible) Read([]byte) (int, error) { return int(n), nil }
-
-// What a reader has not given is not sent, whatever count it returns.
-func TestReadersWithImpossibleCounts(t *testing.T) {
-	for _, n := range []impossible{1 << 30, -1} {
-		s := newStand(t, nil, nil)
-		l := s.listen("tcp", &sockhub.ListenOptions{Mode: sockhub.Anonymous})
-		p := dialHub(t, l, "")
-		c := s.first()
-		if err := c.SendFrom(soon(t), 200_000, n); err == nil {
-			t.Errorf("a reader that returns %d was believed", n)
-		}
-		c.TrySend([]byte("next"))
-		if m := p.receive(); string(m) != "next" {
-			t.Errorf("%d bytes came", len(m))
-		}
-	}
-}
-
-// A proxy on a Unix socket has no address by which it could be believed.
-func TestProxyFromOnUnixIsAnError(t *testing.T) {
-	s := newStand(t, nil, nil)
-	l, err := s.Listen(soon(t), "unix", filepath.Join(t.TempDir(), "s"), &sockhub.ListenOptions{ProxyFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
-	if err == nil {
-		l.Close()
-		t.Error("no error")
 	}
 }
 

@@ -1194,8 +1194,13 @@ func (c *Conn) awaitFeed(ctx context.Context, f *feed, ready func() bool) error 
 }
 
 // cutFeed withdraws the message, or cuts it and ends the connection if it has
-// begun to leave.
+// begun to leave. That of a Reply.SendFrom, whose caller can be told nothing any more,
+// always ends it.
 func (c *Conn) cutFeed(f *feed, err error) error {
+	if f.from != nil {
+		c.fail(err)
+		return err
+	}
 	c.mu.Lock()
 	f.withdraw = true
 	for f.wire == 0 && !f.gone && !c.out.frozen {

@@ -62,7 +62,9 @@ func (s *socket) start() {
 	go func() {
 		unaccepted := s.receive()
 		close(s.done)
-		s.discard(unaccepted) // may close the socket, which waits for done
+		// This may close the socket, which waits for done. So nobody joins it; it calls
+		// only what may be called after the hub's end.
+		s.discard(unaccepted)
 	}()
 }
 
