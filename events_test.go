@@ -195,8 +195,9 @@ func runVoyages(t *testing.T, seed uint64) {
 			sailing = false
 		case <-home:
 			home = nil
-			timer.Reset(time.Minute) // for what is still on its way
-			whole = true
+			if whole = timer.Stop(); whole { // else patience has ended meanwhile
+				timer.Reset(time.Minute) // for what is still on its way
+			}
 		}
 	}
 	hub.Close() // nobody receives
