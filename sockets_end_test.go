@@ -143,10 +143,10 @@ func TestHubCloseBesideListenerClose(t *testing.T) {
 
 // slowToClose is a socket whose Close is not over before it may be.
 type slowToClose struct {
-	close        func() error
-	begun, may   chan struct{}
-	once         sync.Once
-	over, before atomic.Bool
+	close      func() error
+	begun, may chan struct{}
+	once       sync.Once
+	over       atomic.Bool
 }
 
 func newSlowToClose(close func() error) *slowToClose {
