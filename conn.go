@@ -142,8 +142,7 @@ type Conn struct {
 	change   *change       // told to do by SetHandler and SetRaw; nil: nothing
 	deadline time.Duration // of the handshake, later of the drain; 0: none
 	closeErr error         // why the connection is to end now; set once
-	ctx      context.Context
-	cancel   context.CancelCauseFunc
+	life     *life         // what Context returns; nil: nobody has asked
 
 	clock watch.Entry // the next moment at which check runs
 
@@ -170,6 +169,12 @@ const (
 	endsInOrder = 1 + iota // out.finish is set: when the queue is written, and Drained told
 	endsNow                // closeErr is set
 )
+
+// life is the context of a connection. It is apart from the Conn because few ask for it.
+type life struct {
+	ctx context.Context
+	end context.CancelCauseFunc
+}
 
 // inputState is how far the input has come. It only moves on.
 type inputState uint8
@@ -203,13 +208,14 @@ func (c *Conn) String() string { return c.peer.String() }
 func (c *Conn) Context() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ctx == nil {
-		c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	if c.life == nil {
+		ctx, end := context.WithCancelCause(context.Background())
+		c.life = &life{ctx, end}
 		if c.over {
-			c.cancel(c.closeErr)
+			end(c.closeErr)
 		}
 	}
-	return c.ctx
+	return c.life.ctx
 }
 
 // Value returns what SetValue has stored last, or nil.
@@ -1292,7 +1298,7 @@ func (c *Conn) end() {
 	heir, inherited := c.heirLocked()
 	c.hub.budget.out.Fell(&c.out.share, 0)
 	c.reported = report.left.charge()
-	cancel := c.cancel
+	life := c.life
 	c.mu.Unlock()
 
 	c.hub.budget.reports.Add(c.reported)
@@ -1302,8 +1308,8 @@ func (c *Conn) end() {
 	c.hub.budget.in.Done(c)
 	c.hub.watch.Disarm(&c.clock)
 	c.t.Close()
-	if cancel != nil {
-		cancel(err)
+	if life != nil {
+		life.end(err)
 	}
 	d := Disconnection{Conn: c, Err: err, Report: report}
 	if g := c.greet; g != nil {

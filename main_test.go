@@ -23,13 +23,13 @@ func TestMain(m *testing.M) {
 	leakcheck.Main(m)
 }
 
-// An idle connection costs its memory, and the allocator rounds that up to 1,280
-// bytes, or to 1,408.
+// An idle connection costs its memory, and the allocator rounds that, with the 8 bytes
+// that it puts in front of what has pointers, up to 1,280 bytes, or to 1,408.
 func TestConnIsSmall(t *testing.T) {
 	if unsafe.Sizeof(uintptr(0)) != 8 {
 		t.Skip("counted for 64 bits")
 	}
-	if size := unsafe.Sizeof(Conn{}); size > 1280 {
+	if size := unsafe.Sizeof(Conn{}); size > 1280-8 {
 		t.Errorf("%d bytes", size)
 	}
 }
