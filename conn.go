@@ -613,8 +613,8 @@ func (c *Conn) attendLocked() (over bool) {
 	switch {
 	case c.out.err != nil:
 		return true
-	case c.out.writing || !c.out.empty():
-		return false // the writer kicks when it is done
+	case c.out.writing || !c.out.empty() || c.drainedComesLocked():
+		return false // the writer kicks when it is done, and for Drained
 	case c.input == ended || c.overdue:
 		return true
 	case !c.out.finSent:

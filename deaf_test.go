@@ -67,3 +67,20 @@ func TestDrainedOfBaseHandlerIsNotCalledAgain(t *testing.T) {
 		}
 	})
 }
+
+// The writer may have written the last byte after the reader has looked whether Drained is
+// due, and before the reader looks whether all is done.
+func TestFinishWaitsForADrainedThatHasJustBecomeDue(t *testing.T) {
+	c := &Conn{handler: &passing{}, input: ended}
+	c.out.finish = ErrClosed
+	c.out.drained = true
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.attendLocked() {
+		t.Error("over, and Drained was not called")
+	}
+	c.out.drained = false // it was taken
+	if !c.attendLocked() {
+		t.Error("not over")
+	}
+}
