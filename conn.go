@@ -181,7 +181,7 @@ type inputState uint8
 
 const (
 	reading    inputState = iota
-	held                  // ended by Shutdown as if the peer had finished: nothing more is delivered
+	shut                  // ended by Shutdown as if the peer had finished: nothing more is delivered
 	discarding            // finished by us: what still comes is dropped
 	ended                 // the peer has finished or is gone
 )
@@ -483,7 +483,7 @@ func (c *Conn) serve() {
 	defer c.recoverCall()
 	if !c.begun {
 		c.begun = true
-		if err := c.begin(); err != nil {
+		if err := c.startHandshake(); err != nil {
 			c.fail(err)
 		}
 	}
@@ -579,7 +579,7 @@ func (c *Conn) attend() (over bool) {
 		c.retireStream(ErrClosed)
 		c.letGoInput()
 	}
-	if before == reading && c.input == held {
+	if before == reading && c.input == shut {
 		c.reportEnd()
 	}
 	return over
@@ -600,7 +600,7 @@ func (c *Conn) attendLocked() (over bool) {
 		return true
 	}
 	if c.endRead && c.input == reading && !c.out.wantRoom && !c.drainedComesLocked() {
-		c.input, c.endErr = held, ErrClosed
+		c.input, c.endErr = shut, ErrClosed
 	}
 	if c.out.finish == nil {
 		// A failed write leaves the input to be read to its end.
@@ -641,7 +641,7 @@ func (c *Conn) turn() (park bool) {
 	switch {
 	case c.input == ended:
 		return c.watchPeer() && !c.drainedAgain()
-	case c.input == held:
+	case c.input == shut:
 		return !c.drainedAgain()
 	case c.input == reading && c.holdsBack():
 		c.hold()
@@ -1384,7 +1384,7 @@ func (c *Conn) endInput() {
 func (c *Conn) endTaken() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if (c.input == held || c.input == ended) && !c.set.halfOpen && c.closeErr == nil && !c.over {
+	if (c.input == shut || c.input == ended) && !c.set.halfOpen && c.closeErr == nil && !c.over {
 		c.finishLocked(c.endErr)
 	}
 }
@@ -1412,8 +1412,8 @@ func (c *Conn) finished() bool {
 	return c.closeErr != nil || c.out.finish != nil
 }
 
-// closed is the reason why the connection is to end now, or nil.
-func (c *Conn) closed() error {
+// endReason is why the connection is to end now, or nil.
+func (c *Conn) endReason() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.closeErr

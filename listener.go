@@ -254,7 +254,7 @@ func (h *Hub) servePacket(pc net.PacketConn, network string, o *ListenOptions) (
 		return nil, err
 	}
 	inner := packet.Listen(pc, h.packetOptions(set, r.MaxConns))
-	l, err := h.listen(inner, network, r, set)
+	l, err := h.addListener(inner, network, r, set)
 	if err != nil {
 		inner.Close()
 	}
@@ -286,10 +286,10 @@ func (h *Hub) serve(inner net.Listener, network string, o *ListenOptions) (*List
 	if err != nil {
 		return nil, err
 	}
-	return h.listen(inner, network, r, set)
+	return h.addListener(inner, network, r, set)
 }
 
-func (h *Hub) listen(inner net.Listener, network string, r ListenOptions, set *settings) (*Listener, error) {
+func (h *Hub) addListener(inner net.Listener, network string, r ListenOptions, set *settings) (*Listener, error) {
 	if err := h.budget.allow("ListenOptions.MaxMessage", set.maxMessage); err != nil {
 		return nil, err
 	}
@@ -351,12 +351,12 @@ func (h *Hub) accepted(l *Listener, nc net.Conn) {
 			return
 		}
 	}
-	h.begin(l, nc, nil, l.set, l.o.Admit)
+	h.startAccepted(l, nc, nil, l.set, l.o.Admit)
 }
 
-// begin is accepted, when it is known what to serve the connection with, by its
+// startAccepted is accepted, when it is known what to serve the connection with, by its
 // preface if there was one.
-func (h *Hub) begin(l *Listener, nc net.Conn, p *preface, set *settings, rule Rule) {
+func (h *Hub) startAccepted(l *Listener, nc net.Conn, p *preface, set *settings, rule Rule) {
 	var first []byte
 	if p != nil {
 		first = p.first
@@ -509,7 +509,7 @@ func (p *preface) end(use *ListenOptions, err error) {
 			rule = r.Admit
 		}
 		if err == nil {
-			h.begin(p.l, p.nc, p, set, rule)
+			h.startAccepted(p.l, p.nc, p, set, rule)
 			return
 		}
 		h.mu.Lock()
@@ -1161,7 +1161,7 @@ func (c *Conn) handshake(ctx context.Context) (*Conn, error) {
 		c.fail(end)
 	}
 	if c.handshaking() { // and it stays so: its reader may be in a callback, and is not waited for
-		return nil, c.notLetIn(c.closed())
+		return nil, c.notLetIn(c.endReason())
 	}
 	return result(<-done) // it was admitted just before
 }
@@ -1169,8 +1169,8 @@ func (c *Conn) handshake(ctx context.Context) (*Conn, error) {
 // answer is what an accepting side sends to a peer that is let in.
 const answer = "OK"
 
-// begin is the first act of the reader.
-func (c *Conn) begin() error {
+// startHandshake is the first act of the reader.
+func (c *Conn) startHandshake() error {
 	if c.tls != nil {
 		c.inCall.Store(true)                   // it calls the user's functions in tls.Config
 		err := transport.Handshake(c.tls, c.t) // Hangup ends it
@@ -1237,7 +1237,7 @@ func (c *Conn) enter() error {
 				g.asked = o
 			}
 		}
-		if err := c.closed(); err != nil {
+		if err := c.endReason(); err != nil {
 			return err // while a rule was asked
 		}
 		a, replaced, err := c.hub.admit(c)
