@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/sockhub/sockhub"
 )
@@ -27,7 +28,7 @@ func childInherit([]string) error {
 	if err != nil {
 		return err
 	}
-	hub, err := sockhub.New(context.Background(), nil)
+	hub, err := sockhub.New(context.Background(), &sockhub.Options{HandshakeTimeout: patience})
 	if err != nil {
 		return err
 	}
@@ -68,7 +69,7 @@ func TestHotRestartRefusesNobodyAndLosesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer file.Close()
-			old := newStand(t, nil, echo)
+			old := newStand(t, &sockhub.Options{HandshakeTimeout: patience}, echo) // on a busy machine too
 			if _, err := old.Serve(inner, nil); err != nil {
 				t.Fatal(err)
 			}
@@ -81,8 +82,9 @@ func TestHotRestartRefusesNobodyAndLosesNothing(t *testing.T) {
 			for i := range 8 {
 				clients.Go(func() {
 					for n := 0; stop.Load() == 0; n++ {
+						begun := time.Now()
 						if err := session(network, inner.Addr().String(), fmt.Sprint("client ", i, " ", n)); err != nil {
-							t.Errorf("client %d, its connection %d: %v", i, n, err)
+							t.Errorf("client %d, its connection %d, after %v: %v", i, n, time.Since(begun), err)
 							return
 						}
 						served.Add(1)
