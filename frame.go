@@ -229,9 +229,10 @@ func (d *decoder) shares(n int) bool {
 // minChunk is the least size of a chunk: a header, and room beyond it.
 const minChunk = 1024
 
-// move gives the decoder another chunk of at least need() bytes to work in, and moves unfinished input to its front. It returns how many bytes of the
-// chunk before are used by messages that next has returned: these are not to
-// be overwritten while the messages are in use.
+// move gives the decoder another chunk of at least need() bytes to work in, and moves
+// unfinished input to its front. It returns how many bytes of the chunk before are used
+// by messages that next has returned: these are not to be overwritten while the messages
+// are in use.
 func (d *decoder) move(chunk []byte) (used int) {
 	left := d.rest
 	if d.chunk != nil {
@@ -355,19 +356,7 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 		return nil, false, nil
 	}
 	if d.raw {
-		if len(p) <= d.kept {
-			if uint64(len(p)) >= d.max {
-				return nil, false, fmt.Errorf("%w: %d bytes unread", ErrMessageTooLarge, len(p))
-			}
-			d.lacks = int(min(d.max-uint64(len(p)), math.MaxInt)) // of what may come, as of a message
-			d.want = 2 * len(p)                                   // doubling, however little comes each time
-			if len(d.chunk) >= d.want {
-				d.want = len(p) + 1
-			}
-			return nil, false, nil
-		}
-		d.r, d.want, d.kept = d.w, 1, 0
-		return p[:len(p):len(p)], true, nil
+		return d.piece(p)
 	}
 	h, n, err := d.header(p)
 	if err != nil || h == 0 {
@@ -400,6 +389,23 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 		d.early, d.size, d.head = false, int(n), h
 		d.grow(p[h:])
 		d.w, d.want = d.r, 1 // the chunk does not hold it any more
+	}
+	return nil, false, nil
+}
+
+// piece is next for raw bytes: all of p, once there is more than Unread gave back.
+func (d *decoder) piece(p []byte) (msg []byte, ok bool, err error) {
+	if len(p) > d.kept {
+		d.r, d.want, d.kept = d.w, 1, 0
+		return slices.Clip(p), true, nil
+	}
+	if uint64(len(p)) >= d.max {
+		return nil, false, fmt.Errorf("%w: %d bytes unread", ErrMessageTooLarge, len(p))
+	}
+	d.lacks = int(min(d.max-uint64(len(p)), math.MaxInt)) // of what may come, as of a message
+	d.want = 2 * len(p)                                   // doubling, however little comes each time
+	if len(d.chunk) >= d.want {
+		d.want = len(p) + 1
 	}
 	return nil, false, nil
 }
