@@ -14,6 +14,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -458,7 +459,7 @@ type Stats struct {
 
 	AcceptErrors   uint64 // calls of Accept that have failed; they are tried again
 	SlowPeers      uint64 // connections ended with ErrSlowPeer
-	ProtocolErrors uint64 // connections ended by input that is no message; packets that were too long
+	ProtocolErrors uint64 // connections ended by input that is no message; accepted ones whose TLS handshake has failed; packets that were too long
 	Panics         uint64 // of callbacks
 
 	MessagesIn  uint64 // delivered
@@ -1199,8 +1200,16 @@ func (h *Hub) countLocked(c *Conn, err error) (refused bool) {
 		t.HandshakeTimeouts++
 	case errors.Is(err, ErrClosed), errors.Is(err, io.ErrUnexpectedEOF):
 		return false
+	case errors.Is(err, errTLSHandshake) && !c.peer.Dialed && !hasLeft(err):
+		t.ProtocolErrors++
 	}
 	return true
+}
+
+// hasLeft reports that a handshake has failed because its peer is gone.
+func hasLeft(err error) bool {
+	var errno syscall.Errno
+	return errors.Is(err, io.EOF) || errors.As(err, &errno)
 }
 
 // ---- the fan-in ----

@@ -1169,6 +1169,9 @@ func (c *Conn) handshake(ctx context.Context) (*Conn, error) {
 // answer is what an accepting side sends to a peer that is let in.
 const answer = "OK"
 
+// errTLSHandshake: the peers cannot agree on TLS, or one has left meanwhile.
+var errTLSHandshake = errors.New("sockhub: TLS handshake")
+
 // startHandshake is the first act of the reader.
 func (c *Conn) startHandshake() error {
 	if c.tls != nil {
@@ -1176,7 +1179,7 @@ func (c *Conn) startHandshake() error {
 		err := transport.Handshake(c.tls, c.t) // Hangup ends it
 		c.inCall.Store(false)
 		if err != nil {
-			return fmt.Errorf("sockhub: TLS handshake: %w", err)
+			return fmt.Errorf("%w: %w", errTLSHandshake, err)
 		}
 		state := c.tls.ConnectionState()
 		c.peer.TLS = &state

@@ -630,3 +630,37 @@ func TestUnsentOverTLSWithAConfigForTheClient(t *testing.T) {
 		}
 	}
 }
+
+func TestTLSHandshakeThatFailsIsCounted(t *testing.T) {
+	a := newAuthority()
+	hub, l := echoHub(t, &sockhub.ListenOptions{Mode: sockhub.Anonymous, TLS: &tls.Config{Certificates: []tls.Certificate{a.certify("127.0.0.1")}}})
+	talk := func(with func(net.Conn)) {
+		t.Helper()
+		nc, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		eventually(t, "it is there", func() bool { return hub.Stats().Connecting == 1 })
+		with(nc)
+		nc.Close()
+		eventually(t, "it has left", func() bool { return hub.Stats().Connecting == 0 })
+	}
+	talk(func(net.Conn) {}) // who only looks whether somebody listens
+	if n := hub.Stats().ProtocolErrors; n != 0 {
+		t.Errorf("one who has left counts %d times", n)
+	}
+	talk(func(nc net.Conn) {
+		io.WriteString(nc, "GET / HTTP/1.1\r\n\r\n")
+		io.Copy(io.Discard, nc)
+	})
+	talk(func(nc net.Conn) { // who does not trust the certificate
+		if tls.Client(nc, &tls.Config{ServerName: "127.0.0.1"}).Handshake() == nil {
+			t.Error("a certificate of nobody's is trusted")
+		}
+		io.Copy(io.Discard, nc)
+	})
+	if n := hub.Stats().ProtocolErrors; n != 2 {
+		t.Errorf("%d are counted, want 2", n)
+	}
+}
