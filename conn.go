@@ -2011,11 +2011,8 @@ func (c *Conn) takeInLocked(s *outq.Slab, take func(*outq.Queue, *outq.Slab) (in
 		o.accepted.add(take(o.tooLate(), s))
 		return
 	}
-	alone, q := o.empty(), &o.q
-	if o.run {
-		q = o.behindRun()
-	}
-	msgs, bytes := take(q, s)
+	alone := o.empty()
+	msgs, bytes := take(o.answers(), s)
 	o.accepted.add(msgs, bytes)
 	o.answersFull = !c.chargeAnswersLocked(o.charge(), alone && msgs == 1) || o.answersFull
 }
@@ -2047,11 +2044,16 @@ func (r *Reply) acceptLocked() {
 	}
 	o.accepted.add(r.side.Len(), r.side.Bytes())
 	r.full = !r.c.chargeAnswersLocked(o.charge()+r.side.Charge(), o.empty() && r.side.Len() == 1) || r.full
-	if !o.run {
-		o.q.Absorb(&r.side)
-	} else {
-		o.behindRun().Absorb(&r.side)
+	o.answers().Absorb(&r.side)
+}
+
+// answers is the queue for what a Handler answers: behind a run that is under way, and
+// behind what came behind one that the end of the output has cut off.
+func (o *output) answers() *outq.Queue {
+	if o.run || len(o.behind) > 0 {
+		return o.behindRun()
 	}
+	return &o.q
 }
 
 // admit says whether one more message may be gathered: the first of a call

@@ -140,11 +140,10 @@ func play(t *testing.T, seed uint64, text []byte) {
 			write()
 		}
 	}()
-	pace := make(chan time.Duration, len(text)+8)
+	var pace atomic.Int64 // a time.Duration
 	wire := make(chan []byte, 1)
 	go func() {
 		var in []byte
-		var slow time.Duration
 		buf := make([]byte, 1000)
 		for {
 			n, err := peer.Read(buf)
@@ -153,11 +152,7 @@ func play(t *testing.T, seed uint64, text []byte) {
 				wire <- in
 				return
 			}
-			select {
-			case slow = <-pace:
-			default:
-			}
-			sleepFor(slow)
+			sleepFor(time.Duration(pace.Load()))
 		}
 	}()
 
@@ -191,7 +186,7 @@ func play(t *testing.T, seed uint64, text []byte) {
 			s.hurt = true
 			peer.Close()
 		case opPace:
-			pace <- time.Duration(next()) * time.Millisecond
+			pace.Store(int64(time.Duration(next()) * time.Millisecond))
 		case opTake:
 			select {
 			case b, ok := <-hub.Events():
@@ -241,7 +236,7 @@ func play(t *testing.T, seed uint64, text []byte) {
 		s.c = conn.Load()
 	}
 	// Now all that can arrive does, within less than any timeout.
-	pace <- 0
+	pace.Store(0)
 	settled := slept < time.Second // before that nothing of ours has timed out
 	for range 20 {
 		synctest.Wait()

@@ -121,10 +121,15 @@ type waiter struct {
 // charge is what everything that was accepted and is not written counts
 // against the limit.
 func (o *output) charge() int64 {
-	n := o.q.Charge() + o.w.Charge()
+	n := o.q.Charge() + o.w.Charge() + o.behindCharge()
 	if o.feed != nil {
 		n += o.feed.pieces.Charge()
 	}
+	return n
+}
+
+// behindCharge is the part of it that waits for the end of a run.
+func (o *output) behindCharge() (n int64) {
 	for i := range o.behind {
 		n += o.behind[i].q.Charge()
 		if o.behind[i].from != nil {
@@ -349,7 +354,7 @@ func (c *Conn) admitLocked(ctx context.Context, charge int64, mine bool) error {
 		if o.refuse != nil {
 			return c.leaveLocked(w, c.refusalLocked())
 		}
-		if free && (c.hasRoomLocked(charge) || c.makeRoomLocked(charge)) {
+		if free && (c.hasRoomLocked(charge, mine) || c.makeRoomLocked(charge, mine) || mine && c.passLocked(charge)) {
 			o.lacked = 0
 			return c.leaveLocked(w, nil)
 		}
@@ -414,7 +419,7 @@ func (c *Conn) roomLocked() {
 		c.t.Kick(transport.ReadSide)
 	}
 	for i, w := range o.waiters {
-		if o.refuse == nil && (i > 0 || o.run && !w.mine || !c.hasRoomLocked(0)) {
+		if o.refuse == nil && (i > 0 || o.run && !w.mine || !c.hasRoomLocked(0, w.mine) && !(w.mine && o.onlyBehind())) {
 			return
 		}
 		if !w.woken {
@@ -426,11 +431,12 @@ func (c *Conn) roomLocked() {
 
 // hasRoomLocked reports whether messages of this charge may be queued: as long
 // as the queue is below its limit, and the budget has room. If it has not, the
-// connection is told when it may have.
-func (c *Conn) hasRoomLocked(charge int64) bool {
+// connection is told when it may have. mine: they are of the run under way, to which
+// what waits for its end is nothing.
+func (c *Conn) hasRoomLocked(charge int64, mine bool) bool {
 	o, b := &c.out, c.hub.budget.out
 	queued := o.charge()
-	if queued >= o.limit {
+	if o.full(queued, mine) {
 		return false
 	}
 	if b.Take(c, &o.share, queued+charge, queued == 0) {
@@ -440,11 +446,31 @@ func (c *Conn) hasRoomLocked(charge int64) bool {
 	return b.Take(c, &o.share, queued+charge, queued == 0) // what fell before that has told nobody
 }
 
+// full reports whether a queue of this charge is at its limit: for the run under way, if
+// mine, without what waits for its end, as that cannot become less before.
+func (o *output) full(charge int64, mine bool) bool {
+	return charge >= o.limit && (!mine || charge-o.behindCharge() >= o.limit)
+}
+
+// onlyBehind reports whether all that is queued waits for the end of the run under way.
+func (o *output) onlyBehind() bool { return o.idle() && o.feed == nil && len(o.behind) > 0 }
+
+// passLocked lets a run go on to which the budget has no room, where nothing but what
+// waits for its end is queued: answers, which may have taken it all. Like them it is not
+// refused, a portion at a time.
+func (c *Conn) passLocked(charge int64) bool {
+	if !c.out.onlyBehind() {
+		return false
+	}
+	c.chargeAnswersLocked(c.out.charge()+charge, false)
+	return true
+}
+
 // mayAnswerLocked reports whether there is room for what a Handler may answer.
 // That is never refused, and may have taken of the budget what there was not.
 func (c *Conn) mayAnswerLocked() bool {
 	o, b := &c.out, c.hub.budget.out
-	if !c.hasRoomLocked(0) {
+	if !c.hasRoomLocked(0, false) {
 		return false
 	}
 	if !b.Overdrawn(&o.share) {
@@ -459,7 +485,7 @@ func (c *Conn) mayAnswerLocked() bool {
 // nothing is kept for him.
 func (c *Conn) roomAgainLocked() bool {
 	o := &c.out
-	if o.lacked == 0 || o.frozen || o.writing || !o.empty() || !c.hasRoomLocked(o.lacked) {
+	if o.lacked == 0 || o.frozen || o.writing || !o.empty() || !c.hasRoomLocked(o.lacked, false) {
 		return false
 	}
 	c.hub.budget.out.Fell(&o.share, 0)
@@ -469,22 +495,22 @@ func (c *Conn) roomAgainLocked() bool {
 
 // makeRoomLocked does what the policy says about a full queue, and reports
 // whether there is room then.
-func (c *Conn) makeRoomLocked(charge int64) bool {
+func (c *Conn) makeRoomLocked(charge int64, mine bool) bool {
 	o := &c.out
-	full := o.charge() >= o.limit // else it is the budget that has no room
+	full := o.full(o.charge(), mine) // else it is the budget that has no room
 	switch o.policy {
 	case DropOldest:
 		for !o.q.Empty() && (o.greeting == 0 || !o.w.Empty()) {
-			if !full && c.hasRoomLocked(charge) {
+			if !full && c.hasRoomLocked(charge, mine) {
 				return true
 			}
 			o.dropped.add(1, int64(o.q.DropFirst()))
 			c.hub.budget.out.Fell(&o.share, o.charge())
-			full = o.charge() >= o.limit
+			full = o.full(o.charge(), mine)
 		}
 		// What is being written cannot be dropped any more. It alone may
 		// fill the queue: then one more message fits, and is the oldest.
-		return full && c.hub.budget.out.Take(c, &o.share, o.charge()+charge, false) || c.hasRoomLocked(charge)
+		return full && c.hub.budget.out.Take(c, &o.share, o.charge()+charge, false) || c.hasRoomLocked(charge, mine)
 	case DisconnectPeer:
 		if full {
 			c.giveUpLocked()
@@ -840,8 +866,9 @@ func (r *run) flush() error {
 		}
 		r.acceptLocked()
 	}
-	r.room = min(r.c.out.limit-r.c.out.charge(), gather)
-	r.framing = r.c.out.framing
+	o := &r.c.out
+	r.room = min(o.limit-o.charge()+o.behindCharge(), gather)
+	r.framing = o.framing
 	return nil
 }
 
@@ -916,6 +943,13 @@ func (c *Conn) endRunLocked() {
 	c.hub.budget.out.Fell(&o.share, o.charge()) // a feed that has begun counts what it has read
 	c.sendLocked()
 	c.roomLocked()
+	switch {
+	case o.lacked == 0:
+	case o.empty() && !o.writing:
+		c.arm(c.hub.watch.Now()) // it was the run that had refused it: check tells that there is room
+	default:
+		o.lacked = 0 // the writer does
+	}
 }
 
 // gather is the charge after which SendMany hands over what it has, so that the
@@ -1553,7 +1587,11 @@ func (c *Conn) writeNow() (drained bool) {
 		o.writing, o.inline = true, true
 		c.tryLocked()
 	}
-	drained, o.drained = o.drained, false
+	drained = o.drained || r.drained
+	o.drained, r.drained = false, false
+	if drained && !o.empty() {
+		drained, o.flushed = false, true // not before what was queued since is written too
+	}
 	if r.active { // it is Flush, and the call may send more
 		r.refused = r.refused || o.refuse != nil
 		r.easeSend()

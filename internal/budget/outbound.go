@@ -145,23 +145,20 @@ func (b *Outbound[C]) Fell(s *Share, charge int64) {
 	if s.held == 0 && s.exempt == 0 {
 		return
 	}
-	spare := s.held - max(0, charge-b.floor.Load()-s.exempt)
-	keep := 2 * b.step // it will be wanted again
-	if b.used.Load() > b.shared/2 {
-		keep = b.step / 8 // many who have little in their queues are to leave something to others
-	}
-	if charge > 0 && s.exempt == 0 && spare < keep {
-		return
-	}
 	freed := false
-	if charge == 0 && s.exempt > 0 {
+	if s.exempt > 0 && charge <= b.floor.Load()+s.held { // what is left fits without the slot
 		b.mu.Lock()
 		var none C
 		b.exempt, b.taken, s.exempt = none, false, 0
 		b.mu.Unlock()
 		freed = true
 	}
-	if spare > 0 {
+	spare := s.held - max(0, charge-b.floor.Load()-s.exempt)
+	keep := 2 * b.step // it will be wanted again
+	if b.used.Load() > b.shared/2 {
+		keep = b.step / 8 // many who have little in their queues are to leave something to others
+	}
+	if spare > 0 && (charge == 0 || s.exempt > 0 || spare >= keep) {
 		s.held -= spare
 		b.used.Add(-spare)
 		freed = true
