@@ -806,7 +806,8 @@ func (b *broadcast) end() {
 // others send before the first portion is queued comes before it; what they send
 // from then on waits for the end of the run. So m should not wait for something:
 // what it has yielded before would wait with it, and so would they. For messages
-// that come one at a time, use Send.
+// that come one at a time, use Send. What a Handler of the connection answers meanwhile
+// is accepted, comes behind the run, and takes none of its room.
 //
 // m runs on the caller's goroutine, without any lock of the hub, and must not send
 // to this connection. If m panics, what it yielded before is queued.
