@@ -49,7 +49,13 @@ active proctype reader()
 {
 	bool now;
 	do
-	:: d_step { now = drained; drained = false };
+	:: d_step {
+		now = drained; drained = false;
+		if	/* not before what was queued since is written too */
+		:: now && queue > 0 -> now = false; flushed = true
+		:: else
+		fi
+	   };
 	   if
 	   :: now ->
 		d_step { due = false; calls++ };
