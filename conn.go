@@ -2407,7 +2407,7 @@ func (c *Conn) serveStream() {
 		}
 		s.Close()
 	}
-	if s.wake != nil && !s.told && c.diverted == nil {
+	if s.wake != nil && !s.told && c.diverted == nil && !c.gated { // Events is to know of the connection first
 		s.told = true // and not before, when the reader still was in Read
 		c.hub.fan.deliverStream(c, s)
 	}
