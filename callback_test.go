@@ -162,6 +162,37 @@ func TestCloseWithinACallbackOfTLS(t *testing.T) {
 	mustEndWithin(t, "Close within GetCertificate", 3*time.Second, func() { <-done })
 }
 
+// The goroutine that dials again waits for the Handler, and Close for this goroutine.
+func TestCloseWithinTheFactoryOfARedial(t *testing.T) {
+	for name, end := range map[string]func(*sockhub.Hub){
+		"Close":    func(h *sockhub.Hub) { h.Close() },
+		"Shutdown": func(h *sockhub.Hub) { h.Shutdown(context.Background()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := newStand(t, nil, nil)
+			l := server.listen("tcp4", nil)
+			hub := openHub(t, &sockhub.Options{Linger: 50 * time.Millisecond})
+			var made atomic.Int32
+			done := make(chan struct{})
+			_, err := hub.Dial(soon(t), "tcp4", l.Addr().String(), &sockhub.DialOptions{
+				Name: "a", Reconnect: &sockhub.Backoff{Min: time.Millisecond, Max: time.Millisecond},
+				Handler: func(*sockhub.Conn) sockhub.Handler {
+					if made.Add(1) == 2 {
+						end(hub)
+						close(done)
+					}
+					return sockhub.BaseHandler{}
+				},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			server.first().Close()
+			mustEndWithin(t, name, patience, func() { <-done })
+		})
+	}
+}
+
 type askingLog struct {
 	slog.Handler
 	hub **sockhub.Hub
@@ -627,6 +658,26 @@ func TestFramingThatPanicsEndsOneConnection(t *testing.T) {
 		d := ended(t, hub, c)
 		if _, ok := errors.AsType[*sockhub.PanicError](d.Err); !ok || hub.Stats().Panics != 1 {
 			t.Errorf("%v; %+v", d.Err, hub.Stats())
+		}
+	})
+}
+
+type headlessFraming struct{ shortFraming }
+
+func (headlessFraming) MaxHeader() int { panic("no idea") }
+
+// It is asked before there is a connection.
+func TestFramingOfClassifyThatPanicsRefuses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, &sockhub.ListenOptions{
+			Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) {
+				return &sockhub.ListenOptions{Framing: headlessFraming{}}, 0, nil
+			},
+		})
+		r.refused("x")
+		synctest.Wait()
+		if s := r.Stats(); s.Panics != 1 || s.RefusedPolicy != 1 {
+			t.Errorf("%+v", s)
 		}
 	})
 }

@@ -369,6 +369,22 @@ func (c *Conn) fail(err error) {
 	c.kickReader()
 }
 
+// failHandshake is fail of a connection that is not let in yet, and reports whether it
+// was one. To ask first would be too early: it may be let in just then.
+func (c *Conn) failHandshake(err error) bool {
+	c.mu.Lock()
+	shaking := c.shaking
+	if !shaking || c.over {
+		c.mu.Unlock()
+		return shaking
+	}
+	c.failLocked(err)
+	c.mu.Unlock()
+	c.t.Hangup()
+	c.kickReader()
+	return true
+}
+
 // failLocked is fail without the Hangup that has to follow.
 func (c *Conn) failLocked(err error) {
 	if c.closeErr == nil {
@@ -542,15 +558,6 @@ func (c *Conn) attend() (over bool) {
 	if c.token && c.letGo {
 		c.endToken() // it was too late
 	}
-	switch {
-	case !ending || !c.gated:
-	case c.client.giver != nil:
-		c.mu.Lock()
-		c.finishLocked(ErrClosed)
-		c.mu.Unlock()
-	default:
-		c.fail(ErrClosed) // nobody has heard of it
-	}
 	if ch != nil {
 		c.applyChange(ch)
 	}
@@ -569,6 +576,15 @@ func (c *Conn) attend() (over bool) {
 			c.cutRest()
 		}
 		c.flush()
+	}
+	switch { // last, as any of the above may have given it to Events
+	case !ending || !c.gated:
+	case c.client.giver != nil:
+		c.mu.Lock()
+		c.finishLocked(ErrClosed)
+		c.mu.Unlock()
+	default:
+		c.fail(ErrClosed) // nobody has heard of it
 	}
 
 	c.mu.Lock()
@@ -599,7 +615,7 @@ func (c *Conn) attendLocked() (over bool) {
 	if c.closeErr != nil {
 		return true
 	}
-	if c.endRead && c.input == reading && !c.out.wantRoom && !c.drainedComesLocked() {
+	if c.endRead && c.input == reading && !c.gated && !c.out.wantRoom && !c.drainedComesLocked() {
 		c.input, c.endErr = shut, ErrClosed
 	}
 	if c.out.finish == nil {
@@ -1395,6 +1411,14 @@ func (c *Conn) leaving() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.input != reading || c.closeErr != nil || c.out.finish != nil || c.out.err != nil
+}
+
+// keptOpen reports whether it is the user's (HalfOpen) to end the connection, and he
+// has not.
+func (c *Conn) keptOpen() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.set.halfOpen && c.closeErr == nil && c.out.finish == nil && c.out.err == nil
 }
 
 // peerEnded reports whether the peer has finished although the reader has not

@@ -13,6 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/sockhub/sockhub"
 	"github.com/sockhub/sockhub/internal/memnet"
 	"github.com/sockhub/sockhub/internal/transport"
@@ -853,3 +855,122 @@ func TestDrainedBesideAStreamOfEvents(t *testing.T) {
 		}
 	})
 }
+
+// secondOf is a client's second connection, which h has given to Events. The Disconnected
+// of the first is not taken.
+func secondOf(t *testing.T, hub *sockhub.Hub, mo *memnet.Options, h sockhub.Handler) *memnet.End {
+	t.Helper()
+	if _, err := hub.Expect("w", nil); err != nil {
+		t.Fatal(err)
+	}
+	serve := func(mo *memnet.Options, lo *sockhub.ListenOptions) (*sockhub.Conn, *memnet.End) {
+		ours, p := memnet.Pair(mo)
+		t.Cleanup(func() { p.Close() })
+		p.Write(frame("w"))
+		c, err := hub.ServeConn(t.Context(), ours, lo)
+		if err != nil {
+			t.Fatal(err)
+		}
+		expect(t, p, frame("OK"))
+		return c, p
+	}
+	first, _ := serve(nil, nil)
+	<-hub.Events()
+	first.Close()
+	_, p := serve(mo, &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+	return p
+}
+
+// What Events is told of a connection begins with Connected, for which the Disconnected of
+// the client's last one has to be taken.
+func TestNothingIsToldOfAConnectionThatWasNotReported(t *testing.T) {
+	giveBack := func(r *sockhub.Reply, _ []byte) { r.SetHandler(nil) }
+	calls := 0
+	for name, tt := range map[string]struct {
+		o       sockhub.Options
+		mo      memnet.Options
+		message func(*sockhub.Reply, []byte)
+		second  int // size of the message behind the first
+		end     bool
+		want    []string
+	}{
+		"a Stream": {
+			o:       sockhub.Options{StreamOver: 1000},
+			message: giveBack,
+			second:  2000,
+			want:    []string{"disconnected w " + sockhub.ErrClosed.Error(), "connected w", "stream w"},
+		},
+		"Shutdown": {
+			message: func(r *sockhub.Reply, _ []byte) { r.Conn().SetHandler(nil); sleepFor(time.Second) },
+			second:  1,
+			end:     true,
+			want:    []string{"disconnected w " + sockhub.ErrClosed.Error()},
+		},
+		"Shutdown, and its last call": {
+			o:  sockhub.Options{ConnOutbound: 1000},
+			mo: memnet.Options{Buffer: 500},
+			message: func(r *sockhub.Reply, m []byte) {
+				if calls++; calls == 1 {
+					r.Send(make([]byte, 5000)) // no room for a second answer: the second message waits
+				} else {
+					giveBack(r, m)
+				}
+			},
+			second: 1,
+			end:    true,
+			want:   []string{"disconnected w " + sockhub.ErrClosed.Error()},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := openHub(t, &tt.o)
+				told := 0
+				p := secondOf(t, hub, &tt.mo, streamIgnored{&handlerFuncs{
+					message:      tt.message,
+					disconnected: func(sockhub.Disconnection) { told++ },
+				}})
+				p.Write(frames("x", string(make([]byte, tt.second))))
+				synctest.Wait()
+				if tt.end {
+					go hub.Shutdown(t.Context())
+					synctest.Wait()
+				}
+				go io.Copy(io.Discard, p)
+				sleepFor(time.Minute)
+				synctest.Wait()
+				var got []string
+				take := func() {
+					for {
+						synctest.Wait()
+						select {
+						case b, open := <-hub.Events():
+							if !open {
+								return
+							}
+							got = append(got, batchText(b)...)
+							for _, d := range b.Received {
+								if d.Stream != nil {
+									got = append(got, "stream "+d.Conn.Name())
+								}
+							}
+						default:
+							return
+						}
+					}
+				}
+				take()
+				if d := cmp.Diff(tt.want, got); d != "" {
+					t.Errorf("events (-want +got):\n%s", d)
+				}
+				if tt.end != (told == 1) {
+					t.Errorf("the Handler that gave it back was told of the end %d times", told)
+				}
+			})
+		})
+	}
+}
+
+// streamIgnored is a Handler that takes Streams.
+type streamIgnored struct{ *handlerFuncs }
+
+func (streamIgnored) Stream(*sockhub.Reply, *sockhub.Stream) {}

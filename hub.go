@@ -781,9 +781,6 @@ func (h *Hub) Expect(name string, o *ClientOptions) (ID, error) {
 			denied = admit(owner.peer, r.Admit)
 		}
 		if id, done := h.register(name, r, owner, denied); done {
-			if denied != nil {
-				owner.fail(denied)
-			}
 			return id, nil
 		}
 	}
@@ -827,6 +824,9 @@ func (h *Hub) register(name string, o *ClientOptions, owner *Conn, denied error)
 			}
 		}
 		cl.expected = o
+		if denied != nil {
+			owner.fail(denied) // before anybody can Forget the name, and Expect and adopt it again
+		}
 		return cl.id, true
 	}
 	if o.Overflow != 0 {
@@ -936,7 +936,7 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 		switch {
 		case cl.seq > g.seq && cl.duplicates(h) != RefuseNew:
 			return 0, nil, ErrReplaced // by one that came later, and did not have to wait, or was faster
-		case cl.owner.leaving():
+		case cl.owner.leaving() && (cl.duplicates(h) == RefuseNew || !cl.owner.keptOpen()):
 		case cl.duplicates(h) != RefuseNew:
 			replaced = cl.owner
 		case !cl.owner.peerEnded():

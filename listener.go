@@ -78,8 +78,8 @@ func (l *Listener) Close() error {
 	l.hub.failPrefaces(l) // first: they become connections
 	conns, _ := l.hub.everything()
 	for _, c := range conns {
-		if c.listener == l && c.handshaking() {
-			c.fail(ErrClosed)
+		if c.listener == l {
+			c.failHandshake(ErrClosed)
 		}
 	}
 	return err
@@ -393,8 +393,8 @@ type preface struct {
 	peer    Peer
 	first   []byte        // read so far, behind the proxy's header
 	entry   *pendingEntry // guarded by hub.mu
-	inCall  atomic.Bool   // it is in Classify
-	refused bool          // by Classify
+	inCall  atomic.Bool   // it is in Classify, or in a Framing that this has chosen
+	refused bool          // by Classify, or for what this has chosen
 	evicted atomic.Bool   // by fail
 	failed  bool          // guarded by hub.mu
 }
@@ -459,17 +459,18 @@ func (h *Hub) failPrefaces(l *Listener) {
 // run reads the proxy's header, asks Classify until it is content, and hands the
 // connection on.
 func (p *preface) run() {
-	var (
-		use *ListenOptions
-		err = errLeft
-	)
-	defer func() { p.end(use, err) }() // deferred because Classify may end the goroutine
+	set, rule, err := p.l.set, p.l.o.Admit, errLeft
+	defer func() { p.end(set, rule, err) }() // deferred because Classify may end the goroutine
 	if t := p.hub.o.HandshakeTimeout; t > 0 {
 		p.nc.SetDeadline(time.Now().Add(t))
 	}
 	if err = p.whom(); err == nil && p.l.o.Classify != nil {
 		err = errLeft
-		use, err = p.choose()
+		var use *ListenOptions
+		if use, err = p.choose(); err == nil && use != nil {
+			err = errLeft
+			set, rule, err = p.chosen(*use)
+		}
 	}
 }
 
@@ -477,7 +478,7 @@ var errLeft = errors.New("sockhub: Classify did not return")
 
 // end hands the connection on, or closes it. Until then it is one of
 // Hub.prefaces, so that whoever ends all finds it here or in Hub.live.
-func (p *preface) end(use *ListenOptions, err error) {
+func (p *preface) end(set *settings, rule Rule, err error) {
 	h := p.hub
 	defer func() {
 		h.mu.Lock()
@@ -488,34 +489,17 @@ func (p *preface) end(use *ListenOptions, err error) {
 		h.mu.Unlock()
 		h.someoneLeft()
 	}()
-	h.mu.Lock()
-	if err != nil {
-		if p.evicted.Load() {
-			err = errEvicted
-		}
-		p.countLocked(err)
-	}
-	h.mu.Unlock()
 	if err == nil {
 		p.nc.SetDeadline(time.Time{})
-		set, rule := p.l.set, p.l.o.Admit
-		if use != nil {
-			var r ListenOptions
-			chosen := *use
-			chosen.ProxyFrom = nil // not looked at, so nothing to refuse either
-			if r, set, err = chosen.resolve(&h.o, p.l.network); err == nil {
-				err = h.budget.allow("ListenOptions.MaxMessage", set.maxMessage)
-			}
-			rule = r.Admit
-		}
-		if err == nil {
-			h.startAccepted(p.l, p.nc, p, set, rule)
-			return
-		}
-		h.mu.Lock()
-		h.totals.RefusedPolicy++
-		h.mu.Unlock()
+		h.startAccepted(p.l, p.nc, p, set, rule)
+		return
 	}
+	if p.evicted.Load() {
+		err = errEvicted
+	}
+	h.mu.Lock()
+	p.countLocked(err)
+	h.mu.Unlock()
 	h.log.Info("connection refused", "peer", p.peer, "error", err)
 	p.nc.Close()
 }
@@ -579,8 +563,31 @@ func (p *preface) choose() (use *ListenOptions, err error) {
 	}
 }
 
-// ask calls Classify once. A panic refuses.
+// ask calls Classify once.
 func (p *preface) ask() (use *ListenOptions, more int, err error) {
+	err = p.call(func() (err error) {
+		use, more, err = p.l.o.Classify(p.peer, slices.Clip(p.first))
+		return err
+	})
+	return use, more, err
+}
+
+// chosen is what options that Classify has chosen come to.
+func (p *preface) chosen(o ListenOptions) (set *settings, rule Rule, err error) {
+	o.ProxyFrom = nil           // not looked at, so nothing to refuse either
+	err = p.call(func() error { // resolve asks the Framing
+		r, s, err := o.resolve(&p.hub.o, p.l.network)
+		if err == nil {
+			err = p.hub.budget.allow("ListenOptions.MaxMessage", s.maxMessage)
+		}
+		set, rule = s, r.Admit
+		return err
+	})
+	return set, rule, err
+}
+
+// call calls what is, or calls, a function of the user's. A panic refuses.
+func (p *preface) call(f func() error) (err error) {
 	returned := false
 	defer func() {
 		if !returned {
@@ -591,9 +598,9 @@ func (p *preface) ask() (use *ListenOptions, more int, err error) {
 	}()
 	p.inCall.Store(true)
 	defer p.inCall.Store(false)
-	use, more, err = p.l.o.Classify(p.peer, slices.Clip(p.first))
+	err = f()
 	returned = true
-	return use, more, err
+	return err
 }
 
 // ServeConn is the accepting side of a connection that is open already: a
@@ -1158,12 +1165,16 @@ func (c *Conn) handshake(ctx context.Context) (*Conn, error) {
 	case err := <-done: // at the same time, and the user may know of it already
 		return result(err)
 	default:
-		c.fail(end)
 	}
-	if c.handshaking() { // and it stays so: its reader may be in a callback, and is not waited for
+	if c.failHandshake(end) { // its reader may be in a callback, and is not waited for
 		return nil, c.notLetIn(c.endReason())
 	}
-	return result(<-done) // it was admitted just before
+	select {
+	case err := <-done: // it was admitted just before
+		return result(err)
+	case <-c.hub.closed: // by its own factory of Handlers, perhaps, which waits for us then
+		return nil, ErrClosed
+	}
 }
 
 // answer is what an accepting side sends to a peer that is let in.
@@ -1268,9 +1279,9 @@ func (c *Conn) enter() error {
 		c.client.giver = nil
 		c.heard()
 	}
-	// A dial that is repeated is not to time out because the user takes his
-	// time to take the end of the connection before.
-	if g != nil && (!c.gated || g.client != nil) {
+	// Even if it is gated: a dial is not to time out because the user takes his time to
+	// take the end of the connection before, nor to wait for that in his own goroutine.
+	if g != nil {
 		c.greet = nil
 		g.tell(nil)
 	}

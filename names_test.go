@@ -548,6 +548,45 @@ func TestReplaceOldEndsTheOldOneFirst(t *testing.T) {
 	})
 }
 
+// The old one would wait for its user for ever, and the new one for it.
+func TestReplaceOldOfOneThatIsKeptOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, &sockhub.ListenOptions{HalfOpen: true})
+		r.expected("w", nil)
+		old := r.join("w")
+		r.happened("connected w")
+		old.CloseWrite()
+		r.happened("ended w")
+		r.join("w")
+		endsUnheard(t, old)
+		r.happened("disconnected w "+sockhub.ErrReplaced.Error(), "connected w")
+	})
+}
+
+// It is called where Events is received from, so the end that comes first will not be
+// taken before it has returned.
+func TestServeConnDoesNotWaitForEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		r.expected("w", nil)
+		r.join("w")
+		r.happened("connected w")
+		r.conn("w").Close()
+		synctest.Wait()
+		ours, p := memnet.Pair(nil)
+		defer p.Close()
+		p.Write(frame("w"))
+		c, err := r.ServeConn(soon(t), ours, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.happened("disconnected w "+sockhub.ErrClosed.Error(), "connected w")
+		if now := r.conn("w"); now != c {
+			t.Errorf("%v is connected, not %v", now, c)
+		}
+	})
+}
+
 // Those between the first and the last were answered but never reported.
 func TestReplacingTheOneThatHasJustReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

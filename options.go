@@ -72,7 +72,8 @@ type Options struct {
 
 	// Logger is told what has no event of its own: refused peers and dials that are
 	// tried again at level Info, accept errors at Warn. Nil means silence. Nothing is
-	// logged per message.
+	// logged per message. Its handler must not call Close or Shutdown, which wait for
+	// whoever is logging.
 	Logger *slog.Logger
 
 	// Admit is asked about every accepted connection, beside the listener's
@@ -220,7 +221,7 @@ type DialOptions struct {
 	Timeout      time.Duration       // of each attempt, connecting and handshake together. Default 5 s; negative: only ctx bounds it
 	HalfOpen     bool                // as ListenOptions.HalfOpen; the Finish that it asks for ends Reconnect
 	ReuseBuffers bool                // as Options.ReuseBuffers
-	Dialer       *net.Dialer         // socket options of the user's own
+	Dialer       *net.Dialer         // socket options of the user's own; its functions must not call Close or Shutdown
 }
 
 // ClientOptions are the settings of one expected client. They are copied.
