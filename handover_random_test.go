@@ -73,7 +73,7 @@ func handOverAtRandom(t *testing.T, rng *rand.Rand) {
 		work.Go(func() {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			for _, m := range sendAtRandom(t, ctx, c, i, others) {
+			for _, m := range sendAtRandom(t, ctx, c, i, others, time.Millisecond) {
 				v.accept(c, m)
 			}
 		})

@@ -155,7 +155,7 @@ func breakAtRandom(t *testing.T, rng *rand.Rand) {
 	defer cancel()
 	for s := range senders {
 		rs := rand.New(rand.NewPCG(rng.Uint64(), uint64(s)))
-		sending.Go(func() { accepted[s] = sendAtRandom(t, ctx, l.c, s, rs) })
+		sending.Go(func() { accepted[s] = sendAtRandom(t, ctx, l.c, s, rs, time.Millisecond) })
 	}
 	sleepFor(time.Duration(rng.IntN(1000)) * time.Millisecond)
 	switch how {
@@ -236,8 +236,8 @@ func breakAtRandom(t *testing.T, rng *rand.Rand) {
 	}
 }
 
-// sendAtRandom returns what was accepted.
-func sendAtRandom(t *testing.T, ctx context.Context, c *sockhub.Conn, s int, rng *rand.Rand) (accepted []string) {
+// sendAtRandom returns what was accepted. Its waits are in proportion to unit.
+func sendAtRandom(t *testing.T, ctx context.Context, c *sockhub.Conn, s int, rng *rand.Rand, unit time.Duration) (accepted []string) {
 	k := 0
 	message := func() string {
 		k++
@@ -281,7 +281,7 @@ func sendAtRandom(t *testing.T, ctx context.Context, c *sockhub.Conn, s int, rng
 			t.Errorf("a send fails with %v", err)
 		}
 		if rng.IntN(5) == 0 {
-			sleepFor(time.Duration(rng.IntN(30)) * time.Millisecond)
+			sleepFor(time.Duration(rng.IntN(30)) * unit)
 		}
 	}
 	return accepted
