@@ -572,10 +572,11 @@ func (p *preface) ask() (use *ListenOptions, more int, err error) {
 	return use, more, err
 }
 
-// chosen is what options that Classify has chosen come to.
+// chosen is what options that Classify has chosen come to. The Framing among them, which
+// is the user's, is asked.
 func (p *preface) chosen(o ListenOptions) (set *settings, rule Rule, err error) {
-	o.ProxyFrom = nil           // not looked at, so nothing to refuse either
-	err = p.call(func() error { // resolve asks the Framing
+	o.ProxyFrom = nil // not looked at, so nothing to refuse either
+	err = p.call(func() error {
 		r, s, err := o.resolve(&p.hub.o, p.l.network)
 		if err == nil {
 			err = p.hub.budget.allow("ListenOptions.MaxMessage", s.maxMessage)
