@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -41,26 +42,34 @@ func TestAnswersBalanceUnderFaults(t *testing.T) {
 
 // Over sockets, TLS does not wait where it does in memory.
 func TestAnswersBalanceOverSockets(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for network, address := range map[string]string{"tcp": "127.0.0.1:0", "unix": filepath.Join(t.TempDir(), "s")} {
+		t.Run(network, func(t *testing.T) {
+			l, err := net.Listen(network, address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			eachSeed(t, 20, func(t *testing.T, seed uint64) {
+				end, err := net.Dial(network, l.Addr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				ours, err := l.Accept()
+				if err != nil {
+					t.Fatal(err)
+				}
+				end.(interface{ SetReadBuffer(int) error }).SetReadBuffer(4096)
+				ours.(interface{ SetWriteBuffer(int) error }).SetWriteBuffer(4096)
+				reset := func() {
+					if c, ok := end.(*net.TCPConn); ok {
+						c.SetLinger(0)
+					}
+					end.Close()
+				}
+				answerAtRandom(t, rand.New(rand.NewPCG(seed, 1)), ours, end, reset, 20*time.Microsecond)
+			})
+		})
 	}
-	defer l.Close()
-	eachSeed(t, 40, func(t *testing.T, seed uint64) {
-		nc, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		end := nc.(*net.TCPConn)
-		end.SetReadBuffer(4096)
-		ours, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		ours.(*net.TCPConn).SetWriteBuffer(4096)
-		reset := func() { end.SetLinger(0); end.Close() }
-		answerAtRandom(t, rand.New(rand.NewPCG(seed, 1)), ours, end, reset, 20*time.Microsecond)
-	})
 }
 
 // answerAtRandom checks the accounts of a connection whose peer has the other end. All
