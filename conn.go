@@ -357,26 +357,16 @@ func (c *Conn) CloseWrite() error {
 
 // fail ends the connection now, for the given reason unless there is one
 // already.
-func (c *Conn) fail(err error) {
-	c.mu.Lock()
-	if c.over {
-		c.mu.Unlock()
-		return
-	}
-	c.failLocked(err)
-	c.mu.Unlock()
-	c.t.Hangup()
-	c.kickReader()
-}
+func (c *Conn) fail(err error) { c.failIf(func() bool { return true }, err) }
 
-// failHandshake is fail of a connection that is not let in yet, and reports whether it
-// was one. To ask first would be too early: it may be let in just then.
-func (c *Conn) failHandshake(err error) bool {
+// failIf is fail if something holds, which is asked under mu: asked before, it might
+// have changed. It returns what that says.
+func (c *Conn) failIf(holds func() bool, err error) bool {
 	c.mu.Lock()
-	shaking := c.shaking
-	if !shaking || c.over {
+	ok := holds()
+	if !ok || c.over {
 		c.mu.Unlock()
-		return shaking
+		return ok
 	}
 	c.failLocked(err)
 	c.mu.Unlock()

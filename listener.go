@@ -79,7 +79,7 @@ func (l *Listener) Close() error {
 	conns, _ := l.hub.everything()
 	for _, c := range conns {
 		if c.listener == l {
-			c.failHandshake(ErrClosed)
+			c.failIf(func() bool { return c.shaking }, ErrClosed)
 		}
 	}
 	return err
@@ -607,7 +607,9 @@ func (p *preface) call(f func() error) (err error) {
 // ServeConn is the accepting side of a connection that is open already: a
 // net.Conn, a pipe, anything that reads, writes and closes. The hub closes it,
 // also when ServeConn fails. It returns after the handshake, with the reason
-// if the peer was not let in; ctx bounds this call alone. ProxyFrom must be
+// if the peer was not let in; ctx bounds this call alone. If the client's last
+// Disconnected was not taken yet, it returns after that, and so not at all where it is
+// called by who is to take it, unless ctx ends. ProxyFrom must be
 // empty, and Classify nil: who has a connection in hand can read a proxy's header
 // off it, and choose its options.
 //
@@ -939,6 +941,10 @@ type greeting struct {
 	busy   bool           // waits for the end of the connection that has the name
 	done   chan error     // capacity 1, sent to once by the reader; nil: nobody waits
 
+	// Of who waits for the outcome; guarded by the connection's mu. At most one is true.
+	told bool // he is told, or about to be, that all went well
+	left bool // he waits no longer, and has ended the connection
+
 	// Guarded by hub.mu.
 	entry   *pendingEntry // nil: not in hub.pending
 	seq     uint64        // of the claim, from 1 on; 0: there was none
@@ -1143,39 +1149,44 @@ func sourceOf(p Peer) source {
 
 // handshake runs a new connection until it is admitted, fails, or ctx ends.
 func (c *Conn) handshake(ctx context.Context) (*Conn, error) {
-	done := c.greet.done // the greeting is the reader's from now on
+	g := c.greet // the reader's, but for done, from now on
 	if err := c.hub.start(c); err != nil {
 		return nil, err
 	}
-	result := func(err error) (*Conn, error) {
-		if err != nil {
-			return nil, err
-		}
-		return c, nil
-	}
 	var end error
 	select {
-	case err := <-done:
-		return result(err)
+	case err := <-g.done:
+		return c.orNil(err)
 	case <-ctx.Done():
 		end = context.Cause(ctx)
 	case <-c.hub.closed:
 		end = ErrClosed
 	}
-	select {
-	case err := <-done: // at the same time, and the user may know of it already
-		return result(err)
-	default:
+	if c.failIf(func() bool { g.left = !g.told; return g.left }, end) {
+		return nil, c.notLetIn(c.endReason()) // its reader may be in a callback, and is not waited for
 	}
-	if c.failHandshake(end) { // its reader may be in a callback, and is not waited for
-		return nil, c.notLetIn(c.endReason())
+	return c.orNil(<-g.done)
+}
+
+func (c *Conn) orNil(err error) (*Conn, error) {
+	if err != nil {
+		return nil, err
 	}
-	select {
-	case err := <-done: // it was admitted just before
-		return result(err)
-	case <-c.hub.closed: // by its own factory of Handlers, perhaps, which waits for us then
-		return nil, ErrClosed
+	return c, nil
+}
+
+// tellSuccess tells who waits for the outcome of the handshake that all went well, unless
+// he waits no longer, and has ended the connection.
+func (c *Conn) tellSuccess(g *greeting) error {
+	c.mu.Lock()
+	g.told = !g.left
+	c.mu.Unlock()
+	if !g.told {
+		return c.endReason()
 	}
+	c.greet = nil
+	g.tell(nil)
+	return nil
 }
 
 // answer is what an accepting side sends to a peer that is let in.
@@ -1280,11 +1291,10 @@ func (c *Conn) enter() error {
 		c.client.giver = nil
 		c.heard()
 	}
-	// Even if it is gated: a dial is not to time out because the user takes his time to
-	// take the end of the connection before, nor to wait for that in his own goroutine.
-	if g != nil {
-		c.greet = nil
-		g.tell(nil)
+	// A dial that is repeated is not to time out because the user takes his
+	// time to take the end of the connection before.
+	if g != nil && (!c.gated || g.client != nil) {
+		return c.tellSuccess(g)
 	}
 	return nil
 }

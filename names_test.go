@@ -563,9 +563,8 @@ func TestReplaceOldOfOneThatIsKeptOpen(t *testing.T) {
 	})
 }
 
-// It is called where Events is received from, so the end that comes first will not be
-// taken before it has returned.
-func TestServeConnDoesNotWaitForEvents(t *testing.T) {
+// It returns what Events has been told of, or will be. Until then its context ends it.
+func TestServeConnWaitsForTheEndBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRoom(t, nil, nil)
 		r.expected("w", nil)
@@ -573,16 +572,28 @@ func TestServeConnDoesNotWaitForEvents(t *testing.T) {
 		r.happened("connected w")
 		r.conn("w").Close()
 		synctest.Wait()
-		ours, p := memnet.Pair(nil)
-		defer p.Close()
-		p.Write(frame("w"))
-		c, err := r.ServeConn(soon(t), ours, nil)
-		if err != nil {
-			t.Fatal(err)
+		serve := func(ctx context.Context) (*sockhub.Conn, error) {
+			ours, p := memnet.Pair(nil)
+			t.Cleanup(func() { p.Close() })
+			p.Write(frame("w"))
+			return r.ServeConn(ctx, ours, nil)
 		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if c, err := serve(ctx); c != nil || !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("%v, %v", c, err)
+		}
+		served := make(chan *sockhub.Conn, 1)
+		go func() {
+			c, err := serve(t.Context())
+			if err != nil {
+				t.Error(err)
+			}
+			served <- c
+		}()
 		r.happened("disconnected w "+sockhub.ErrClosed.Error(), "connected w")
-		if now := r.conn("w"); now != c {
-			t.Errorf("%v is connected, not %v", now, c)
+		if c, now := <-served, r.conn("w"); c != now {
+			t.Errorf("%v was served, and %v is connected", c, now)
 		}
 	})
 }
