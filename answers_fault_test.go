@@ -108,6 +108,9 @@ func answerAtRandom(t *testing.T, rng *rand.Rand, ours, end net.Conn, reset func
 	})
 	c, err := hub.ServeConn(t.Context(), ours, lo)
 	if err != nil {
+		if strings.Contains(err.Error(), "remote error") {
+			t.Fatalf("the peer refuses TLS: %v", err)
+		}
 		return // a fault has met the handshake of TLS
 	}
 	quiet := make(chan struct{})
