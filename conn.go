@@ -580,7 +580,12 @@ func (c *Conn) attend() (over bool) {
 	c.mu.Lock()
 	before := c.input
 	over = c.attendLocked()
+	last := over && !c.out.frozen && c.drainedAgain()
 	c.mu.Unlock()
+	if last { // it was put off, and is called once more, whatever comes of that
+		c.reply.drained = false
+		c.call(c.handler.Drained)
+	}
 	if c.input != reading && !c.letGo {
 		c.retireStream(ErrClosed)
 		c.letGoInput()
@@ -1614,6 +1619,11 @@ func (c *Conn) setHandler(h Handler) {
 		return
 	}
 	before := c.handler
+	if h == nil {
+		c.mu.Lock()
+		c.out.unheard = true // until it is published: Drained would be told to nobody
+		c.mu.Unlock()
+	}
 	c.useHandler(h)
 	if h != nil {
 		return
@@ -1621,15 +1631,23 @@ func (c *Conn) setHandler(h Handler) {
 	if c.gated = !c.hub.fan.publish(c); c.gated && before != nil { // else it is told twice
 		c.client.giver = &before
 	}
+	c.passDrained()
+	if !c.gated {
+		c.heard()
+	}
+}
+
+// passDrained lets Events hear of a Drained that the Handler before was to be told of.
+func (c *Conn) passDrained() {
 	c.mu.Lock()
 	due := c.out.drained || c.reply.drained
 	c.out.drained, c.reply.drained = false, false
-	if c.gated {
-		c.out.unheard = true
+	unheard := c.out.unheard
+	if unheard {
 		c.out.notify = c.out.notify || due
 	}
 	c.mu.Unlock()
-	if due && !c.gated {
+	if due && !unheard {
 		c.hub.fan.drained(c) // who had the connection is not called any more
 	}
 }
@@ -1639,8 +1657,11 @@ func (c *Conn) useHandler(h Handler) {
 	c.handler = h
 	c.reply.c = c
 	c.mu.Lock()
+	before := c.out.handled
 	if c.out.handled = h != nil; c.out.deaf {
 		c.out.hearLocked()
+	} else if c.out.handled && !before && c.out.empty() {
+		c.out.flushed = false // that was Events', which does not hear of it
 	}
 	c.reply.refused = c.out.refuse != nil
 	c.frameAnswers(c.dec.raw)
@@ -1674,6 +1695,9 @@ func (c *Conn) undivert() {
 		c.mu.Unlock()
 	}
 	c.useHandler(d.handler)
+	if c.handler == nil {
+		c.passDrained()
+	}
 	if c.handler != nil && c.gated {
 		if err := c.enter(); err != nil { // nobody has to be told of it before
 			c.fail(err)

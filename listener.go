@@ -1308,7 +1308,9 @@ func (c *Conn) heard() {
 	due := false
 	if o.empty() && !o.writing && !o.frozen {
 		o.flushed = false
-		if o.drainedDue() {
+		if o.lacked != 0 {
+			c.arm(c.hub.watch.Now()) // check tells when there is room
+		} else if o.drainedDue() {
 			o.drainedTold()
 			due = !c.tellDrainedLocked()
 		}

@@ -362,7 +362,7 @@ func (c *Conn) admitLocked(ctx context.Context, charge int64, mine bool) error {
 			return c.leaveLocked(w, ErrSlowPeer)
 		}
 		o.waited = true // or would have to, which is for Drained to tell too
-		if o.empty() && !o.writing {
+		if o.empty() && !o.writing && (o.lacked == 0 || charge < o.lacked) {
 			o.lacked = charge // no writer will tell: check does
 		}
 		switch {
@@ -404,6 +404,9 @@ func (c *Conn) leaveLocked(w *waiter, err error) error {
 	}
 	if err != nil {
 		c.roomLocked()
+		if w != nil && c.out.lacked != 0 {
+			c.arm(c.hub.watch.Now()) // who was refused because w stood before him may have room
+		}
 	}
 	return err
 }
@@ -485,7 +488,7 @@ func (c *Conn) mayAnswerLocked() bool {
 // nothing is kept for him.
 func (c *Conn) roomAgainLocked() bool {
 	o := &c.out
-	if o.lacked == 0 || o.frozen || o.writing || !o.empty() || !c.hasRoomLocked(o.lacked, false) {
+	if o.lacked == 0 || o.frozen || o.writing || o.unheard || !o.empty() || !c.hasRoomLocked(o.lacked, false) {
 		return false
 	}
 	c.hub.budget.out.Fell(&o.share, 0)
@@ -1591,7 +1594,8 @@ func (c *Conn) writeNow() (drained bool) {
 	drained = o.drained || r.drained
 	o.drained, r.drained = false, false
 	if drained && !o.empty() {
-		drained, o.flushed = false, true // not before what was queued since is written too
+		// Not before what was queued since is written too. It is whoever's the connection is then.
+		drained, o.notify = false, true
 	}
 	if r.active { // it is Flush, and the call may send more
 		r.refused = r.refused || o.refuse != nil

@@ -146,12 +146,17 @@ func (b *Outbound[C]) Fell(s *Share, charge int64) {
 		return
 	}
 	freed := false
-	if s.exempt > 0 && charge <= b.floor.Load()+s.held { // what is left fits without the slot
-		b.mu.Lock()
-		var none C
-		b.exempt, b.taken, s.exempt = none, false, 0
-		b.mu.Unlock()
-		freed = true
+	if s.exempt > 0 {
+		// What was written does not need it any more, and what comes behind is not to have
+		// it: small messages without an end would keep it for ever.
+		s.exempt = min(s.exempt, max(0, charge-b.floor.Load()-s.held))
+		if s.exempt == 0 { // what is left fits without the slot
+			b.mu.Lock()
+			var none C
+			b.exempt, b.taken = none, false
+			b.mu.Unlock()
+			freed = true
+		}
 	}
 	spare := s.held - max(0, charge-b.floor.Load()-s.exempt)
 	keep := 2 * b.step // it will be wanted again

@@ -1,0 +1,470 @@
+package sockhub_test
+
+// Drained that once was lost, or came to the wrong one, in a corner.
+
+import (
+	"context"
+	"errors"
+	"io"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/memnet"
+)
+
+// Finish during the 16th Drained in a row.
+func TestDrainedIsNotLostAfterManyInARow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for at := 1; at < 40; at++ {
+			var emptied, told int
+			var over bool
+			h := &handlerFuncs{
+				message: func(r *sockhub.Reply, m []byte) { r.Send([]byte("x")) },
+				drained: func(r *sockhub.Reply) {
+					told++
+					if over {
+						return
+					}
+					r.Send([]byte("y"))
+					emptied++
+					if told == at {
+						over = true
+						r.Flush() // written, and so another Drained is due
+						r.Conn().Finish()
+						<-time.After(time.Second)
+					}
+				},
+			}
+			_, c, peer := serveHandler(t, sockhub.Anonymous, h, &sockhub.Options{Linger: -1})
+			go io.Copy(io.Discard, peer)
+			peer.Write(frame("go"))
+			<-c.Context().Done()
+			if told != at+1 {
+				t.Errorf("at %d: told %d", at, told)
+			}
+		}
+	})
+}
+
+// A Handler whose connection's TrySend was refused by a run hears of one Drained.
+func TestOneDrainedAfterARun(t *testing.T) {
+	for _, handled := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			var told atomic.Int32
+			var h sockhub.Handler
+			if handled {
+				h = &handlerFuncs{drained: func(r *sockhub.Reply) { told.Add(1) }}
+			}
+			hub, c, peer := serveHandler(t, sockhub.Anonymous, h, &sockhub.Options{ConnOutbound: 1000, WriteTimeout: -1})
+			go func() {
+				for b := range hub.Events() {
+					told.Add(int32(len(b.Drained)))
+				}
+			}()
+			go io.Copy(io.Discard, peer)
+			<-time.After(time.Minute)
+			at, on, done := make(chan bool), make(chan bool), make(chan bool)
+			go func() {
+				defer close(done)
+				defer func() { recover() }()
+				c.SendMany(t.Context(), func(yield func([]byte) bool) {
+					yield(make([]byte, 2000))
+					yield(make([]byte, 10)) // the first is handed over
+					close(at)
+					<-on
+					panic("x")
+				})
+			}()
+			<-at
+			<-time.After(time.Minute)
+			told.Store(0)
+			if err := c.TrySend([]byte("x")); !errors.Is(err, sockhub.ErrBackpressure) {
+				t.Fatal(err)
+			}
+			<-time.After(time.Minute)
+			if n := told.Load(); n != 0 {
+				t.Errorf("handled %v: %d during", handled, n)
+			}
+			close(on)
+			<-done
+			<-time.After(time.Minute)
+			if n := told.Load(); n != 1 {
+				t.Errorf("handled %v: Drained %d times after one message was written", handled, n)
+			}
+		})
+	}
+}
+
+// A Handler that asks for Drained each time does not keep a connection that is finished.
+func TestFinishEndsThoughDrainedIsAskedForAgain(t *testing.T) {
+	for _, linger := range []time.Duration{-1, 0} {
+		synctest.Test(t, func(t *testing.T) {
+			h := &handlerFuncs{drained: func(r *sockhub.Reply) {
+				if r.Conn().Context().Err() == nil {
+					<-time.After(time.Millisecond)
+					r.Conn().NotifyDrained()
+				}
+			}}
+			_, c, peer := serveHandler(t, sockhub.Anonymous, h, &sockhub.Options{Linger: linger})
+			go io.Copy(io.Discard, peer)
+			c.Send(t.Context(), []byte("x"))
+			<-time.After(10 * time.Second)
+			c.Finish()
+			select {
+			case <-c.Context().Done():
+			case <-time.After(time.Minute):
+				t.Error("hangs")
+				c.Close()
+			}
+		})
+	}
+}
+
+// What was written before a Handler had the connection is not for its Drained.
+func TestDrainedOfBeforeTheHandler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLine(t, nil, nil, nil)
+		go io.Copy(io.Discard, l.p)
+		l.c.Send(t.Context(), []byte("x"))
+		synctest.Wait()
+		told := 0
+		l.c.SetHandler(&handlerFuncs{drained: func(*sockhub.Reply) { told++ }})
+		<-time.After(time.Minute)
+		if told != 0 {
+			t.Errorf("at once: %d", told)
+		}
+		l.c.CloseWrite()
+		<-time.After(time.Minute)
+		if told != 0 {
+			t.Errorf("after CloseWrite, and nothing was sent: %d", told)
+		}
+	})
+}
+
+// A Drained that NotifyDrained has asked for, and that was put off because something was
+// queued, is Events' when that has the connection then.
+func TestDrainedThatWasPutOffIsEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		on, at, end, ended := make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan struct{})
+		var told atomic.Int32
+		h := &handlerFuncs{
+			message: func(r *sockhub.Reply, m []byte) { <-on; r.Send([]byte("answer")) },
+			drained: func(*sockhub.Reply) { told.Add(1) },
+		}
+		hub, c, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+		go func() {
+			for b := range hub.Events() {
+				told.Add(int32(len(b.Drained)))
+			}
+		}()
+		go io.Copy(io.Discard, peer)
+		go func() {
+			defer close(ended)
+			c.SendMany(t.Context(), func(yield func([]byte) bool) {
+				yield(make([]byte, 300<<10))
+				yield(make([]byte, 10)) // the first one is handed over
+				close(at)
+				<-end
+			})
+		}()
+		<-at
+		synctest.Wait()
+		peer.Write(frame("go"))
+		synctest.Wait()
+		told.Store(0)
+		c.NotifyDrained()
+		close(on) // the answer waits for the end of the run
+		synctest.Wait()
+		if n := c.Stats().QueuedMessages; told.Load() != 0 || n != 1 {
+			t.Fatalf("%d told, %d queued", told.Load(), n)
+		}
+		c.SetHandler(nil)
+		synctest.Wait()
+		close(end)
+		<-ended
+		<-time.After(time.Minute)
+		if told.Load() != 1 {
+			t.Errorf("NotifyDrained: %d Drained; %+v", told.Load(), c.Stats())
+		}
+	})
+}
+
+// fillOutbound takes all of the shared half of OutboundLimit, and the exempt slot, until
+// release.
+func fillOutbound(t *testing.T, r *room) (release func()) {
+	var peers []*memnet.End
+	for i := range 2 {
+		c, p := r.serve(nil, &sockhub.ListenOptions{Mode: sockhub.Anonymous, Handler: func(*sockhub.Conn) sockhub.Handler { return sockhub.BaseHandler{} }})
+		peers = append(peers, p)
+		if i == 0 {
+			if err := c.TrySend(make([]byte, 3<<20)); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			for c.TrySend(make([]byte, 1000)) == nil {
+			}
+			synctest.Wait()
+			for c.TrySend(make([]byte, 1000)) == nil {
+			}
+		}
+	}
+	synctest.Wait()
+	return func() {
+		for _, p := range peers {
+			go io.Copy(io.Discard, p)
+		}
+	}
+}
+
+// A TrySend that the budget has refused, on a connection that Events is yet to be told of,
+// hears of Drained after that.
+func TestDrainedAfterRefusalWhileUnheard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conns := make(chan *sockhub.Conn, 2)
+		r := newRoom(t, &sockhub.Options{OutboundLimit: 1 << 20, MaxConns: 64, WriteTimeout: -1}, &sockhub.ListenOptions{
+			Handler: func(c *sockhub.Conn) sockhub.Handler {
+				conns <- c
+				return &handlerFuncs{drained: func(*sockhub.Reply) {}}
+			},
+		})
+		if _, err := r.Expect("a", nil); err != nil {
+			t.Fatal(err)
+		}
+		p1 := r.join("a")
+		c1 := <-conns
+		c1.SetHandler(nil)
+		synctest.Wait()
+		if b := <-r.Events(); len(b.Connected) != 1 {
+			t.Fatalf("%+v", b)
+		}
+		c1.Close()
+		synctest.Wait()
+		p1.Close()
+		p2 := r.join("a")
+		go io.Copy(io.Discard, p2)
+		c2 := <-conns
+		c2.SetHandler(nil)
+		synctest.Wait() // the Disconnected of c1 is not taken
+		release := fillOutbound(t, r)
+		if err := c2.TrySend(make([]byte, 100_000)); !errors.Is(err, sockhub.ErrBackpressure) {
+			t.Fatal(err)
+		}
+		release()
+		<-time.After(time.Minute)
+		connected, drained := 0, 0
+		for range time.Tick(time.Second) {
+			select {
+			case b := <-r.Events():
+				connected += len(b.Connected)
+				for _, c := range b.Drained {
+					if c == c2 {
+						drained++
+					}
+				}
+				continue
+			default:
+			}
+			break
+		}
+		if connected != 1 || drained != 1 {
+			t.Errorf("%d connected, %d drained", connected, drained)
+		}
+	})
+}
+
+// A TrySend that was refused because a Send stood before it, which waited for the budget
+// and has given up, hears of Drained, as it would be accepted now.
+func TestDrainedAfterASendThatHasGivenUp(t *testing.T) {
+	for _, handled := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			drained := 0
+			r := newRoom(t, &sockhub.Options{OutboundLimit: 1 << 20, MaxConns: 64, WriteTimeout: -1}, nil)
+			lo := &sockhub.ListenOptions{Mode: sockhub.Anonymous}
+			if handled {
+				lo.Handler = func(*sockhub.Conn) sockhub.Handler {
+					return &handlerFuncs{drained: func(*sockhub.Reply) { drained++ }}
+				}
+			}
+			c, p := r.serve(nil, lo)
+			go io.Copy(io.Discard, p)
+			r.take()
+			fillOutbound(t, r)
+			sent := make(chan error, 1)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			go func() { sent <- c.Send(ctx, make([]byte, 1<<20)) }()
+			synctest.Wait()
+			if err := c.TrySend(make([]byte, 10)); !errors.Is(err, sockhub.ErrBackpressure) {
+				t.Fatal(err)
+			}
+			if err := <-sent; !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatal(err)
+			}
+			<-time.After(time.Hour)
+			for range time.Tick(time.Second) {
+				select {
+				case b := <-r.Events():
+					drained += len(b.Drained)
+					continue
+				default:
+				}
+				break
+			}
+			n := drained
+			if err := c.TrySend(make([]byte, 10)); n != 1 {
+				t.Errorf("handled %v: %d Drained; TrySend: %v", handled, n, err)
+			}
+		})
+	}
+}
+
+// The Drained that a refused TrySend waits for comes to the Handler or to Events, also if
+// the connection goes from one to the other at that very moment.
+func TestDrainedWhileEventsGetsTheConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{ConnOutbound: 1000, WriteTimeout: -1})
+		var told atomic.Int32
+		go func() {
+			for b := range hub.Events() {
+				told.Add(int32(len(b.Drained)))
+			}
+		}()
+		for i := range 5000 {
+			told.Store(0)
+			h := &handlerFuncs{drained: func(*sockhub.Reply) { told.Add(1) }}
+			c, p := serveMemory(t, hub, &memnet.Options{Buffer: 1000}, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+			c.TrySend(make([]byte, 1500))
+			if err := c.TrySend(nil); !errors.Is(err, sockhub.ErrBackpressure) {
+				// the rest of the first is below the limit
+				c.TrySend(make([]byte, 1000))
+				if err := c.TrySend(nil); !errors.Is(err, sockhub.ErrBackpressure) {
+					t.Fatal(err)
+				}
+			}
+			synctest.Wait()
+			go func() {
+				for range i % 7 {
+					runtime.Gosched()
+				}
+				io.Copy(io.Discard, p)
+			}()
+			for range i % 300 {
+				_ = time.Now()
+			}
+			c.SetHandler(nil)
+			synctest.Wait()
+			if n := told.Load(); n == 0 {
+				t.Fatalf("round %d: no Drained: %+v", i, c.Stats())
+			}
+			c.Close()
+			p.Close()
+			synctest.Wait()
+		}
+	})
+}
+
+// As above, where the Handler has not had all that was withdrawn from Events for it.
+func TestDrainedWhileEventsGetsTheConnectionBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{ConnOutbound: 1000, WriteTimeout: -1})
+		told := 0
+		take := func() {
+			for {
+				synctest.Wait()
+				select {
+				case b := <-hub.Events():
+					told += len(b.Drained)
+				default:
+					return
+				}
+			}
+		}
+		for i := range 2000 {
+			var heard atomic.Int32
+			h := &handlerFuncs{
+				drained: func(*sockhub.Reply) { heard.Add(1) },
+				message: func(r *sockhub.Reply, _ []byte) { r.Send(make([]byte, 3000)) },
+			}
+			c, p := serveMemory(t, hub, &memnet.Options{Buffer: 1000}, sockhub.ListenOptions{})
+			take()
+			told = 0
+			p.Write(frames("a", "b"))
+			synctest.Wait()
+			c.SetHandler(h)
+			synctest.Wait()
+			if err := c.TrySend(nil); !errors.Is(err, sockhub.ErrBackpressure) {
+				t.Fatal(err)
+			}
+			go func() {
+				for range i % 7 {
+					runtime.Gosched()
+				}
+				io.Copy(io.Discard, p)
+			}()
+			for range i % 300 {
+				_ = time.Now()
+			}
+			c.SetHandler(nil)
+			take()
+			if n := told + int(heard.Load()); n == 0 {
+				t.Fatalf("round %d: no Drained: %+v", i, c.Stats())
+			}
+			c.Close()
+			p.Close()
+			take()
+		}
+	})
+}
+
+// A large message is delayed by another that has the exempt slot, and not by the small
+// ones that are sent behind that for ever.
+func TestExemptSlotIsNotKeptForSmallMessages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{OutboundLimit: 200 << 10, MaxConns: 64})
+		go func() {
+			for range hub.Events() {
+			}
+		}()
+		ours, peers := attachMany(t, hub, 2)
+		large := make([]byte, 3<<20)
+		if n, err := ours[0].SendMany(t.Context(), func(yield func([]byte) bool) {
+			for range 240 {
+				if !yield(make([]byte, 1000)) {
+					return
+				}
+			}
+		}); n != 240 {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		sent := 0
+		go func() {
+			for ours[0].Send(ctx, make([]byte, 1000)) == nil {
+				sent++
+			}
+		}()
+		go func() {
+			for ctx.Err() == nil { // 4 MB/s
+				io.CopyN(io.Discard, peers[0], 4<<10)
+				<-time.After(time.Millisecond)
+			}
+		}()
+		go io.Copy(io.Discard, peers[1])
+		<-time.After(10 * time.Millisecond)
+		waits, cancel2 := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel2()
+		begun := time.Now()
+		if err := ours[1].Send(waits, large); err != nil {
+			t.Errorf("waits for the slot for %v, in which its holder has sent %d messages: %v; %+v", time.Since(begun), sent, err, ours[0].Stats())
+		}
+		cancel()
+		<-time.After(time.Second)
+		go io.Copy(io.Discard, peers[0])
+		synctest.Wait()
+	})
+}
