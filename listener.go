@@ -664,7 +664,7 @@ func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOp
 // any other error it tries again, also when it was refused or the host has no address.
 // So ctx should have an end, or Options.Logger tell why it takes so long.
 //
-// Errors: those of package net; ErrRefused, also where the name is taken or not
+// Errors: those of package net, and of TLS; ErrRefused, also where the name is taken or not
 // let in; ErrHandshakeTimeout when the peer did not answer within
 // DialOptions.Timeout; the cause of ctx's end, with the last attempt's error;
 // ErrBadName where mode Named lacks a name; options that are wrong in themselves;

@@ -161,8 +161,8 @@ type ListenOptions struct {
 	// Classify chooses, before the handshake, which options a connection is
 	// served with. It sees the peer's address and the first bytes it sent
 	// (none at the first call). use nil means this listener's own options;
-	// more > 0 asks to be called again when that many bytes have come; an
-	// error refuses the connection. The listener's own MaxConns holds for all of its
+	// more > 0 asks to be called again when that many bytes have come, of at most 1 KiB; an
+	// error refuses the connection, and so do options that are wrong. The listener's own MaxConns holds for all of its
 	// connections; that of use is not looked at.
 	Classify func(p Peer, first []byte) (use *ListenOptions, more int, err error)
 

@@ -431,3 +431,55 @@ func TestReportCountsMessagesFromReaders(t *testing.T) {
 		}
 	})
 }
+
+// A reader that gives a little at a time is not read on when ctx or the connection has
+// ended.
+func TestSendFromEndsBetweenReads(t *testing.T) {
+	for name, tt := range map[string]struct {
+		after time.Duration // a Read gives 1 KiB and takes 10 ms, so that 64 KiB take 640 ms
+		close bool          // the connection, and not ctx
+		kept  bool          // the connection, as nothing was accepted
+	}{
+		"ctx, before the first piece":   {after: 100 * time.Millisecond, kept: true},
+		"ctx, within a later one":       {after: time.Second},
+		"Close, before the first piece": {after: 100 * time.Millisecond, close: true},
+		"Close, within a later one":     {after: time.Second, close: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLine(t, nil, nil, nil)
+				go io.Copy(io.Discard, l.p)
+				ctx, cancel := context.WithCancelCause(t.Context())
+				defer cancel(nil)
+				enough := errors.New("enough")
+				want := enough
+				if tt.close {
+					want = sockhub.ErrClosed
+					time.AfterFunc(tt.after, func() { l.c.Close() })
+				} else {
+					time.AfterFunc(tt.after, func() { cancel(enough) })
+				}
+				begun := time.Now()
+				err := l.c.SendFrom(ctx, 1<<20, slowly{})
+				if took := time.Since(begun); !errors.Is(err, want) || took > tt.after+10*time.Millisecond {
+					t.Errorf("%v after %v", err, took)
+				}
+				synctest.Wait()
+				if alive := l.c.Context().Err() == nil; alive != tt.kept {
+					t.Errorf("the connection lives: %v", alive)
+				}
+				if tt.kept {
+					l.sent("whole")
+				}
+			})
+		})
+	}
+}
+
+// slowly reads 1 KiB at a time.
+type slowly struct{}
+
+func (slowly) Read(p []byte) (int, error) {
+	<-time.After(10 * time.Millisecond)
+	return min(len(p), 1<<10), nil
+}

@@ -1016,7 +1016,8 @@ const (
 // MaxMessage does not count, and no more than 256 KiB of it are in memory; where
 // r is an *os.File of ordinary data, the system sends it without its coming
 // through memory of the program's (Linux, TCP and Unix sockets, no TLS). It
-// waits for room as Send does, and returns when r has been read. Meanwhile, and
+// waits for room as Send does, and returns when r has been read. It reads 64 KiB at a
+// time, and sends them when it has them. From the first ones on, and
 // until the message is written, other Sends to this connection wait.
 //
 // If r fails or ends early, or ctx ends (which does not interrupt a Read), before
@@ -1041,7 +1042,12 @@ func (c *Conn) SendFrom(ctx context.Context, size uint64, r io.Reader) error {
 		return err
 	}
 	first := make([]byte, min(size, pieceSize))
-	if _, err := readFull(r, first); err != nil {
+	var over error
+	_, err = readFull(r, first, func() bool { over = c.sendOver(ctx); return over != nil })
+	switch {
+	case over != nil:
+		return over
+	case err != nil:
 		return fromError(err)
 	}
 	if uint64(len(first)) == size {
@@ -1052,6 +1058,16 @@ func (c *Conn) SendFrom(ctx context.Context, size uint64, r io.Reader) error {
 		return err
 	}
 	return c.feedRest(ctx, f, r, first)
+}
+
+// sendOver is why a message need not be read on of which nothing is accepted yet, or nil.
+func (c *Conn) sendOver(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.out.refuse != nil {
+		return c.out.refuse
+	}
+	return context.Cause(ctx)
 }
 
 // beginFrom has a feed accepted.
@@ -1072,9 +1088,15 @@ func (c *Conn) beginFrom(ctx context.Context, f *feed, first []byte) error {
 	return nil
 }
 
-// readFull is io.ReadFull, which believes whatever count a reader returns.
-func readFull(r io.Reader, p []byte) (n int, err error) {
+var errStopped = errors.New("no more is wanted")
+
+// readFull is io.ReadFull, which believes whatever count a reader returns. It stops
+// with errStopped if stop says so between two Reads.
+func readFull(r io.Reader, p []byte, stop func() bool) (n int, err error) {
 	for n < len(p) && err == nil {
+		if n > 0 && stop() {
+			return n, errStopped
+		}
 		var m int
 		if m, err = r.Read(p[n:]); m < 0 || m > len(p)-n {
 			return n, errors.New("Read returned an impossible count")
@@ -1143,16 +1165,25 @@ func (c *Conn) feedPieces(ctx context.Context, f *feed, r io.Reader, first []byt
 			return err
 		}
 	}
+	var over error
+	stop := func() bool { over = c.feedOver(ctx, f); return over != nil }
 	for left > 0 {
 		if err := c.awaitFeed(ctx, f, func() bool { return f.queued-f.fed < window }); err != nil {
 			return err
+		}
+		if stop() {
+			return over
 		}
 		i := f.queued % window // only this goroutine writes it
 		if buffers[i] == nil {
 			buffers[i] = make([]byte, pieceSize)
 		}
 		piece := buffers[i][:min(left, pieceSize)]
-		if _, err := readFull(r, piece); err != nil {
+		_, err := readFull(r, piece, stop)
+		switch {
+		case over != nil:
+			return over
+		case err != nil:
 			return c.cutFeed(f, fromError(err))
 		}
 		left -= uint64(len(piece))
@@ -1229,6 +1260,21 @@ func (c *Conn) awaitFeed(ctx context.Context, f *feed, ready func() bool) error 
 			return c.cutFeed(f, context.Cause(ctx))
 		}
 	}
+}
+
+// feedOver is why no more of a message is wanted that is not complete, or nil: its
+// connection has ended, or ctx, whose end withdraws or cuts it.
+func (c *Conn) feedOver(ctx context.Context, f *feed) error {
+	c.mu.Lock()
+	gone := c.out.frozen || f.gone
+	c.mu.Unlock()
+	switch {
+	case gone:
+		return c.endFeed()
+	case ctx.Err() != nil:
+		return c.cutFeed(f, context.Cause(ctx))
+	}
+	return nil
 }
 
 // cutFeed withdraws the message, or cuts it and ends the connection if it has
@@ -1396,7 +1442,7 @@ func (c *Conn) feedFrom(f *feed) {
 	}()
 	defer c.closeFeed(f)
 	first := make([]byte, min(f.size, pieceSize))
-	if _, err := readFull(f.from, first); err != nil {
+	if _, err := readFull(f.from, first, func() bool { return false }); err != nil {
 		c.fail(fromError(err))
 	} else if c.beginFeed(f, first) {
 		c.feedRest(context.Background(), f, f.from, first)
