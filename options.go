@@ -116,7 +116,8 @@ type Options struct {
 	// input that the user has not taken from Events, from which on its
 	// reading pauses. ConnOutbound is the charge of one connection's queue
 	// from which on a Send has to wait or is refused. One message always
-	// enters an empty queue, whatever its size. Default 4 MiB each.
+	// enters an empty queue, whatever its size, where OutboundLimit has room for it.
+	// Default 4 MiB each.
 	//
 	// A batch can bring ConnInbound from one connection, and a loop that answers
 	// it, or passes it on, queues that much at a time. So where ConnOutbound is
