@@ -281,7 +281,12 @@ func (d *decoder) space() []byte {
 }
 
 // room is the capacity of big that so many bytes justify.
-func (d *decoder) room(received int) int { return min(d.size, 2*received+growStep) }
+func (d *decoder) room(received int) int {
+	if received >= (d.size-growStep+1)/2 { // 2*received may be no int of 32 bits
+		return d.size
+	}
+	return 2*received + growStep
+}
 
 // grow gives big a buffer with room for more than received, which it copies.
 func (d *decoder) grow(received []byte) {

@@ -447,6 +447,23 @@ func TestAnnouncedMessageCostsNothingBeforeItComes(t *testing.T) {
 	}
 }
 
+// Half of what an int may be is received of nearly all.
+func TestRoomForAHugeMessage(t *testing.T) {
+	for size := range 3 {
+		size = math.MaxInt - growStep - size
+		for received := math.MaxInt/2 - growStep; received <= math.MaxInt/2+1; received += growStep / 4 {
+			want := size
+			if twice := 2*uint64(received) + growStep; twice < uint64(size) {
+				want = int(twice)
+			}
+			d := decoder{size: size}
+			if n := d.room(received); n != want {
+				t.Errorf("%d of %d bytes received: room for %d, want %d", received, size, n, want)
+			}
+		}
+	}
+}
+
 func TestNoVarintIsAnError(t *testing.T) {
 	for _, in := range [][]byte{bytes.Repeat([]byte{0x80}, 10), append(bytes.Repeat([]byte{0xff}, 9), 2), bytes.Repeat([]byte{0xff}, 20)} {
 		if _, _, err := Uvarint().Header(in); err == nil {

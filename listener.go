@@ -58,7 +58,8 @@ type Listener struct {
 	closed  chan struct{} // closed by stop, once it has been taken out of hub.listeners
 	gone    chan struct{} // closed by the accept loop at its end
 
-	conns int // past their handshake; guarded by hub.mu
+	conns int                         // past their handshake; guarded by hub.mu
+	tls   map[*tls.Config]*tls.Config // of Classify's options; see sameTLS; guarded by hub.mu
 }
 
 // Addr is the address it listens on, with the port that was chosen for 0.
@@ -395,15 +396,15 @@ type preface struct {
 	entry   *pendingEntry // guarded by hub.mu
 	inCall  atomic.Bool   // it is in Classify, or in a Framing that this has chosen
 	refused bool          // by Classify, or for what this has chosen
-	evicted atomic.Bool   // by fail
+	late    *time.Timer   // HandshakeTimeout; nil: there is none
 	failed  bool          // guarded by hub.mu
+
+	why atomic.Pointer[error] // of the first fail
 }
 
 // fail ends it.
 func (p *preface) fail(err error) {
-	if err == errEvicted {
-		p.evicted.Store(true)
-	}
+	p.why.CompareAndSwap(nil, &err)
 	p.nc.Close()
 }
 
@@ -462,7 +463,7 @@ func (p *preface) run() {
 	set, rule, err := p.l.set, p.l.o.Admit, errLeft
 	defer func() { p.end(set, rule, err) }() // deferred because Classify may end the goroutine
 	if t := p.hub.o.HandshakeTimeout; t > 0 {
-		p.nc.SetDeadline(time.Now().Add(t))
+		p.late = time.AfterFunc(t, func() { p.fail(ErrHandshakeTimeout) }) // not each net.Conn has deadlines
 	}
 	if err = p.whom(); err == nil && p.l.o.Classify != nil {
 		err = errLeft
@@ -489,13 +490,15 @@ func (p *preface) end(set *settings, rule Rule, err error) {
 		h.mu.Unlock()
 		h.someoneLeft()
 	}()
+	if p.late != nil && !p.late.Stop() {
+		p.fail(ErrHandshakeTimeout) // as it does just now
+	}
+	if why := p.why.Load(); why != nil && !p.refused {
+		err = *why
+	}
 	if err == nil {
-		p.nc.SetDeadline(time.Time{})
 		h.startAccepted(p.l, p.nc, p, set, rule)
 		return
-	}
-	if p.evicted.Load() {
-		err = errEvicted
 	}
 	h.mu.Lock()
 	p.countLocked(err)
@@ -513,10 +516,10 @@ func (p *preface) countLocked(err error) {
 		t.RefusedLimit++
 	case p.refused:
 		t.RefusedPolicy++
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	case err == ErrHandshakeTimeout:
 		t.HandshakeTimeouts++
-	case errors.As(err, &broken), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
-		// The peer has left, or the listener was closed.
+	case err == ErrClosed, errors.As(err, &broken), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
+		// The listener was closed, or the peer has left.
 	default:
 		t.RefusedPolicy++
 	}
@@ -581,10 +584,33 @@ func (p *preface) chosen(o ListenOptions) (set *settings, rule Rule, err error) 
 		if err == nil {
 			err = p.hub.budget.allow("ListenOptions.MaxMessage", s.maxMessage)
 		}
+		if err == nil {
+			s.tls = p.l.sameTLS(o.TLS, s.tls)
+		}
 		set, rule = s, r.Admit
 		return err
 	})
 	return set, rule, err
+}
+
+// sameTLS is what fullRecords has made of a configuration that Classify has chosen: made,
+// or what it was made before. A copy for each connection would have ticket keys of its
+// own, and no session could be resumed.
+func (l *Listener) sameTLS(chosen, made *tls.Config) *tls.Config {
+	const most = 64 // who makes a new one for each connection does not fill the memory
+	if chosen == nil {
+		return nil
+	}
+	l.hub.mu.Lock()
+	defer l.hub.mu.Unlock()
+	if before := l.tls[chosen]; before != nil {
+		return before
+	}
+	if l.tls == nil || len(l.tls) == most {
+		l.tls = make(map[*tls.Config]*tls.Config)
+	}
+	l.tls[chosen] = made
+	return made
 }
 
 // call calls what is, or calls, a function of the user's. A panic refuses.
@@ -1022,7 +1048,11 @@ func (h *Hub) transport(rwc io.ReadWriteCloser, set *settings) transport.Conn {
 		case *packet.Conn:
 		case *net.UnixConn:
 			if set.network == "unixpacket" {
-				rwc = packet.NewSeq(x, int(set.maxMessage), ErrMessageTooLarge)
+				longest := int(set.maxMessage)
+				if set.mode.named() { // the handshake's packets may be longer
+					longest = max(longest, MaxNameLen)
+				}
+				rwc = packet.NewSeq(x, longest, ErrMessageTooLarge)
 				break
 			}
 			rwc = packet.Connect(x, h.packetOptions(set, 1))
@@ -1110,8 +1140,12 @@ func (h *Hub) add(c *Conn) (evicted pendingPeer, err error) {
 		c.greet.entry, p.entry = p.entry, nil
 	default:
 		if p != nil { // it was the proxy's, and is its client's from now on
-			h.pending.Remove(p.entry)
+			kept := h.pending.Remove(p.entry)
 			p.entry = nil
+			if !kept { // it has made room for another
+				h.totals.RefusedLimit++
+				return nil, errEvicted
+			}
 		}
 		in, out := h.pending.Add(sourceOf(c.peer), c, time.Now())
 		if in == nil {

@@ -162,9 +162,12 @@ type ListenOptions struct {
 	// Classify chooses, before the handshake, which options a connection is
 	// served with. It sees the peer's address and the first bytes it sent
 	// (none at the first call). use nil means this listener's own options;
-	// more > 0 asks to be called again when that many bytes have come, of at most 1 KiB; an
-	// error refuses the connection, and so do options that are wrong. The listener's own MaxConns holds for all of its
-	// connections; that of use is not looked at.
+	// more > 0 asks to be called again when that many bytes have come, of at most 1 KiB
+	// (who sends fewer and waits is refused after HandshakeTimeout); an
+	// error refuses the connection, and so do options that are wrong. The listener's own
+	// MaxConns holds for all of its connections; that of use is not looked at, nor are its
+	// Classify, ProxyFrom, ReusePort, FileMode and Config. One TLS configuration is
+	// best used for many connections: then sessions are resumed.
 	Classify func(p Peer, first []byte) (use *ListenOptions, more int, err error)
 
 	// Handler makes the Handler of a connection. Nil, or a nil result: the

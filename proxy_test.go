@@ -1,17 +1,21 @@
 package sockhub_test
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/memnet"
 )
 
 const (
@@ -242,5 +246,111 @@ func TestServeConnDoesNotPassOverClassify(t *testing.T) {
 	})
 	if !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("%v, want ErrUnsupported", err)
+	}
+}
+
+// HandshakeTimeout holds before the handshake too where a connection has no deadlines.
+func TestHandshakeTimeoutWithoutDeadlines(t *testing.T) {
+	for what, o := range map[string]sockhub.ListenOptions{
+		"a header": {ProxyFrom: proxies},
+		"Classify": {Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) { return nil, 4, nil }},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, err := sockhub.New(context.Background(), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer s.Close()
+				l := memnet.Listen(&memnet.Options{Remote: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1}})
+				if _, err := s.Serve(timeless{l}, &o); err != nil {
+					t.Fatal(err)
+				}
+				p, err := l.Dial(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer p.Close()
+				start := time.Now()
+				if _, err := p.Read(make([]byte, 1)); err == nil {
+					t.Error("something was said")
+				}
+				if d := time.Since(start); d != sockhub.DefaultHandshakeTimeout {
+					t.Errorf("it went after %v, want %v", d, sockhub.DefaultHandshakeTimeout)
+				}
+				synctest.Wait()
+				if n := s.Stats().HandshakeTimeouts; n != 1 {
+					t.Errorf("%d timeouts, want 1", n)
+				}
+			})
+		})
+	}
+}
+
+// timeless is a listener of connections without deadlines.
+type timeless struct{ net.Listener }
+
+func (l timeless) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return timelessConn{c}, nil
+}
+
+type timelessConn struct{ net.Conn }
+
+func (timelessConn) SetDeadline(time.Time) error      { return errors.ErrUnsupported }
+func (timelessConn) SetReadDeadline(time.Time) error  { return errors.ErrUnsupported }
+func (timelessConn) SetWriteDeadline(time.Time) error { return errors.ErrUnsupported }
+
+// Who has made room for another while Classify was asked takes no place again.
+func TestWhoMadeRoomTakesNoPlaceAgain(t *testing.T) {
+	for _, proxied := range []bool{false, true} {
+		t.Run(fmt.Sprint("proxied ", proxied), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, err := sockhub.New(context.Background(), &sockhub.Options{MaxPending: 1})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer s.Close()
+				asked := 0
+				decide := make(chan struct{})
+				o := &sockhub.ListenOptions{Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) {
+					if asked++; asked == 1 {
+						<-decide
+					}
+					return nil, 0, nil
+				}}
+				if proxied {
+					o.ProxyFrom = proxies
+				}
+				l := memnet.Listen(&memnet.Options{Remote: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1}})
+				if _, err := s.Serve(l, o); err != nil {
+					t.Fatal(err)
+				}
+				dial := func() *memnet.End {
+					p, err := l.Dial(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					if proxied {
+						io.WriteString(p, proxyV1)
+					}
+					synctest.Wait()
+					return p
+				}
+				const evictable = 1100 * time.Millisecond
+				defer dial().Close()
+				<-time.After(evictable)
+				defer dial().Close() // in its place
+				<-time.After(evictable)
+				close(decide)
+				synctest.Wait()
+				if got := s.Stats(); got.RefusedLimit != 1 || got.Connecting != 1 {
+					t.Errorf("%d refused for a limit and %d connecting, want 1 and 1", got.RefusedLimit, got.Connecting)
+				}
+			})
+		})
 	}
 }

@@ -27,10 +27,11 @@ type stoppingListener struct {
 	at, goOn chan struct{}
 }
 
+// stoppingConn waits where its transport is made, which is behind Classify.
 type stoppingConn struct {
 	net.Conn
-	l *stoppingListener
-	n int
+	l    *stoppingListener
+	made bool
 }
 
 func (l *stoppingListener) Accept() (net.Conn, error) {
@@ -41,13 +42,13 @@ func (l *stoppingListener) Accept() (net.Conn, error) {
 	return &stoppingConn{Conn: c, l: l}, nil
 }
 
-func (c *stoppingConn) SetDeadline(t time.Time) error {
-	if t.IsZero() && c.n == 0 {
-		c.n++
+func (c *stoppingConn) SetReadDeadline(t time.Time) error {
+	if !c.made {
+		c.made = true
 		c.l.at <- struct{}{}
 		<-c.l.goOn
 	}
-	return c.Conn.SetDeadline(t)
+	return c.Conn.SetReadDeadline(t)
 }
 
 func TestListenerCloseFindsWhatIsBehindClassify(t *testing.T) {

@@ -554,25 +554,33 @@ func TestTLSSessionIsResumed(t *testing.T) {
 	ca := newAuthority()
 	asked := 0
 	server := &tls.Config{Certificates: []tls.Certificate{ca.certify("hub.example")}}
-	_, l := echoHub(t, &sockhub.ListenOptions{Mode: sockhub.Anonymous, TLS: &tls.Config{
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { asked++; return server, nil },
-	}})
-	client := &tls.Config{RootCAs: ca.pool, ServerName: "hub.example", ClientSessionCache: tls.NewLRUClientSessionCache(1)}
-	for i := range 2 {
-		peer, err := tls.Dial("tcp", l.Addr().String(), client)
-		if err != nil {
-			t.Fatal(err)
-		}
-		peer.Write(frame("x"))
-		expect(t, peer, frame("x")) // and the ticket came before
-		if resumed := peer.ConnectionState().DidResume; resumed != (i == 1) {
-			t.Errorf("connection %d: resumed %v", i, resumed)
-		}
-		peer.CloseWrite()
-		if n, err := peer.Read(make([]byte, 1)); err != io.EOF {
-			t.Errorf("%d bytes, %v; want the end that close_notify tells", n, err)
-		}
-		peer.Close()
+	perClient := &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { asked++; return server, nil }}
+	secure := &sockhub.ListenOptions{Mode: sockhub.Anonymous, TLS: server}
+	for what, o := range map[string]*sockhub.ListenOptions{
+		"a listener's":          secure,
+		"GetConfigForClient's":  {Mode: sockhub.Anonymous, TLS: perClient},
+		"what Classify chooses": {Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) { return secure, 0, nil }},
+	} {
+		t.Run(what, func(t *testing.T) {
+			_, l := echoHub(t, o)
+			client := &tls.Config{RootCAs: ca.pool, ServerName: "hub.example", ClientSessionCache: tls.NewLRUClientSessionCache(1)}
+			for i := range 2 {
+				peer, err := tls.Dial("tcp", l.Addr().String(), client)
+				if err != nil {
+					t.Fatal(err)
+				}
+				peer.Write(frame("x"))
+				expect(t, peer, frame("x")) // and the ticket came before
+				if resumed := peer.ConnectionState().DidResume; resumed != (i == 1) {
+					t.Errorf("connection %d: resumed %v", i, resumed)
+				}
+				peer.CloseWrite()
+				if n, err := peer.Read(make([]byte, 1)); err != io.EOF {
+					t.Errorf("%d bytes, %v; want the end that close_notify tells", n, err)
+				}
+				peer.Close()
+			}
+		})
 	}
 	if asked != 2 {
 		t.Errorf("GetConfigForClient was called %d times", asked)

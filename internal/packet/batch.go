@@ -1,7 +1,9 @@
 package packet
 
 import (
+	"errors"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -9,11 +11,15 @@ import (
 )
 
 // batcher receives and sends the datagrams of a socket, in whatever way is the
-// fastest there. The receiver alone calls receive, resolve and pause.
+// fastest there. The receiver alone calls receive, drain, resolve and pause.
 type batcher interface {
 	// receive waits for datagrams and hands them to s in rounds, until it
 	// fails or is interrupted.
 	receive(s *socket) error
+
+	// drain hands over what has come already, on a connected socket that has failed: a
+	// system tells of an error before it gives that.
+	drain(s *socket)
 
 	// resolve completes a source.
 	resolve(from *source)
@@ -50,6 +56,11 @@ const (
 	// flushTime is how long a socket that is closed tries to send what is
 	// queued.
 	flushTime = 100 * time.Millisecond
+
+	// drainTime is how long drain waits where it has to; drainErrors is how many errors in
+	// a row it passes over, each of a datagram that was sent meanwhile.
+	drainTime   = 10 * time.Millisecond
+	drainErrors = 16
 
 	// stuckTime is how long a write may take where the socket might be full
 	// for one peer alone.
@@ -127,6 +138,21 @@ func (p *plain) receive(s *socket) error {
 	r.datagram(&p.from, p.buf[:n], n < len(p.buf))
 	r.end(noFD)
 	return nil
+}
+
+// drain implements batcher.
+func (p *plain) drain(s *socket) {
+	for errs := 0; errs < drainErrors && !s.over.Load(); errs++ {
+		if p.pc.SetReadDeadline(time.Now().Add(drainTime)) != nil {
+			return // it would wait
+		}
+		switch err := p.receive(s); {
+		case err == nil:
+			errs = -1
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return
+		}
+	}
 }
 
 // resolve implements batcher.

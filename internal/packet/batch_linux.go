@@ -37,8 +37,14 @@ type mmsghdr struct {
 	n   uint32
 }
 
-// control is room for control messages: the size of segments, and our address.
-type control [12]uint64
+// control is room for the control messages of a datagram that is sent: the size of
+// segments, and our address.
+type control [8]uint64
+
+// received is room for those of one that is received. What the socket's user has asked
+// for, such as timestamps, comes before the size of segments, without which datagrams
+// could not be told apart.
+type received [64]uint64
 
 // fast receives and sends with recvmmsg and sendmmsg, inside the callbacks of
 // RawConns, which wait and know the descriptor's life.
@@ -107,6 +113,7 @@ func (f *fast) setup(fd int, own *net.UDPAddr) {
 	case f.wired || own == nil || !own.IP.IsUnspecified():
 	case f.inet6:
 		f.many = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1) == nil
+		unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_PKTINFO, 1) // for datagrams of IPv4
 	default:
 		f.many = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_PKTINFO, 1) == nil
 	}
@@ -122,7 +129,7 @@ type slots struct {
 	used  int // headers that the last call has changed
 	hdrs  []mmsghdr
 	iovs  []unix.Iovec
-	ctls  []control
+	ctls  []received
 	names []unix.RawSockaddrAny
 }
 
@@ -138,7 +145,7 @@ var (
 func newSlots(n, size, stride, controls int) *slots {
 	b := &slots{
 		size: stride, mem: make([]byte, n*stride), used: n,
-		hdrs: make([]mmsghdr, n), iovs: make([]unix.Iovec, n), ctls: make([]control, controls), names: make([]unix.RawSockaddrAny, n),
+		hdrs: make([]mmsghdr, n), iovs: make([]unix.Iovec, n), ctls: make([]received, controls), names: make([]unix.RawSockaddrAny, n),
 	}
 	for i := range b.hdrs {
 		h := &b.hdrs[i].hdr
@@ -198,25 +205,49 @@ func (f *fast) turn(fd uintptr) (done bool) {
 	b := f.slots.Get().(*slots)
 	defer f.slots.Put(b)
 	for !f.s.over.Load() {
-		n, errno := b.receive(int(fd))
+		n, errno := f.round(b, int(fd))
 		switch {
 		case errno == unix.EAGAIN:
 			return false
 		case errno != 0:
 			f.err = errno
 			return true
-		}
-		f.next = 0
-		r := f.s.begin()
-		for i := range n {
-			f.hand(&r, b, i)
-		}
-		r.end(int(fd))
-		if n < len(b.hdrs) {
+		case n < len(b.hdrs):
 			return false
 		}
 	}
 	return true
+}
+
+// round hands over the datagrams of one system call.
+func (f *fast) round(b *slots, fd int) (n int, errno syscall.Errno) {
+	n, errno = b.receive(fd)
+	if errno != 0 {
+		return 0, errno
+	}
+	f.next = 0
+	r := f.s.begin()
+	for i := range n {
+		f.hand(&r, b, i)
+	}
+	r.end(fd)
+	return n, 0
+}
+
+// drain implements batcher.
+func (f *fast) drain(s *socket) {
+	b := f.slots.Get().(*slots)
+	defer f.slots.Put(b)
+	f.raw.Control(func(fd uintptr) {
+		for errs := 0; errs < drainErrors && !s.over.Load(); errs++ {
+			switch _, errno := f.round(b, int(fd)); errno {
+			case 0:
+				errs = -1
+			case unix.EAGAIN:
+				return
+			}
+		}
+	})
 }
 
 // hand hands over what is in one slot: a datagram, or with UDP_GRO some of one
@@ -272,12 +303,14 @@ func (f *fast) resolve(from *source) {
 	if !f.many {
 		return
 	}
-	if f.inet6 {
-		if c := find(from.control, unix.SOL_IPV6, unix.IPV6_PKTINFO); len(c) >= unix.SizeofInet6Pktinfo {
-			from.local = netip.AddrFrom16([16]byte(c[:16]))
+	if c := find(from.control, unix.SOL_IP, unix.IP_PKTINFO); len(c) >= unix.SizeofInet4Pktinfo {
+		from.local = netip.AddrFrom4([4]byte(c[4:8])) // what we answer from, also if it was sent to a group, or to all
+	} else if c := find(from.control, unix.SOL_IPV6, unix.IPV6_PKTINFO); len(c) >= unix.SizeofInet6Pktinfo {
+		from.local = netip.AddrFrom16([16]byte(c[:16]))
+		if from.local.IsLinkLocalUnicast() { // which the system knows on one device alone
+			from.device = binary.NativeEndian.Uint32(c[16:])
+			from.local = from.local.WithZone(zone(from.device))
 		}
-	} else if c := find(from.control, unix.SOL_IP, unix.IP_PKTINFO); len(c) >= unix.SizeofInet4Pktinfo {
-		from.local = netip.AddrFrom4([4]byte(c[4:8])) // what we answer from, also if it was sent to a group
 	}
 	if from.local.Unmap().IsMulticast() {
 		from.local = netip.Addr{}
@@ -295,12 +328,8 @@ func address(raw []byte) net.Addr {
 		return net.UDPAddrFromAddrPort(netip.AddrPortFrom(ip, binary.BigEndian.Uint16(raw[2:])))
 	case family == unix.AF_INET6 && len(raw) >= unix.SizeofSockaddrInet6:
 		ip := netip.AddrFrom16([16]byte(raw[8:24]))
-		if zone := binary.NativeEndian.Uint32(raw[24:]); zone != 0 {
-			name := strconv.Itoa(int(zone))
-			if i, err := net.InterfaceByIndex(int(zone)); err == nil {
-				name = i.Name
-			}
-			ip = ip.WithZone(name)
+		if device := binary.NativeEndian.Uint32(raw[24:]); device != 0 {
+			ip = ip.WithZone(zone(device))
 		}
 		return net.UDPAddrFromAddrPort(netip.AddrPortFrom(ip, binary.BigEndian.Uint16(raw[2:])))
 	default:
@@ -313,6 +342,14 @@ func address(raw []byte) net.Addr {
 		}
 		return &net.UnixAddr{Net: "unixgram", Name: string(path)}
 	}
+}
+
+// zone is the name of a device, or else its number.
+func zone(device uint32) string {
+	if i, err := net.InterfaceByIndex(int(device)); err == nil {
+		return i.Name
+	}
+	return strconv.Itoa(int(device))
 }
 
 // hurry implements batcher.
@@ -469,7 +506,7 @@ func (t *sending) prepare(items []item, gso bool) (n int) {
 			binary.NativeEndian.PutUint16(t.ctls[n].add(&ctl, unix.SOL_UDP, unix.UDP_SEGMENT, 2), uint16(first.end-first.from))
 		}
 		if to.local.IsValid() {
-			t.ctls[n].addLocal(&ctl, to.local, t.f.inet6)
+			t.ctls[n].addLocal(&ctl, to, t.f.inet6)
 		}
 		if ctl > 0 {
 			h.Control = (*byte)(unsafe.Pointer(&t.ctls[n]))
@@ -494,13 +531,15 @@ func (c *control) add(at *int, level, typ int32, size int) []byte {
 }
 
 // addLocal appends the address that a datagram is to leave from.
-func (c *control) addLocal(at *int, local netip.Addr, inet6 bool) {
+func (c *control) addLocal(at *int, to *session, inet6 bool) {
 	if inet6 {
-		ip := local.As16()
-		copy(c.add(at, unix.SOL_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo), ip[:])
+		info := c.add(at, unix.SOL_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo)
+		ip := to.local.As16()
+		copy(info, ip[:])
+		binary.NativeEndian.PutUint32(info[16:], to.device)
 		return
 	}
-	ip := local.As4()
+	ip := to.local.As4()
 	copy(c.add(at, unix.SOL_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)[4:], ip[:])
 }
 

@@ -240,10 +240,15 @@ func (s *sender) join() {
 func (s *socket) unsent(x *session, err error) {
 	s.o.Stats.Dropped.Add(1)
 	for _, gone := range []error{syscall.ECONNREFUSED, syscall.ENOENT, syscall.ECONNRESET, syscall.EDESTADDRREQ, syscall.ENOTCONN} {
-		if errors.Is(err, gone) {
+		switch {
+		case !errors.Is(err, gone):
+			continue
+		case s.only != nil:
+			s.left(err)
+		default:
 			x.fail(err) // nobody is there any more
-			return
 		}
+		return
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"syscall"
 )
 
 // Seq is a connection of network unixpacket as a stream of frames, as sessions
@@ -17,9 +18,10 @@ type Seq struct {
 	max     int
 	tooLong error // what Read returns for a packet longer than max
 
-	in   []byte // the frame that is being read
-	buf  []byte // in lies in it
-	part []byte // the beginning of a frame that Write was given no more of yet
+	reset error  // that the peer closed before it had read all; told behind what it has sent
+	in    []byte // the frame that is being read
+	buf   []byte // in lies in it
+	part  []byte // the beginning of a frame that Write was given no more of yet
 }
 
 // NewSeq makes a Seq of a connection, which it owns from now on. tooLong is the
@@ -43,8 +45,23 @@ func (s *Seq) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// next receives one packet.
+// next receives one packet. Linux tells of a reset once, and before it gives the
+// packets that came first.
 func (s *Seq) next() error {
+	for {
+		err := s.receive()
+		switch {
+		case s.reset == nil && errors.Is(err, syscall.ECONNRESET):
+			s.reset = err
+		case s.reset != nil && err == io.EOF:
+			return s.reset
+		default:
+			return err
+		}
+	}
+}
+
+func (s *Seq) receive() error {
 	size, err := s.await()
 	if err != nil {
 		return err

@@ -15,10 +15,11 @@ import (
 // session is one remote address as a transport.Conn: a stream of frames.
 type session struct {
 	// Immutable after construction.
-	sock  *socket
-	key   string     // of its source
-	addr  net.Addr   // likewise
-	local netip.Addr // likewise
+	sock   *socket
+	key    string     // of its source
+	addr   net.Addr   // likewise
+	local  netip.Addr // likewise
+	device uint32     // likewise
 
 	// Guarded by socket.mu.
 	next, prev *session
@@ -46,7 +47,7 @@ type session struct {
 }
 
 func (s *socket) newSession(from source) *session {
-	x := &session{sock: s, key: string(from.key), addr: from.addr, local: from.local}
+	x := &session{sock: s, key: string(from.key), addr: from.addr, local: from.local, device: from.device}
 	x.changed.L = &x.mu
 	return x
 }

@@ -19,7 +19,8 @@ type socket struct {
 	done chan struct{} // closed by the receiver at its end
 
 	out  sender
-	over atomic.Bool // the receiver is to end
+	over atomic.Bool           // the receiver is to end
+	gone atomic.Pointer[error] // a sender has found nobody at the other end of a connected socket
 
 	// mu guards what follows. A session's mu, and locks of the owner's in
 	// Full and Evict, may be taken inside it.
@@ -40,9 +41,10 @@ type source struct {
 	control []byte // what came beside the datagram
 
 	// Filled in by the batcher's resolve, when it is a new one.
-	addr  net.Addr
-	ap    netip.AddrPort // of an IP source, else not valid
-	local netip.Addr     // our address that it has sent to, where the socket has many; else not valid
+	addr   net.Addr
+	ap     netip.AddrPort // of an IP source, else not valid
+	local  netip.Addr     // our address that it has sent to, where the socket has many; else not valid
+	device uint32         // the index of its interface, where it holds on that alone
 }
 
 func newSocket(pc net.PacketConn, o Options) *socket {
@@ -150,6 +152,9 @@ func (s *socket) endReceiver() {
 func (s *socket) receive() (unaccepted []*session) {
 	for {
 		err := s.io.receive(s)
+		if gone := s.gone.Load(); gone != nil && err != nil {
+			err = *gone
+		}
 		switch {
 		case s.over.Load():
 			return nil
@@ -157,10 +162,19 @@ func (s *socket) receive() (unaccepted []*session) {
 			return s.fail(net.ErrClosed)
 		case err == nil:
 			continue
-		case s.only != nil:
-			s.only.fail(err) // nobody is at the other end
+		case s.only != nil && !s.only.ending.Load(): // nobody is at the other end
+			s.io.drain(s)
+			s.only.fail(err)
 		}
 		s.io.pause()
+	}
+}
+
+// left is told by a sender that nobody is at the other end of a connected socket. The
+// receiver ends the session, behind what has come before.
+func (s *socket) left(err error) {
+	if s.gone.CompareAndSwap(nil, &err) && s.pc.SetReadDeadline(longPast) != nil {
+		s.only.fail(err)
 	}
 }
 
@@ -281,7 +295,7 @@ func (s *socket) answerable(from *source) bool {
 	if !local.IsValid() {
 		local, _ = netip.AddrFromSlice(own.IP)
 	}
-	return local.Unmap() != from.ap.Addr().Unmap().WithZone("")
+	return local.Unmap().WithZone("") != from.ap.Addr().Unmap().WithZone("")
 }
 
 func (s *socket) forgetLocked(x *session) {
