@@ -114,6 +114,33 @@ func TestPeerThatNeverReadsIsGivenUpAndReportedExactly(t *testing.T) {
 	}
 }
 
+// What the kernel has taken in the first moment, or when a peer had read a little, is not
+// progress when WriteTimeout is over.
+func TestPeerThatStopsReadingGoesInTime(t *testing.T) {
+	for _, kind := range []string{"tcp", "unix", "tls"} {
+		for _, reads := range []int{0, 50_000} {
+			t.Run(fmt.Sprint(kind, ", of which it reads ", reads), func(t *testing.T) {
+				t.Parallel()
+				const timeout = 2 * time.Second
+				s := newStand(t, &sockhub.Options{WriteTimeout: timeout}, nil)
+				p := dialKind(t, kind, s.listen(kind, nil), "p")
+				c := s.first()
+				begun := time.Now()
+				if err := c.TrySend(make([]byte, 30<<20)); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadFull(p, make([]byte, reads)); err != nil {
+					t.Fatal(err)
+				}
+				d := s.end(c)
+				if took := time.Since(begun); !errors.Is(d.Err, sockhub.ErrSlowPeer) || took < timeout || took > timeout+time.Second {
+					t.Errorf("%v after %v, want ErrSlowPeer after %v", d.Err, took, timeout)
+				}
+			})
+		}
+	}
+}
+
 // A peer that takes its time is not one that takes nothing, though the kernel
 // asks for more only now and then.
 func TestPeerThatReadsSlowlySurvives(t *testing.T) {

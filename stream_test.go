@@ -476,6 +476,28 @@ func TestSendFromEndsBetweenReads(t *testing.T) {
 	}
 }
 
+// Close behind a SendFrom that was ErrNotConnected leaves the reason what it was.
+func TestCloseAfterSendFromThatWasRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLine(t, &sockhub.Options{WriteTimeout: -1}, stuck, nil)
+		l.sent("does not fit")
+		result := make(chan error)
+		go func() { result <- l.c.SendFrom(t.Context(), 1<<20, slowly{}) }()
+		<-time.After(15 * time.Millisecond) // it has read a little
+		l.p.CloseWrite()
+		for range 3 {
+			l.take() // with the Ended, and then the end can be seen
+		}
+		if err := <-result; err != sockhub.ErrNotConnected {
+			t.Fatal(err)
+		}
+		l.c.Close()
+		if d := l.ended(); d.Err != io.EOF {
+			t.Errorf("ended with %v, want io.EOF", d.Err)
+		}
+	})
+}
+
 // slowly reads 1 KiB at a time.
 type slowly struct{}
 

@@ -1064,8 +1064,8 @@ func (c *Conn) SendFrom(ctx context.Context, size uint64, r io.Reader) error {
 func (c *Conn) sendOver(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.out.refuse != nil {
-		return c.out.refuse
+	if err := c.refusalLocked(); err != nil {
+		return err
 	}
 	return context.Cause(ctx)
 }
@@ -1878,17 +1878,24 @@ const looks = 16
 // stuckLocked looks for progress that no write shows: the kernel asks for more
 // output only when a good part of its buffer is free, which a slow peer may take
 // many times WriteTimeout for, while the bytes that it acknowledged can be seen.
-// It reports whether the writer is to try again: when there was progress, so that
-// what has become free is filled, and is not taken for progress later; and when
-// there was none for WriteTimeout, for the last time. A writer that cannot be
-// made to try again has been trying all the time, so that was its last.
+// It reports whether the writer is to try again: when there was progress, or may have
+// been before the first look, so that what has become free is filled, and is not taken
+// for progress later; and when there was none for WriteTimeout, for the last time. A
+// writer that cannot be made to try again has been trying all the time, so that was its
+// last.
 func (c *Conn) stuckLocked(now time.Duration, due func(time.Duration) bool) (again bool) {
 	o, t := &c.out, c.hub.o.WriteTimeout
-	if n, ok := c.t.Unacked(); ok {
+	switch n, known := c.t.Unacked(); {
+	case known && o.unacked >= 0:
 		if n < o.unacked {
 			o.since, again = now, true
 		}
 		o.unacked = n
+	case now-o.since >= t/looks: // the first one, or there is nothing to be seen
+		again = true
+		if known {
+			o.unacked = n
+		}
 	}
 	last := due(o.since + t)
 	due(now + t/looks)
