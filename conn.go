@@ -1085,7 +1085,7 @@ func (c *Conn) parking(doubtful, progress bool) {
 	}
 	c.doubtful, c.partial, c.holding = doubtful, partial, holding
 	c.busy.Store(busy)
-	lean := c.lean
+	lean := c.lean && c.out.err == nil
 	c.mu.Unlock()
 	if doubtful || !lean {
 		c.arm(now + doubt)
@@ -1233,6 +1233,9 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 		}
 		if t := c.set.idleTimeout; t > 0 && due(c.quiet+t) {
 			reason = ErrIdleTimeout
+		}
+		if c.out.err != nil && due(max(c.out.failed, c.quiet)+c.hub.endAfterFailure()) {
+			reason = c.out.err
 		}
 	}
 	if c.tokenBy != 0 && due(c.tokenBy) {
@@ -1408,12 +1411,14 @@ func (c *Conn) leaving() bool {
 	return c.input != reading || c.closeErr != nil || c.out.finish != nil || c.out.err != nil
 }
 
-// keptOpen reports whether it is the user's (HalfOpen) to end the connection, and he
-// has not.
-func (c *Conn) keptOpen() bool {
+// leavesSoon reports whether a connection that is leaving waits for nothing that may
+// take long: neither for its user (HalfOpen) nor for its peer, which may be gone, to
+// take what is queued.
+func (c *Conn) leavesSoon() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.set.halfOpen && c.closeErr == nil && c.out.finish == nil && c.out.err == nil
+	o := &c.out
+	return c.closeErr != nil || o.err == nil && o.empty() && (o.finish != nil || !c.set.halfOpen)
 }
 
 // peerEnded reports whether the peer has finished although the reader has not

@@ -936,7 +936,7 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 		switch {
 		case cl.seq > g.seq && cl.duplicates(h) != RefuseNew:
 			return 0, nil, ErrReplaced // by one that came later, and did not have to wait, or was faster
-		case cl.owner.leaving() && (cl.duplicates(h) == RefuseNew || !cl.owner.keptOpen()):
+		case cl.owner.leaving() && (cl.duplicates(h) == RefuseNew || cl.owner.leavesSoon()):
 		case cl.duplicates(h) != RefuseNew:
 			replaced = cl.owner
 		case !cl.owner.peerEnded():
@@ -1192,7 +1192,8 @@ func (h *Hub) countLocked(c *Conn, err error) (refused bool) {
 		return false
 	case errors.As(err, &denied):
 		t.RefusedPolicy++
-	case errors.Is(err, ErrBadName), errors.Is(err, ErrNameTaken), errors.Is(err, ErrReplaced), c.badInput && !c.peer.Dialed:
+	case errors.Is(err, ErrBadName), errors.Is(err, ErrNameTaken), errors.Is(err, ErrReplaced),
+		(c.badInput || errors.Is(err, ErrMessageTooLarge)) && !c.peer.Dialed: // also a packet
 		t.RefusedName++
 	case errors.Is(err, ErrTooManyConns), errors.Is(err, ErrMemoryLimit):
 		t.RefusedLimit++

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -562,6 +564,71 @@ func TestReplaceOldOfOneThatIsKeptOpen(t *testing.T) {
 		r.happened("disconnected w "+sockhub.ErrReplaced.Error(), "connected w")
 	})
 }
+
+// Nor does ReplaceOld wait for a peer to take what is queued for it, that has finished and
+// is gone, as far as anybody knows.
+func TestReplaceOldOfOneThatTakesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, nil)
+		r.expected("w", nil)
+		old := r.join("w")
+		r.happened("connected w")
+		if err := r.conn("w").TrySend(make([]byte, 10<<20)); err != nil {
+			t.Fatal(err)
+		}
+		old.CloseWrite()
+		r.happened("ended w")
+		begun := time.Now()
+		r.join("w")
+		if waited := time.Since(begun); waited > 0 {
+			t.Errorf("it was let in after %v", waited)
+		}
+		r.happened("disconnected w "+sockhub.ErrReplaced.Error(), "connected w")
+	})
+}
+
+// A connection whose output has failed ends though its peer does not: after WriteTimeout
+// without input.
+func TestFailedWriteEndsAConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		broken := errors.New("broken")
+		l := &line{room: newRoom(t, nil, nil)}
+		ours, peer := net.Pipe()
+		defer peer.Close()
+		var err error
+		if l.c, err = l.ServeConn(t.Context(), failingWrites{ours, broken}, &sockhub.ListenOptions{Mode: sockhub.Anonymous}); err != nil {
+			t.Fatal(err)
+		}
+		l.take()
+		l.sent("lost")
+		<-time.After(time.Second)
+		if err := l.c.TrySend(nil); err != sockhub.ErrNotConnected {
+			t.Errorf("a Send behind the failed one: %v", err)
+		}
+		for range 3 { // what the peer says is still heard
+			<-time.After(sockhub.DefaultWriteTimeout * 3 / 4)
+			peer.Write(frame("hear"))
+			if got := l.news(); !slices.Equal(got, []string{"message  hear"}) {
+				t.Errorf("%q", got)
+			}
+		}
+		begun := time.Now()
+		<-l.c.Context().Done()
+		if d := l.ended(); !errors.Is(d.Err, broken) || d.Report.UnsentMessages != 1 {
+			t.Errorf("ended with %v: %v", d.Err, d.Report)
+		}
+		if took := time.Since(begun); took < sockhub.DefaultWriteTimeout || took > sockhub.DefaultWriteTimeout*5/4 {
+			t.Errorf("ended after %v, want %v", took, sockhub.DefaultWriteTimeout)
+		}
+	})
+}
+
+type failingWrites struct {
+	net.Conn
+	err error
+}
+
+func (c failingWrites) Write([]byte) (int, error) { return 0, c.err }
 
 // It returns what Events has been told of, or will be. Until then its context ends it.
 func TestServeConnWaitsForTheEndBefore(t *testing.T) {

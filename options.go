@@ -141,7 +141,7 @@ type Options struct {
 
 	HandshakeTimeout time.Duration // from accept to the accepted name, absolute: progress does not extend it. Default 5 s
 	FrameTimeout     time.Duration // for a message that has begun and makes no progress; with TLS, one of which a record has come. Default 30 s
-	WriteTimeout     time.Duration // for output that makes no progress at all; a slow peer is not a stuck one. Default 10 s
+	WriteTimeout     time.Duration // for output that makes no progress at all; a slow peer is not a stuck one. Also for input that does not end after a write has failed. Default 10 s
 	IdleTimeout      time.Duration // without any input; from 10 s on it may be 0.1 s late. Default: none
 	Linger           time.Duration // how long the input of a finished connection is drained, so that a reset does not destroy our last output. Default 500 ms
 
@@ -637,7 +637,8 @@ func (b *Backoff) next(wait time.Duration) time.Duration {
 
 // vary applies the jitter.
 func (b *Backoff) vary(wait time.Duration) time.Duration {
-	return time.Duration(float64(wait) * (1 + b.Jitter*(2*rand.Float64()-1)))
+	const most = 1 << 62 // nanoseconds: more than a century, and a Duration
+	return time.Duration(min(float64(wait)*(1+b.Jitter*(2*rand.Float64()-1)), most))
 }
 
 // checkFraming refuses a framing whose header has no sensible size.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"slices"
@@ -95,6 +96,26 @@ func TestWaitsBetweenDialsGrowUpToTheLongest(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The longest wait that there is does not become none by its jitter.
+func TestWaitOfCenturies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, err := sockhub.New(context.Background(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hub.Close()
+		for range 10 { // the jitter adds to half of them
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			defer cancel()
+			var n noRoute
+			hub.Dial(ctx, "tcp", "127.0.0.1:1", &sockhub.DialOptions{Name: "w", Reconnect: &sockhub.Backoff{Min: math.MaxInt64}, Dialer: n.dialer()})
+			if w := n.waits(); len(w) > 0 {
+				t.Fatalf("dialed again after %v", w[0])
+			}
+		}
+	})
 }
 
 func TestFirstDialEndsWithItsContextOrTheHub(t *testing.T) {

@@ -3,6 +3,7 @@ package sockhub_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"path/filepath"
@@ -152,6 +153,25 @@ func TestPacketThatIsTooLongCountsAsProtocolError(t *testing.T) {
 		t.Error(d.Err)
 	}
 	eventually(t, "it is counted", func() bool { return s.Stats().ProtocolErrors == 1 })
+}
+
+func TestNamePacketThatIsTooLongCountsAsBadName(t *testing.T) {
+	for _, size := range []int{sockhub.MaxNameLen + 1, 1001} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			s := newStand(t, nil, nil)
+			path := filepath.Join(t.TempDir(), "s")
+			if _, err := s.Listen(t.Context(), "unixpacket", path, &sockhub.ListenOptions{Mode: sockhub.Named, MaxMessage: 1000}); err != nil {
+				t.Skip(err)
+			}
+			c, err := net.Dial("unixpacket", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			c.Write(make([]byte, size))
+			eventually(t, "it is counted", func() bool { return s.Stats().RefusedName == 1 })
+		})
+	}
 }
 
 func TestDialEndsWithTheCauseOfItsContext(t *testing.T) {

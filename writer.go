@@ -93,6 +93,7 @@ type output struct {
 
 	finish error         // not nil: the connection ends after the queue, for this reason
 	err    error         // of the write that failed
+	failed time.Duration // when it did
 	gone   chan struct{} // made by who waits for the pen's release, closed by it
 	late   *outq.Queue   // of a Handler's, answered before its call saw the end of the output: unsent. nil: none
 
@@ -1761,8 +1762,7 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int, file *os.File) {
 			err := c.t.CloseWrite()
 			c.mu.Lock()
 			if err != nil && !errors.Is(err, errors.ErrUnsupported) && o.finish == nil {
-				o.err = c.opError("shutdown", err)
-				c.freezeLocked(ErrNotConnected)
+				c.writeFailedLocked(c.opError("shutdown", err))
 			}
 		default:
 			return nil, 0, nil
@@ -1859,15 +1859,27 @@ func (c *Conn) wroteLocked(n, size int, err error, now time.Duration) {
 	}
 	switch {
 	case err != nil:
-		if o.err == nil {
-			o.err = err
-		}
-		c.freezeLocked(ErrNotConnected)
+		c.writeFailedLocked(err)
 	case n < size && o.probing:
 		c.giveUpLocked()
 	case n < size:
 		o.waited = true
 	}
+}
+
+// writeFailedLocked ends the output. The input is read to its end, which mostly is
+// there too; where none comes, and nothing else, the connection ends after a while.
+func (c *Conn) writeFailedLocked(err error) {
+	if o := &c.out; o.err == nil {
+		o.err, o.failed = err, c.hub.watch.Now()
+		c.arm(o.failed + c.hub.endAfterFailure())
+	}
+	c.freezeLocked(ErrNotConnected)
+}
+
+// endAfterFailure is how long nothing may come when the output has failed.
+func (h *Hub) endAfterFailure() time.Duration {
+	return orElse(h.o.WriteTimeout, DefaultWriteTimeout)
 }
 
 // looks is how often a lack of progress is looked at within WriteTimeout. What a
