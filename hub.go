@@ -100,10 +100,10 @@ type Hub struct {
 	packets packet.Stats  // of all sockets
 	table   registry.Table[client, *client]
 
-	// mu guards what follows. The lock order of the package: the lock of a packet socket,
-	// which calls full and mayEvict; mu; and then fan.mu or a Conn.mu, never one of these
-	// inside the other. The locks of the registry, the budget, the watch and the transports
-	// may be taken inside any of them, and none of them inside those.
+	// mu guards what follows. The lock order of the package: mu; and then fan.mu or a
+	// Conn.mu, never one of these inside the other. The locks of the registry, the budget,
+	// the watch, the packet sockets and the transports may be taken inside any of them, and
+	// none of them inside those.
 	mu        sync.Mutex
 	stage     stage
 	live      map[*Conn]struct{} // every connection whose reader runs, handshakes included
@@ -976,15 +976,23 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 var errUnexpected = errors.New("nobody is expected under this name")
 
 // roomForLocked returns which limit keeps c out, or nil. One that follows the owner of its
-// name may go beyond MaxConns: the owner's slot is free when its Disconnected was taken.
+// name may go beyond MaxConns: the owner's slot is free when its Disconnected was taken. A
+// session of packets may take the place of another.
 func (h *Hub) roomForLocked(c *Conn) error {
-	if h.fullLocked() && !(c.follows && h.slots-h.evicted < h.o.MaxConns+h.surplus()) {
-		return ErrTooManyConns
-	}
-	if h.budget.full() {
+	full := h.fullLocked()
+	switch l := c.listener; {
+	case h.budget.full():
 		return ErrMemoryLimit
-	}
-	if l := c.listener; l != nil && l.conns >= l.o.MaxConns && !c.set.sessions() { // packet.Options.Sessions bounds those
+	case packet.Shared(c.t):
+		evicted, ok := packet.LetIn(c.t, full, h.evicted < h.surplus())
+		if !ok {
+			return ErrTooManyConns
+		}
+		if evicted {
+			h.evicted++
+		}
+	case full && !(c.follows && h.slots-h.evicted < h.o.MaxConns+h.surplus()),
+		l != nil && l.conns >= l.o.MaxConns:
 		return ErrTooManyConns
 	}
 	return nil
@@ -1047,7 +1055,7 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 			h.budget.forget(c.reported)
 		}
 	} else {
-		h.goneLocked(c)
+		h.leftLocked(c)
 	}
 	h.mu.Unlock()
 	for _, w := range claims {
@@ -1096,49 +1104,17 @@ func remove[K comparable, V any](m *map[K]V, key K) {
 	}
 }
 
-// full reports whether there is no slot for another connection.
-func (h *Hub) full() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.fullLocked()
-}
-
 // fullLocked does not count sessions that had to make place: who comes in their
 // place is not to wait for their end, or that it is taken.
 func (h *Hub) fullLocked() bool { return h.slots-h.evicted >= h.o.MaxConns }
 
-// surplus is how many connections there may be beyond MaxConns, of which others
-// have taken the place: their ends are not taken yet.
+// surplus is how many connections there may be beyond MaxConns, of which others have taken
+// the place: their ends are not taken yet. So a flood from ever new addresses does not grow
+// memory when the user takes no batches.
 func (h *Hub) surplus() int { return max(64, h.o.MaxConns/16) }
 
-// mayEvict says whether one more session may have to make place, and counts it.
-// There is a limit to how many may be on their way out, so that a flood from
-// ever new addresses does not grow memory when the user takes no batches.
-func (h *Hub) mayEvict() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.evicted >= h.surplus() {
-		return false
-	}
-	h.evicted++
-	return true
-}
-
-// unevict is told that one of these is gone that never was a connection.
-func (h *Hub) unevict() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.evicted--
-}
-
-// gone is told that nothing is left of a connection.
-func (h *Hub) gone(c *Conn) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.goneLocked(c)
-}
-
-func (h *Hub) goneLocked(c *Conn) {
+// leftLocked is told that a connection is gone, and that nobody will hear of it any more.
+func (h *Hub) leftLocked(c *Conn) {
 	if packet.WasEvicted(c.t) {
 		h.evicted--
 	}
@@ -1161,7 +1137,7 @@ func (h *Hub) free(gone []*Conn) {
 func (h *Hub) freeLocked(c *Conn) {
 	cl := c.client
 	h.slots--
-	h.goneLocked(c)
+	h.leftLocked(c)
 	h.fan.mu.Lock()
 	ending := cl.ending // another connection's Disconnected is still to be taken
 	h.fan.mu.Unlock()

@@ -207,7 +207,9 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interv
 // not call one of them. An error that matches
 // net.ErrClosed ends the accepting; after any other, which is logged and counted in
 // Stats.AcceptErrors, Accept is called again within a second. Connections of network
-// unixpacket have to be of type *net.UnixConn.
+// unixpacket have to be of type *net.UnixConn. If its address is of network udp, what a
+// Read of a connection gives is taken for a datagram; streams over datagrams are for
+// ServeConn.
 //
 // Errors: those of Listen for options, and ErrClosed.
 func (h *Hub) Serve(l net.Listener, o *ListenOptions) (*Listener, error) {
@@ -276,7 +278,6 @@ func (h *Hub) packetOptions(set *settings, sessions int) packet.Options {
 	return packet.Options{
 		Max: int(set.maxMessage), Sessions: sessions, Evicted: errSessionEvicted, Stats: &h.packets,
 		Room: h.budget.in.ReserveSpare, Free: h.budget.in.GiveSpare,
-		Full: h.full, Evict: h.mayEvict, Unevict: h.unevict,
 	}
 }
 
@@ -732,8 +733,11 @@ func checkAddress(network, address string, local net.Addr) error {
 		return &net.AddrError{Err: "mismatched local address type", Addr: local.String()}
 	}
 	if isUnixNetwork(network) {
-		if address == "" {
+		switch {
+		case address == "":
 			return &net.AddrError{Err: "missing address"}
+		case strings.Contains(address[1:], "\x00") && address[0] != '@' && address[0] != 0:
+			return &net.AddrError{Err: "a zero byte in a path", Addr: address} // the system would end it there
 		}
 		return nil
 	}
@@ -762,6 +766,44 @@ type dialing struct {
 	set              *settings
 
 	client *client // that every attempt is for; nil without Reconnect
+
+	own os.FileInfo // of the socket file that the last attempt has made of Dialer.LocalAddr; nil: none
+}
+
+// ownPath is the path that our end is bound to, or "".
+func (d *dialing) ownPath() string {
+	if d.o.Dialer == nil || d.client == nil {
+		return ""
+	}
+	a, ok := d.o.Dialer.LocalAddr.(*net.UnixAddr)
+	if !ok || a == nil || strings.HasPrefix(a.Name, "@") || strings.HasPrefix(a.Name, "\x00") {
+		return ""
+	}
+	return a.Name
+}
+
+// unbind removes what the last attempt has left of our end, also when it came to a
+// connection: no system does, and the next attempt could not bind.
+func (d *dialing) unbind() {
+	if d.own == nil {
+		return
+	}
+	if now, err := os.Lstat(d.ownPath()); err == nil && os.SameFile(d.own, now) && d.own.ModTime().Equal(now.ModTime()) {
+		os.Remove(d.ownPath())
+	}
+	d.own = nil
+}
+
+// bound notes the file of an attempt that has come as far as that.
+func (d *dialing) bound(err error) {
+	if failed, ok := errors.AsType[*os.SyscallError](err); err != nil && (!ok || failed.Syscall != "connect") {
+		return
+	}
+	if path := d.ownPath(); path != "" {
+		if file, err := os.Lstat(path); err == nil && file.Mode().Type() == os.ModeSocket {
+			d.own = file
+		}
+	}
 }
 
 // attempt dials once.
@@ -789,7 +831,9 @@ func (d *dialing) attempt(all context.Context) (*Conn, error) {
 			dialer.Control = sockopt.Then(dialer.Control, sockopt.Autobind)
 		}
 	}
+	d.unbind()
 	nc, err := dialer.DialContext(ctx, d.network, d.address)
+	d.bound(err)
 	if err == nil {
 		var c *Conn
 		if c, err = d.hub.attach(ctx, nc, d.network, d); err == nil {
@@ -1105,7 +1149,6 @@ func (h *Hub) start(c *Conn) error {
 	evicted, err := h.add(c)
 	if err != nil {
 		c.t.Close()
-		h.gone(c)
 		return err
 	}
 	if evicted != nil {

@@ -156,7 +156,7 @@ type Options struct {
 type ListenOptions struct {
 	Mode    Mode        // default Named, on packet networks Anonymous
 	Framing Framing     // default LengthPrefix(8, binary.LittleEndian)
-	TLS     *tls.Config // not nil: TLS on every connection; an error without Certificates, GetCertificate or GetConfigForClient
+	TLS     *tls.Config // not nil: TLS on every connection; an error without Certificates, GetCertificate or GetConfigForClient, which also is for ticket keys that change: this is copied
 	Admit   Rule        // nil admits; Options.Admit must admit too
 
 	// Classify chooses, before the handshake, which options a connection is

@@ -237,6 +237,35 @@ func TestSessionsAreCappedAndTheLongestSilentGoes(t *testing.T) {
 	}
 }
 
+// Whom a rule keeps out makes nobody leave, also where all places are taken.
+func TestDeniedSourcesTakeNobodysPlace(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("other systems have 127.0.0.1 alone")
+	}
+	const honest, denied = 10, 100
+	hub, l := packetHub(t, "udp4", "127.0.0.1:0", true, nil, sockhub.ListenOptions{MaxConns: honest, Admit: func(p sockhub.Peer) error {
+		if p.AddrPort.Addr().As4()[3] >= honest {
+			return errors.New("one of the others")
+		}
+		return nil
+	}})
+	peers := make([]net.Conn, honest)
+	for i := range peers {
+		peers[i] = newcomer(t, l, i)
+		exchange(t, peers[i], []byte("x"))
+	}
+	for i := range denied {
+		newcomer(t, l, honest+i).Write([]byte("y"))
+	}
+	eventually(t, "all of them are refused", func() bool { return hub.Stats().RefusedPolicy == denied })
+	for _, p := range peers {
+		exchange(t, p, []byte("z"))
+	}
+	if s := hub.Stats(); s.Disconnected != 0 {
+		t.Errorf("%d have gone", s.Disconnected)
+	}
+}
+
 func TestDatagramsThatNobodyTakesEndADialedClient(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("what an unreachable port does to a socket differs")

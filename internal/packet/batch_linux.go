@@ -267,6 +267,8 @@ func (f *fast) hand(r *round, b *slots, i int) {
 	if f.gro {
 		if c := find(from.control, unix.SOL_UDP, unix.UDP_GRO); len(c) >= 4 {
 			size = max(1, int(binary.NativeEndian.Uint32(c)))
+		} else if m.hdr.Flags&unix.MSG_CTRUNC != 0 {
+			whole = false // where one ends and the next begins is not known
 		}
 	}
 	for {

@@ -43,16 +43,12 @@ const (
 // functions are called by the receiver, and must not wait nor call back.
 type Options struct {
 	Max      int    // longest datagram; longer ones are dropped and counted
-	Sessions int    // how many there may be
-	Evicted  error  // the end of the one that is idle for longest, when there are too many
+	Sessions int    // how many may be let in (LetIn)
+	Evicted  error  // the end of one that has to make place
 	Stats    *Stats // counts; several sockets may share it
 
 	Room func(n int) bool // there is room for n more bytes of what sessions have received; nil: always
 	Free func(n int)      // so many of them are free again; nil if Room is. It may lock what it likes
-
-	Full    func() bool // there is no room for another session, though there are not too many here; nil: never
-	Evict   func() bool // one may be evicted, and is if so; nil: always
-	Unevict func()      // one is gone that Accept has not returned; for the others there is WasEvicted. May be nil if Evict is
 }
 
 // Stats counts datagrams that were lost here.
@@ -135,6 +131,21 @@ func Abort(c any) {
 	if x, ok := c.(*session); ok && x.sock.only == x {
 		x.sock.abort()
 	}
+}
+
+// Shared reports whether c, whose transport is a session or another one, is a session of a
+// Listener.
+func Shared(c any) bool {
+	x, ok := c.(*session)
+	return ok && x.sock.only != x
+}
+
+// LetIn gives c, which is Shared, one of the places that there are for these. If all are
+// taken, or full is set, the one that was silent for longest has to make place, if mayEvict
+// is set. ok is false, and nothing has changed, if there is no place.
+func LetIn(c any, full, mayEvict bool) (evicted, ok bool) {
+	x := c.(*session)
+	return x.sock.letIn(x, full, mayEvict)
 }
 
 // WasEvicted reports whether c, whose transport is a session or another one, is

@@ -22,6 +22,7 @@ type session struct {
 	device uint32     // likewise
 
 	// Guarded by socket.mu.
+	known      bool // it was let in, and is in socket.idle
 	next, prev *session
 
 	ending atomic.Bool // err or hung is set

@@ -22,17 +22,20 @@ type socket struct {
 	over atomic.Bool           // the receiver is to end
 	gone atomic.Pointer[error] // a sender has found nobody at the other end of a connected socket
 
-	// mu guards what follows. A session's mu, and locks of the owner's in
-	// Full and Evict, may be taken inside it.
+	// mu guards what follows. A session's mu may be taken inside it.
 	mu        sync.Mutex
 	sessions  map[string]*session // by the key of their source
-	idle      list                // of these, who was heard of last first
+	idle      list                // of these, those that were let in; who was heard of last first
+	known     int                 // how many these are
 	live      int                 // sessions that are not closed
 	listening bool
 	closed    bool       // the socket is, or is about to be
-	accepts   []*session // wait for Accept; no more than there may be sessions
+	accepts   []*session // wait for Accept
 	accepting sync.Cond  // mu; there are some, or not listening
 }
+
+// backlog is how many sessions may wait for Accept at least.
+const backlog = 1024
 
 // source is where datagrams come from and are answered to. Its slices are good
 // during a call only.
@@ -74,9 +77,6 @@ func (s *socket) start() {
 func (s *socket) discard(unaccepted []*session) {
 	for _, x := range unaccepted {
 		x.Close()
-		if s.o.Unevict != nil && WasEvicted(x) {
-			s.o.Unevict()
-		}
 	}
 }
 
@@ -243,7 +243,7 @@ func (r *round) datagram(from *source, body []byte, whole bool) {
 			r.last = nil
 			return
 		}
-	} else if s.only == nil {
+	} else if x.known {
 		s.idle.toFront(x)
 	}
 	r.last, r.woken = x, true
@@ -252,8 +252,8 @@ func (r *round) datagram(from *source, body []byte, whole bool) {
 	}
 }
 
-// admitLocked makes a session for a new source, or nil if there is no place for
-// it.
+// admitLocked makes a session for a new source, or nil if too many wait already. It takes
+// nobody's place before it is let in: who is not is to make nobody leave.
 func (s *socket) admitLocked(from *source) *session {
 	if !s.listening {
 		return nil
@@ -261,17 +261,11 @@ func (s *socket) admitLocked(from *source) *session {
 	if s.io.resolve(from); !s.answerable(from) {
 		return nil
 	}
-	if len(s.sessions) >= s.o.Sessions || s.o.Full != nil && s.o.Full() {
-		old := s.idle.last()
-		if old == nil || s.o.Evict != nil && !s.o.Evict() {
-			return nil
-		}
-		s.forgetLocked(old)
-		old.evict(s.o.Evicted)
+	if len(s.accepts) >= max(s.o.Sessions, backlog) {
+		return nil
 	}
 	x := s.newSession(*from)
 	s.sessions[x.key] = x
-	s.idle.add(x)
 	s.live++
 	s.accepts = append(s.accepts, x)
 	s.accepting.Signal()
@@ -298,9 +292,34 @@ func (s *socket) answerable(from *source) bool {
 	return local.Unmap().WithZone("") != from.ap.Addr().Unmap().WithZone("")
 }
 
+// letIn is LetIn.
+func (s *socket) letIn(x *session, full, mayEvict bool) (evicted, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if full || s.known >= s.o.Sessions {
+		old := s.idle.last()
+		if old == nil || !mayEvict {
+			return false, false
+		}
+		s.forgetLocked(old)
+		old.evict(s.o.Evicted)
+		evicted = true
+	}
+	if s.sessions[x.key] == x { // else it has hung up
+		x.known = true
+		s.known++
+		s.idle.add(x)
+	}
+	return evicted, true
+}
+
 func (s *socket) forgetLocked(x *session) {
 	if s.sessions[x.key] == x {
 		delete(s.sessions, x.key)
+	}
+	if x.known {
+		x.known = false
+		s.known--
 		s.idle.remove(x)
 	}
 }
