@@ -455,3 +455,31 @@ func TestReplyIsRefusedAtOutboundLimit(t *testing.T) {
 		}
 	})
 }
+
+// DropOldest drops nothing for a message that OutboundLimit has no room for even then.
+func TestDropOldestDropsNothingInVain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{OutboundLimit: 1 << 20, MaxConns: 64, WriteTimeout: -1}, nil)
+		c, _ := r.serve(stuck, &sockhub.ListenOptions{Mode: sockhub.Anonymous, Overflow: sockhub.DropOldest})
+		fillOutbound(t, r)
+		const n = 10
+		for range n {
+			if err := c.TrySend(make([]byte, 100)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		if err := c.TrySend(make([]byte, 500_000)); !errors.Is(err, sockhub.ErrBackpressure) {
+			t.Error(err)
+		}
+		if q := c.Stats().QueuedMessages; q != n {
+			t.Errorf("it was refused, and %d messages were dropped for it", n-q)
+		}
+		// What fits when others are gone is worth them.
+		for dropped := uint64(0); dropped == 0; dropped = r.Stats().Dropped {
+			if err := c.TrySend(make([]byte, 1000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}

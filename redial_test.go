@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -94,6 +95,45 @@ func TestWaitsBetweenDialsGrowUpToTheLongest(t *testing.T) {
 					t.Errorf("%d of %d waits were not varied", exact, len(waits))
 				}
 			})
+		})
+	}
+}
+
+// A client whose end has a path is dialed again from it, and from no file of another's.
+func TestRedialFromAPath(t *testing.T) {
+	for _, network := range []string{"unix", "unixpacket"} {
+		t.Run(network, func(t *testing.T) {
+			dir := t.TempDir()
+			s := newStand(t, nil, nil)
+			l, err := s.Listen(soon(t), network, filepath.Join(dir, "s"), &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+			if err != nil {
+				t.Skip(err)
+			}
+			clients := newStand(t, nil, nil)
+			own := filepath.Join(dir, "own")
+			if _, err := clients.Dial(soon(t), network, l.Addr().String(), &sockhub.DialOptions{
+				Mode:   sockhub.Anonymous,
+				Dialer: &net.Dialer{LocalAddr: &net.UnixAddr{Name: own, Net: network}}, Reconnect: &sockhub.Backoff{Min: time.Millisecond, Max: time.Millisecond},
+			}); err != nil {
+				t.Fatal(err)
+			}
+			for i := range 3 {
+				c := s.nth(i)
+				if p := c.Peer().Remote.String(); p != own {
+					t.Errorf("it comes from %q", p)
+				}
+				c.Close()
+			}
+			s.nth(3)
+			os.Remove(own)
+			if err := os.WriteFile(own, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s.nth(3).Close()
+			eventually(t, "its end is known", func() bool { return clients.Stats().Disconnected == 4 })
+			if _, err := os.Stat(own); err != nil {
+				t.Error(err)
+			}
 		})
 	}
 }

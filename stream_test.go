@@ -476,6 +476,18 @@ func TestSendFromEndsBetweenReads(t *testing.T) {
 	}
 }
 
+// Nor is one that gives nothing for now, without an error.
+func TestSendFromEndsBetweenReadsOfNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLine(t, nil, nil, nil)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := l.c.SendFrom(ctx, 1000, silence{}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+	})
+}
+
 // Close behind a SendFrom that was ErrNotConnected leaves the reason what it was.
 func TestCloseAfterSendFromThatWasRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -496,6 +508,13 @@ func TestCloseAfterSendFromThatWasRefused(t *testing.T) {
 			t.Errorf("ended with %v, want io.EOF", d.Err)
 		}
 	})
+}
+
+type silence struct{}
+
+func (silence) Read([]byte) (int, error) {
+	<-time.After(10 * time.Millisecond)
+	return 0, nil
 }
 
 // slowly reads 1 KiB at a time.

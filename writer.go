@@ -504,6 +504,9 @@ func (c *Conn) makeRoomLocked(charge int64, mine bool) bool {
 	full := o.full(o.charge(), mine) // else it is the budget that has no room
 	switch o.policy {
 	case DropOldest:
+		if left := o.charge() - o.q.Charge(); !c.hub.budget.out.Could(&o.share, left+charge, left == 0) {
+			return false // even with nothing else in the queue
+		}
 		for !o.q.Empty() && (o.greeting == 0 || !o.w.Empty()) {
 			if !full && c.hasRoomLocked(charge, mine) {
 				return true
@@ -1094,8 +1097,8 @@ var errStopped = errors.New("no more is wanted")
 // readFull is io.ReadFull, which believes whatever count a reader returns. It stops
 // with errStopped if stop says so between two Reads.
 func readFull(r io.Reader, p []byte, stop func() bool) (n int, err error) {
-	for n < len(p) && err == nil {
-		if n > 0 && stop() {
+	for first := true; n < len(p) && err == nil; first = false {
+		if !first && stop() {
 			return n, errStopped
 		}
 		var m int

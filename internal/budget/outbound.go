@@ -97,6 +97,16 @@ func (b *Outbound[C]) Take(c C, s *Share, charge int64, alone bool) bool {
 	return alone && b.takeExempt(c, s, lacks)
 }
 
+// Could reports whether Take would give that much, as things are.
+func (b *Outbound[C]) Could(s *Share, charge int64, alone bool) bool {
+	if b.lacks(s, charge) <= b.shared-b.used.Load() {
+		return true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return alone && (!b.taken || s.exempt > 0)
+}
+
 // Force takes what Take refuses: what a Handler answers is never refused, but
 // the Handler is not called again before there is room.
 func (b *Outbound[C]) Force(s *Share, charge int64) {
