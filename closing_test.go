@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -383,3 +384,34 @@ func TestClocksStopWhileDrainedHasFilledTheQueue(t *testing.T) {
 		}
 	})
 }
+
+// A connection that is slow to end, as it says goodbye, stops nobody else's clocks.
+func TestHangupThatBlocksStopsNoClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, nil)
+		a, b := net.Pipe()
+		defer b.Close()
+		slow := slowGoodbye{a, make(chan struct{})}
+		defer close(slow.end)
+		go hub.ServeConn(t.Context(), slow, nil) // its peer gives no name
+		synctest.Wait()
+		<-time.After(time.Second)
+		ours, peer := memnet.Pair(nil) // nor does this one's
+		defer peer.Close()
+		begun := time.Now()
+		if _, err := hub.ServeConn(t.Context(), ours, nil); !errors.Is(err, sockhub.ErrHandshakeTimeout) {
+			t.Error(err)
+		}
+		if took := time.Since(begun); took > sockhub.DefaultHandshakeTimeout+time.Second {
+			t.Errorf("its handshake timed out after %v", took)
+		}
+	})
+}
+
+type slowGoodbye struct {
+	net.Conn
+	end chan struct{}
+}
+
+func (slowGoodbye) CloseRead() error    { return nil }
+func (c slowGoodbye) CloseWrite() error { <-c.end; return nil }

@@ -139,8 +139,8 @@
 // # Backpressure
 //
 // Out: a message is accepted while its connection's queue is charged less than
-// ConnOutbound, so that one of any size may enter an empty queue. A message is
-// charged its length and [MessageCharge]. When the queue is full, the
+// ConnOutbound, so that one of any size may enter an empty queue, if OutboundLimit
+// has room for it. A message is charged its length and [MessageCharge]. When the queue is full, the
 // [OverflowPolicy] decides: Send waits for room until its context ends
 // (BlockSender, the default), or the message is refused, or the oldest one is
 // dropped, or the peer is disconnected. TrySend never waits. A slow peer never

@@ -1061,7 +1061,10 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	for _, w := range claims {
 		w.kickReader()
 	}
-	if refused {
+	switch {
+	case refused && c.peer.Dialed:
+		h.log.Info("handshake failed", "peer", c, "error", d.Err)
+	case refused:
 		h.log.Info("connection refused", "peer", c, "error", d.Err)
 	}
 	h.someoneLeft()

@@ -218,7 +218,7 @@ type DialOptions struct {
 	Name         string              // given to the peer in modes Named and NamedRaw. Default Options.Name
 	Mode         Mode                // default Named, on packet networks Anonymous
 	Framing      Framing             // default LengthPrefix(8, binary.LittleEndian)
-	TLS          *tls.Config         // not nil: TLS
+	TLS          *tls.Config         // not nil: TLS. ServerName is the host of the address, if it is not set
 	Handler      func(*Conn) Handler // nil, or a nil result: Events
 	Tag          string              // kept as Peer.Tag
 	Reconnect    *Backoff            // nil: the connection is not dialed again

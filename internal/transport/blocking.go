@@ -469,11 +469,14 @@ func (c *blocking) Hangup() {
 	case c.under != nil:
 		c.under.Hangup()
 	case ok && (c.layered || c.limits != nil):
-		// A socket where descriptors cannot be used.
-		h.CloseRead()
-		h.CloseWrite()
+		// A socket where descriptors cannot be used, or a stream of another's making, which
+		// may say goodbye here: Hangup does not wait.
+		c.enders.Go(func() {
+			h.CloseRead()
+			h.CloseWrite()
+		})
 	case c.layered && c.inner != nil:
-		c.enders.Go(func() { c.inner.Close() }) // Hangup does not wait
+		c.enders.Go(func() { c.inner.Close() })
 	default:
 		// There is no other way to let the peer know, nor, without
 		// deadlines, to end what is under way.
