@@ -94,6 +94,9 @@ type Conn struct {
 	// and Hub.join and drain, which do not wait for such a reader. Only the reader sets it.
 	inCall atomic.Bool
 
+	// refuses: out.refuse is set, for a look without mu. Set with it held.
+	refuses atomic.Bool
+
 	// busy spares most turns of a busy connection the clock and mu: see parking. While
 	// it is set, every turn since then has ended like the first: something came, nothing of
 	// it is left over, and nothing is held back. So check is armed within doubt, doubtful
@@ -1934,8 +1937,14 @@ type Reply struct {
 // settled reports whether answers gather already, or are not likely.
 func (r *Reply) settled() bool { return r.gathering != nil || !r.eager }
 
-func (r *Reply) begin() { r.active, r.fresh, r.full = true, true, false }
-func (r *Reply) over()  { r.active, r.fresh = false, false }
+func (r *Reply) begin() {
+	r.active, r.fresh, r.full = true, true, false
+	if r.c.refuses.Load() { // since another goroutine has ended the output, perhaps
+		r.refused, r.small = true, 0
+	}
+}
+
+func (r *Reply) over() { r.active, r.fresh = false, false }
 
 func (r *Reply) end() {
 	r.accept()

@@ -1075,7 +1075,7 @@ func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, fir
 	c.out.framing = set.header(false)
 	c.out.limit, c.out.policy = set.connOut, set.overflow
 	if p, ok := rwc.(*packet.Conn); ok && !p.Answerable() {
-		c.out.refuse = errNoAddress
+		c.refuseLocked(errNoAddress) // which nobody else has yet
 	}
 	c.lastRead, c.quiet, c.shaking, c.out.unheard = c.born, c.born, true, true
 	return c, nil
@@ -1453,7 +1453,7 @@ func (c *Conn) say(text string) {
 		return // the end is near
 	}
 	c.out.q.Append(c.out.framing, []byte(text))
-	c.out.greeting = len(text) + 1
+	c.out.greeting = uint16(len(text)) + 1 // a name, or OK
 	c.startWriterLocked()
 }
 

@@ -67,6 +67,10 @@ type output struct {
 	fresh       bool // last was in this turn of the reader
 	probing     bool // the next write without progress is the last
 
+	// greeting is the length plus 1 of the handshake's message, which is the
+	// first of all and nobody's, until it is written.
+	greeting uint16
+
 	refuse   error        // what a Send gets now; nil: it is accepted
 	q        outq.Queue   // accepted, and nobody writes it yet
 	w        outq.Writing // taken out of q by the holder of the pen
@@ -86,10 +90,6 @@ type output struct {
 	since   time.Duration // begin of the current lack of progress; 0: nothing to write
 	last    time.Duration // of the last progress
 	unacked int           // at the last look during a lack of progress, -1 at first
-
-	// greeting is the length plus 1 of the handshake's message, which is the
-	// first of all and nobody's, until it is written.
-	greeting int
 
 	finish error         // not nil: the connection ends after the queue, for this reason
 	err    error         // of the write that failed
@@ -1505,19 +1505,23 @@ func (c *Conn) joinFeedersLocked() {
 // endOutputLocked refuses further messages with the given error, and ends our
 // side of the stream after the queue.
 func (c *Conn) endOutputLocked(refuse error) {
-	if c.out.refuse == nil {
-		c.out.refuse = refuse
-	}
+	c.refuseLocked(refuse)
 	c.roomLocked()
 	c.out.fin = true
 	c.startWriterLocked()
 }
 
+// refuseLocked has further messages refused, with the first error that is given.
+func (c *Conn) refuseLocked(err error) {
+	if c.out.refuse == nil {
+		c.out.refuse = err
+		c.refuses.Store(true)
+	}
+}
+
 // freezeLocked stops the output where it is.
 func (c *Conn) freezeLocked(refuse error) {
-	if c.out.refuse == nil {
-		c.out.refuse = refuse
-	}
+	c.refuseLocked(refuse)
 	c.out.frozen = true
 	if c.out.feed != nil {
 		c.out.feed.signal()
