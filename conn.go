@@ -1665,11 +1665,8 @@ func (c *Conn) useHandler(h Handler) {
 	c.handler = h
 	c.reply.c = c
 	c.mu.Lock()
-	before := c.out.handled
 	if c.out.handled = h != nil; c.out.deaf {
 		c.out.hearLocked()
-	} else if c.out.handled && !before && c.out.empty() {
-		c.out.flushed = false // that was Events', which does not hear of it
 	}
 	c.reply.refused = c.out.refuse != nil
 	c.frameAnswers(c.dec.raw)
@@ -1702,6 +1699,11 @@ func (c *Conn) undivert() {
 		c.holding, c.quiet = false, c.hub.watch.Now()
 		c.mu.Unlock()
 	}
+	c.mu.Lock()
+	if c.out.empty() {
+		c.out.flushed = false // while Events had the connection, which does not hear of it
+	}
+	c.mu.Unlock()
 	c.useHandler(d.handler)
 	if c.handler == nil {
 		c.passDrained()

@@ -1376,15 +1376,13 @@ func (c *Conn) enter() error {
 	return nil
 }
 
-// heard has Drained told that was due before anybody knew of the connection. What was
-// written until then was the handshake's.
+// heard has Drained told that was due before anybody knew of the connection.
 func (c *Conn) heard() {
 	c.mu.Lock()
 	o := &c.out
 	o.unheard = false
 	due := false
 	if o.empty() && !o.writing && !o.frozen {
-		o.flushed = false
 		if o.lacked != 0 {
 			c.arm(c.hub.watch.Now()) // check tells when there is room
 		} else if o.drainedDue() {

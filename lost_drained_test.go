@@ -5,6 +5,7 @@ package sockhub_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"runtime"
 	"sync/atomic"
@@ -467,4 +468,39 @@ func TestExemptSlotIsNotKeptForSmallMessages(t *testing.T) {
 		go io.Copy(io.Discard, peers[0])
 		synctest.Wait()
 	})
+}
+
+// What a Handler's factory sends is output like any other: its Drained is told.
+func TestDrainedOfWhatTheFactorySent(t *testing.T) {
+	for _, waits := range []time.Duration{0, time.Second} {
+		for _, mode := range []sockhub.Mode{sockhub.Anonymous, sockhub.Named} {
+			t.Run(fmt.Sprint(mode, waits), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					for _, sends := range []bool{true, false} {
+						told := 0
+						hub := openHub(t, nil)
+						ours, peer := memnet.Pair(nil)
+						defer peer.Close()
+						if mode == sockhub.Named {
+							peer.Write(frame("w"))
+						}
+						go io.Copy(io.Discard, peer)
+						if _, err := hub.ServeConn(t.Context(), ours, &sockhub.ListenOptions{Mode: mode, Handler: func(c *sockhub.Conn) sockhub.Handler {
+							if sends {
+								c.TrySend([]byte("welcome"))
+							}
+							sleepFor(waits)
+							return &handlerFuncs{drained: func(*sockhub.Reply) { told++ }}
+						}}); err != nil {
+							t.Fatal(err)
+						}
+						synctest.Wait()
+						if (told == 1) != sends {
+							t.Errorf("told %d times; it has sent something: %v", told, sends)
+						}
+					}
+				})
+			})
+		}
+	}
 }

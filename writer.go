@@ -1851,11 +1851,12 @@ func (c *Conn) wroteLocked(n, size int, err error, now time.Duration) {
 			c.fedLocked(msgs, n)
 			msgs, bytes = 0, 0
 		}
-		if o.greeting > 0 && msgs > 0 {
+		handshakes := o.greeting > 0
+		if handshakes && msgs > 0 {
 			msgs, bytes, o.greeting = msgs-1, bytes-int64(o.greeting-1), 0
 		}
 		o.written.add(msgs, bytes)
-		o.flushed = true
+		o.flushed = o.flushed || !handshakes || msgs > 0
 		c.hub.budget.out.Fell(&o.share, o.charge())
 		o.fresh = now == 0
 		if now != 0 {
