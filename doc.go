@@ -139,19 +139,19 @@
 // # Backpressure
 //
 // Out: a message is accepted while its connection's queue is charged less than
-// ConnOutbound, so that one of any size may enter an empty queue, if OutboundLimit
-// has room for it. A message is charged its length and [MessageCharge]. When the queue is full, the
-// [OverflowPolicy] decides: Send waits for room until its context ends
-// (BlockSender, the default), or the message is refused, or the oldest one is
-// dropped, or the peer is disconnected. TrySend never waits. A slow peer never
-// delays what is sent to others, unless the program waits for it: a loop over
-// Events should use TrySend. That is refused too for a peer that reads, but sends
-// very fast without waiting for its answers: one batch can bring ConnInbound, and so
-// fill a queue. For such peers, use a Handler. Two loops that wait for room in each
-// other's queues stand still until WriteTimeout. A program with much to send makes it
-// part by part, each when Drained says that the one before is gone
-// ([Conn.NotifyDrained]). A Handler may answer each message once, whatever is queued;
-// when that has filled the queue, it is not called again before there is room.
+// ConnOutbound, so that one of any size may enter an empty queue, if OutboundLimit has
+// room for it. A message is charged its length and [MessageCharge]. When the queue is
+// full, the [OverflowPolicy] decides: Send waits for room until its context ends
+// (BlockSender, the default), or the message is refused, or the oldest one is dropped,
+// or the peer is disconnected. TrySend never waits. A slow peer never delays what is
+// sent to others, unless the program waits for it: a loop over Events should use
+// TrySend. That is refused too for a peer that reads, but sends very fast without
+// waiting for its answers: one batch can bring ConnInbound, and so fill a queue. For
+// such peers, use a Handler. Two loops that wait for room in each other's queues stand
+// still until WriteTimeout. A program with much to send makes it part by part, each when
+// Drained says that the one before is gone ([Conn.NotifyDrained]). A Handler may answer
+// each message once, whatever is queued; when that has filled the queue, it is not
+// called again before there is room.
 //
 // In: when the messages of a connection that the program has not taken are
 // charged ConnInbound, its reading pauses until they are taken, and so in the

@@ -463,6 +463,7 @@ func (h *Hub) failPrefaces(l *Listener) {
 func (p *preface) run() {
 	set, rule, err := p.l.set, p.l.o.Admit, errLeft
 	defer func() { p.end(set, rule, err) }() // deferred because Classify may end the goroutine
+	p.nc.SetDeadline(time.Time{})            // one that is left from before would be taken for its end
 	if t := p.hub.o.HandshakeTimeout; t > 0 {
 		p.late = time.AfterFunc(t, func() { p.fail(ErrHandshakeTimeout) }) // not each net.Conn has deadlines
 	}
