@@ -483,3 +483,23 @@ func TestDropOldestDropsNothingInVain(t *testing.T) {
 		}
 	})
 }
+
+// What Handlers of others have overdrawn takes nothing of a connection's own part.
+func TestDropOldestWithinItsOwnPart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{OutboundLimit: 1 << 20, MaxConns: 64, WriteTimeout: -1}, nil)
+		c, _ := r.serve(stuck, &sockhub.ListenOptions{Mode: sockhub.Anonymous, Overflow: sockhub.DropOldest, ConnOutbound: 2000})
+		for range 2 {
+			h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(make([]byte, 3<<20)) }}
+			_, p := r.serve(nil, &sockhub.ListenOptions{Mode: sockhub.Anonymous, Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+			p.Write(frame("go"))
+			synctest.Wait()
+		}
+		for i := range 100 {
+			if err := c.TrySend(make([]byte, 100)); err != nil {
+				t.Fatalf("message %d: %v", i, err)
+			}
+			synctest.Wait()
+		}
+	})
+}

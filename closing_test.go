@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -383,6 +384,35 @@ func TestClocksStopWhileDrainedHasFilledTheQueue(t *testing.T) {
 			t.Errorf("%d messages, %v", len(msgs), end)
 		}
 	})
+}
+
+// A connection whose output has failed ends when nothing comes, also while a Stream is read,
+// and whenever that begins.
+func TestFailedWriteEndsAStream(t *testing.T) {
+	for _, after := range []time.Duration{0, 5 * time.Second, 11 * time.Second} {
+		t.Run(after.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLine(t, &sockhub.Options{FrameTimeout: -1}, &memnet.Options{Faults: memnet.Faults{FailWriteAt: [2]int64{20, 0}}},
+					&sockhub.ListenOptions{StreamOver: 100})
+				l.p.Write(frame(string(make([]byte, 1000)))[:200])
+				var s *sockhub.Stream
+				for s == nil {
+					for _, d := range l.take().Received {
+						s = d.Stream
+					}
+				}
+				l.sent(string(make([]byte, 100)))
+				sleepFor(after)
+				begun := time.Now()
+				if _, err := io.Copy(io.Discard, s); !errors.Is(err, syscall.ETIMEDOUT) {
+					t.Error(err)
+				}
+				if took := time.Since(begun); took > sockhub.DefaultWriteTimeout*5/4 {
+					t.Errorf("it ended after %v", took)
+				}
+			})
+		})
+	}
 }
 
 // A connection that is slow to end, as it says goodbye, stops nobody else's clocks.

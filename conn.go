@@ -1700,7 +1700,7 @@ func (c *Conn) undivert() {
 		c.mu.Unlock()
 	}
 	c.mu.Lock()
-	if c.out.empty() {
+	if !c.out.handled && c.out.empty() {
 		c.out.flushed = false // while Events had the connection, which does not hear of it
 	}
 	c.mu.Unlock()
@@ -2536,9 +2536,13 @@ func (c *Conn) streamWaits(on bool) {
 	c.mu.Lock()
 	c.partial, c.holding, c.quiet, c.lastRead = on, !on, now, now
 	c.waiting = on
+	failed := c.out.err != nil
 	c.mu.Unlock()
 	if !on {
 		return
+	}
+	if failed {
+		c.arm(now + c.hub.endAfterFailure())
 	}
 	if t := c.hub.o.FrameTimeout; t > 0 {
 		c.arm(now + t)

@@ -795,16 +795,20 @@ func (d *dialing) unbind() {
 	d.own = nil
 }
 
-// bound notes the file of an attempt that has come as far as that.
-func (d *dialing) bound(err error) {
-	if failed, ok := errors.AsType[*os.SyscallError](err); err != nil && (!ok || failed.Syscall != "connect") {
-		return
+// bind notes the socket file that dial makes at our path, whatever comes of it: a dial
+// whose ctx ends does not tell how far it came.
+func (d *dialing) bind(dial func() (net.Conn, error)) (net.Conn, error) {
+	path := d.ownPath()
+	if path == "" {
+		return dial()
 	}
-	if path := d.ownPath(); path != "" {
-		if file, err := os.Lstat(path); err == nil && file.Mode().Type() == os.ModeSocket {
-			d.own = file
-		}
+	d.unbind()
+	_, before := os.Lstat(path)
+	nc, err := dial()
+	if file, now := os.Lstat(path); before != nil && now == nil && file.Mode().Type() == os.ModeSocket {
+		d.own = file
 	}
+	return nc, err
 }
 
 // attempt dials once.
@@ -832,9 +836,7 @@ func (d *dialing) attempt(all context.Context) (*Conn, error) {
 			dialer.Control = sockopt.Then(dialer.Control, sockopt.Autobind)
 		}
 	}
-	d.unbind()
-	nc, err := dialer.DialContext(ctx, d.network, d.address)
-	d.bound(err)
+	nc, err := d.bind(func() (net.Conn, error) { return dialer.DialContext(ctx, d.network, d.address) })
 	if err == nil {
 		var c *Conn
 		if c, err = d.hub.attach(ctx, nc, d.network, d); err == nil {

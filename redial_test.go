@@ -138,6 +138,32 @@ func TestRedialFromAPath(t *testing.T) {
 	}
 }
 
+// An attempt whose time is over when it has just bound its end leaves its file behind too.
+func TestRedialFromAPathAfterALateAttempt(t *testing.T) {
+	dir := t.TempDir()
+	s := newStand(t, nil, nil)
+	l, err := s.Listen(soon(t), "unix", filepath.Join(dir, "s"), &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+	if err != nil {
+		t.Fatal(err)
+	}
+	attempts := 0
+	_, err = newStand(t, nil, nil).Dial(soon(t), "unix", l.Addr().String(), &sockhub.DialOptions{
+		Mode: sockhub.Anonymous, Timeout: 100 * time.Millisecond, Reconnect: &sockhub.Backoff{Min: time.Millisecond, Max: 50 * time.Millisecond},
+		Dialer: &net.Dialer{
+			LocalAddr: &net.UnixAddr{Name: filepath.Join(dir, "own"), Net: "unix"},
+			Control: func(string, string, syscall.RawConn) error {
+				if attempts++; attempts == 1 {
+					<-time.After(200 * time.Millisecond)
+				}
+				return nil
+			},
+		},
+	})
+	if err != nil {
+		t.Errorf("%v, after %d attempts", err, attempts)
+	}
+}
+
 // The longest wait that there is does not become none by its jitter.
 func TestWaitOfCenturies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

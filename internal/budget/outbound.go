@@ -99,7 +99,7 @@ func (b *Outbound[C]) Take(c C, s *Share, charge int64, alone bool) bool {
 
 // Could reports whether Take would give that much, as things are.
 func (b *Outbound[C]) Could(s *Share, charge int64, alone bool) bool {
-	if b.lacks(s, charge) <= b.shared-b.used.Load() {
+	if b.lacks(s, charge) <= max(0, b.shared-b.used.Load()) {
 		return true
 	}
 	b.mu.Lock()
