@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -142,6 +144,44 @@ func TestIdleTimeoutOfABusyConnection(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A Write of a record layer that does not show what is below it is not cut before
+// WriteTimeout: it could be its last, as with package tls.
+func TestPauseOfAPeerCutsNoWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, nil)
+		a, b := net.Pipe()
+		defer b.Close()
+		c, err := hub.ServeConn(t.Context(), &brittle{Conn: a}, &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.TrySend(make([]byte, 100_000)); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(sockhub.DefaultWriteTimeout / 2)
+		if n, err := io.ReadFull(b, make([]byte, 100_008)); err != nil {
+			t.Errorf("%d bytes came: %v", n, err)
+		}
+	})
+}
+
+// brittle fails for good when a deadline has cut a Write short.
+type brittle struct {
+	net.Conn
+	broken atomic.Bool
+}
+
+func (b *brittle) Write(p []byte) (int, error) {
+	if b.broken.Load() {
+		return 0, errors.New("broken")
+	}
+	n, err := b.Conn.Write(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		b.broken.Store(true)
+	}
+	return n, err
 }
 
 // A peer that takes a little now and then is slow; one that takes nothing is

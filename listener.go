@@ -406,6 +406,7 @@ type preface struct {
 // fail ends it.
 func (p *preface) fail(err error) {
 	p.why.CompareAndSwap(nil, &err)
+	p.nc.SetDeadline(time.Unix(1, 0)) // Close may say goodbye first
 	p.nc.Close()
 }
 

@@ -287,6 +287,36 @@ func TestHandshakeTimeoutWithoutDeadlines(t *testing.T) {
 	}
 }
 
+// Nor does it wait for a Close that says goodbye first, as that of package tls does.
+func TestHandshakeTimeoutOfAConnThatSaysGoodbye(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, err := sockhub.New(context.Background(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		l := memnet.Listen(stuck)
+		server, client := secure()
+		if _, err := s.Serve(tls.NewListener(l, server), &sockhub.ListenOptions{
+			Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) { return nil, 4, nil },
+		}); err != nil {
+			t.Fatal(err)
+		}
+		p, err := l.Dial(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		if err := tls.Client(p, client).Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(sockhub.DefaultHandshakeTimeout + time.Second/2)
+		if n := s.Stats().HandshakeTimeouts; n != 1 {
+			t.Errorf("%d timeouts, want 1", n)
+		}
+	})
+}
+
 // timeless is a listener of connections without deadlines.
 type timeless struct{ net.Listener }
 

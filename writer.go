@@ -1912,7 +1912,7 @@ func (c *Conn) stuckLocked(now time.Duration, due func(time.Duration) bool) (aga
 		}
 		o.unacked = n
 	case now-o.since >= t/looks: // the first one, or there is nothing to be seen
-		again = true
+		again = !transport.KeepsTrying(c.t)
 		if known {
 			o.unacked = n
 		}

@@ -432,6 +432,13 @@ func (c *blocking) Kick(side Side) {
 // connection may do likewise.
 func (c *blocking) WritesWhole() bool { return c.layered || c.limits == nil }
 
+// KeepsTrying reports that what writes to c is a Write of another's making, which goes on
+// by itself as soon as there is room, and may not survive that it is cut short.
+func KeepsTrying(c Conn) bool {
+	b, ok := c.(*blocking)
+	return ok && b.under == nil
+}
+
 // CloseWrite implements Conn. On TLS it is a close_notify, and may wait for
 // room for it; Hangup ends that.
 func (c *blocking) CloseWrite() error {
