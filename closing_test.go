@@ -1,10 +1,12 @@
 package sockhub_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"sync/atomic"
@@ -144,6 +146,56 @@ func TestIdleTimeoutOfABusyConnection(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Who reads now and then is not given up, and who stops is at WriteTimeout, to a second:
+// whatever he is sent, and whether or not what is acknowledged can be seen.
+func TestWhoStopsReadingGoesInTime(t *testing.T) {
+	eachBubble(t, 100, func(t *testing.T, seed uint64) {
+		rng := rand.New(rand.NewPCG(seed, 79))
+		const timeout = sockhub.DefaultWriteTimeout
+		mo := &memnet.Options{
+			Seed: seed, Buffer: 3 + rng.IntN(100_000), Unix: rng.IntN(2) == 0, NoUnacked: rng.IntN(2) == 0, NoWriteNow: rng.IntN(3) == 0,
+			Faults: memnet.Faults{ShortWrite: []float64{0, 0.3}[rng.IntN(2)], Spurious: []float64{0, 0.3}[rng.IntN(2)]},
+		}
+		l := newLine(t, &sockhub.Options{ConnOutbound: 8 << 20, IdleTimeout: []time.Duration{-1, time.Hour}[rng.IntN(2)]}, mo, nil)
+		sleepFor(time.Duration(rng.IntN(20_000)) * time.Millisecond)
+		size := 1<<20 + rng.IntN(1<<20)
+		switch rng.IntN(4) {
+		case 0:
+			l.sent(string(make([]byte, size)))
+		case 1:
+			for range 100 {
+				l.sent(string(make([]byte, size/100)))
+			}
+		case 2:
+			go l.c.SendFrom(t.Context(), uint64(size), bytes.NewReader(make([]byte, size)))
+		case 3:
+			l.sent(string(make([]byte, size)))
+			l.c.Finish()
+		}
+		stopped := time.Now()
+		for range rng.IntN(10) {
+			sleepFor(time.Duration(rng.IntN(8500)) * time.Millisecond)
+			if err := l.c.Context().Err(); err != nil {
+				t.Fatalf("it was given up while it read; %+v", mo)
+			}
+			io.ReadFull(l.p, make([]byte, 1+rng.IntN(mo.Buffer)))
+			stopped = time.Now()
+		}
+		<-l.c.Context().Done()
+		took := time.Since(stopped)
+		var d sockhub.Disconnection
+		for d.Conn == nil {
+			for _, x := range l.take().Disconnected {
+				d = x
+			}
+		}
+		checkReport(t, l.c, d, true)
+		if !errors.Is(d.Err, sockhub.ErrSlowPeer) || took < timeout || took > timeout+time.Second {
+			t.Errorf("%v after %v; %+v", d.Err, took, mo)
+		}
+	})
 }
 
 // A Write of a record layer that does not show what is below it is not cut before

@@ -1892,8 +1892,9 @@ func (h *Hub) endAfterFailure() time.Duration {
 
 // looks is how often a lack of progress is looked at within WriteTimeout. What a
 // look sees may be as old as the one before, so a connection that takes nothing
-// ends up to WriteTimeout/looks late.
-const looks = 16
+// ends up to WriteTimeout/looks late, and one that took a little first, which only
+// trying again shows, up to three times that: within a second, of ten.
+const looks = 32
 
 // stuckLocked looks for progress that no write shows: the kernel asks for more
 // output only when a good part of its buffer is free, which a slow peer may take
