@@ -285,12 +285,12 @@ func pingpong(args []string, quit <-chan struct{}) error {
 }
 
 // flood sends numbered messages of 1,000 bytes until so many bytes have left
-// or no more leave for a second.
-func flood(nc net.Conn, limit int) {
+// or no more leave for as long as stall.
+func flood(nc net.Conn, limit int, stall time.Duration) {
 	msg := frame(string(make([]byte, 1000)))
 	for n := 0; n*len(msg) < limit; n++ {
 		binary.LittleEndian.PutUint64(msg[8:], uint64(n))
-		nc.SetWriteDeadline(time.Now().Add(time.Second))
+		nc.SetWriteDeadline(time.Now().Add(stall))
 		if _, err := nc.Write(msg); err != nil {
 			return
 		}
@@ -308,7 +308,7 @@ func stuckPeer(args []string, quit <-chan struct{}) error {
 	if err := greet(nc, args[1]); err != nil {
 		return err
 	}
-	flood(nc, 32<<20)
+	flood(nc, 32<<20, time.Second)
 	fmt.Println("STUCK")
 	awaitGo(quit)
 	nc.SetReadDeadline(time.Now().Add(5 * time.Second))
@@ -347,13 +347,15 @@ func slowPeer(args []string, quit <-chan struct{}) error {
 	if err := greet(nc, args[1]); err != nil {
 		return err
 	}
-	flood(nc, 32<<20)
+	// Its system takes a few seconds to get over a window that has become smaller.
+	flood(nc, 32<<20, 4*time.Second)
 	fmt.Println("FLOODED")
 	total := 0
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	buf := make([]byte, rate/10)
 	for begun := time.Now(); time.Since(begun) < d; <-tick.C {
+		nc.SetReadDeadline(time.Now().Add(20 * time.Second)) // there is always more
 		n, err := io.ReadFull(nc, buf)
 		if total += n; err != nil {
 			break
