@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/sockhub/sockhub"
@@ -262,7 +263,7 @@ func networkPeer(args []string, quit <-chan struct{}) error {
 				err = fmt.Errorf("message %d is another", k)
 			}
 			if err != nil {
-				if err == io.EOF || err == io.ErrUnexpectedEOF {
+				if err == io.EOF || err == io.ErrUnexpectedEOF || errors.Is(err, syscall.ECONNRESET) { // by the hub, as of a slow peer
 					fmt.Printf("END %d received in order\n", k)
 					err = io.EOF
 				}

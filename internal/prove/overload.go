@@ -63,7 +63,7 @@ func (p *proof) overload(handler bool) {
 	p.must(err)
 	defer hub.Close()
 	// What the kernel holds waits too, and is beyond the hub's limits.
-	o := &sockhub.ListenOptions{Mode: sockhub.Anonymous, Config: &net.ListenConfig{Control: smallBuffer}}
+	o := &sockhub.ListenOptions{Mode: sockhub.Anonymous, Config: &net.ListenConfig{Control: receiveBuffer(32 << 10)}}
 	if handler {
 		o.Handler = func(*sockhub.Conn) sockhub.Handler { return burner{} }
 	}

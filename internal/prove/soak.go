@@ -214,7 +214,7 @@ func soakVisit(addrs []string, from net.IP, name string, rng *rand.Rand) error {
 		io.Copy(io.Discard, nc)
 		return nil
 	case 4: // does not read
-		flood(nc, 1<<20, time.Second)
+		flood(nc, 1<<20)
 		nc.SetLinger(0)
 		return nil
 	}

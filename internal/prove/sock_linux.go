@@ -20,16 +20,18 @@ func likeEthernet(_, _ string, c syscall.RawConn) error {
 	return err
 }
 
-// smallBuffer gives a socket a receive buffer of 64 KiB, as the system counts
-// them. Accepted connections have it from their listener.
-func smallBuffer(_, _ string, c syscall.RawConn) error {
-	var err error
-	if cerr := c.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 32<<10)
-	}); cerr != nil {
-		return cerr
+// receiveBuffer gives a socket a receive buffer of that size, of which the system makes
+// twice as much, for what it needs beside. Accepted connections have it from their listener.
+func receiveBuffer(size int) func(network, address string, c syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if cerr := c.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, size)
+		}); cerr != nil {
+			return cerr
+		}
+		return err
 	}
-	return err
 }
 
 // sendFrom sends one datagram from an address.

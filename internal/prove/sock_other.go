@@ -9,6 +9,8 @@ import (
 )
 
 func likeEthernet(string, string, syscall.RawConn) error { return nil }
-func smallBuffer(string, string, syscall.RawConn) error  { return nil }
+func receiveBuffer(int) func(network, address string, c syscall.RawConn) error {
+	return func(string, string, syscall.RawConn) error { return nil }
+}
 
 func sendFrom([4]byte, netip.AddrPort, []byte) error { return errors.ErrUnsupported }

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/sockhub/sockhub"
@@ -285,12 +286,12 @@ func pingpong(args []string, quit <-chan struct{}) error {
 }
 
 // flood sends numbered messages of 1,000 bytes until so many bytes have left
-// or no more leave for as long as stall.
-func flood(nc net.Conn, limit int, stall time.Duration) {
+// or no more leave for a second.
+func flood(nc net.Conn, limit int) {
 	msg := frame(string(make([]byte, 1000)))
 	for n := 0; n*len(msg) < limit; n++ {
 		binary.LittleEndian.PutUint64(msg[8:], uint64(n))
-		nc.SetWriteDeadline(time.Now().Add(stall))
+		nc.SetWriteDeadline(time.Now().Add(time.Second))
 		if _, err := nc.Write(msg); err != nil {
 			return
 		}
@@ -308,7 +309,7 @@ func stuckPeer(args []string, quit <-chan struct{}) error {
 	if err := greet(nc, args[1]); err != nil {
 		return err
 	}
-	flood(nc, 32<<20, time.Second)
+	flood(nc, 32<<20)
 	fmt.Println("STUCK")
 	awaitGo(quit)
 	nc.SetReadDeadline(time.Now().Add(5 * time.Second))
@@ -336,19 +337,22 @@ func slowPeer(args []string, quit <-chan struct{}) error {
 		return err
 	}
 	dialer := net.Dialer{Control: likeEthernet}
+	if buffer > 0 {
+		// Before it connects: a window that has become smaller makes its system refuse what
+		// acknowledges what it has sent.
+		dialer.Control = func(network, address string, c syscall.RawConn) error {
+			return errors.Join(likeEthernet(network, address, c), receiveBuffer(buffer)(network, address, c))
+		}
+	}
 	nc, err := dialer.Dial("tcp4", args[0])
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
-	if buffer > 0 {
-		nc.(*net.TCPConn).SetReadBuffer(buffer)
-	}
 	if err := greet(nc, args[1]); err != nil {
 		return err
 	}
-	// Its system takes a few seconds to get over a window that has become smaller.
-	flood(nc, 32<<20, 4*time.Second)
+	flood(nc, 32<<20)
 	fmt.Println("FLOODED")
 	total := 0
 	tick := time.NewTicker(100 * time.Millisecond)
