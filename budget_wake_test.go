@@ -350,52 +350,62 @@ func TestHandlerThatBlocksDoesNotKeepOthersFromReading(t *testing.T) {
 // Who may complete a message for the others to go on has to come up to a rate: a
 // byte now and then does not do, though it is progress.
 func TestWhoHoldsUpAllOthersHasADeadline(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		hub := openHub(t, &sockhub.Options{InboundLimit: 2 << 20, MaxMessage: 900_000, FrameTimeout: 30 * time.Second})
-		go func() {
-			for range hub.Events() {
+	for held := false; !held && !t.Failed(); { // mostly at once
+		synctest.Test(t, func(t *testing.T) { held = holdsUpAllOthers(t) })
+	}
+}
+
+// holdsUpAllOthers reports whether there was somebody to hold up: by the order in which they
+// have their turns, the others may have had room for their messages, one after the other.
+func holdsUpAllOthers(t *testing.T) bool {
+	hub := openHub(t, &sockhub.Options{InboundLimit: 2 << 20, MaxMessage: 900_000, FrameTimeout: 30 * time.Second})
+	go func() {
+		for range hub.Events() {
+		}
+	}()
+	a, pa := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+	b, pb := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+	_, pd := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+	big := frame(string(make([]byte, 800_000)))
+	const lacks = 200_000
+	go pa.Write(big[:len(big)-lacks])
+	go pb.Write(big[:400_000])
+	go pd.Write(big[:400_000])
+	<-time.After(time.Second)
+	begun := time.Now()
+	go func() {
+		for i := len(big) - lacks; i < len(big); i++ {
+			pa.Write(big[i:][:1])
+			select {
+			case <-time.After(time.Second):
+			case <-a.Context().Done():
+				return
 			}
-		}()
-		a, pa := serveMemory(t, hub, nil, sockhub.ListenOptions{})
-		b, pb := serveMemory(t, hub, nil, sockhub.ListenOptions{})
-		_, pd := serveMemory(t, hub, nil, sockhub.ListenOptions{})
-		big := frame(string(make([]byte, 800_000)))
-		const lacks = 200_000
-		go pa.Write(big[:len(big)-lacks])
-		go pb.Write(big[:400_000])
-		go pd.Write(big[:400_000])
-		<-time.After(time.Second)
-		begun := time.Now()
-		go func() {
-			for i := len(big) - lacks; i < len(big); i++ {
-				pa.Write(big[i:][:1])
-				select {
-				case <-time.After(time.Second):
-				case <-a.Context().Done():
-					return
-				}
-			}
-		}()
-		synctest.Wait() // it lacks least
-		go pb.Write(big[400_000:])
-		go pd.Write(big[400_000:])
-		select {
-		case <-a.Context().Done():
-		case <-time.After(time.Hour):
-			t.Fatal("a byte a second keeps all others from reading")
 		}
-		want := 30*time.Second + lacks*time.Second/(64<<10)
-		if d := time.Since(begun); d < want-time.Second || d > want+5*time.Second { // it is not the first at once
-			t.Errorf("ended with %v after %v, want %v", context.Cause(a.Context()), d, want)
+	}()
+	synctest.Wait() // it lacks least
+	go pb.Write(big[400_000:])
+	go pd.Write(big[400_000:])
+	select {
+	case <-a.Context().Done():
+	case <-time.After(time.Hour):
+		if hub.Stats().MessagesIn == 2 {
+			return false
 		}
-		if err := context.Cause(a.Context()); !errors.Is(err, sockhub.ErrFrameTimeout) {
-			t.Error(err)
-		}
-		<-time.After(time.Second)
-		if b.Stats().MessagesIn != 1 {
-			t.Errorf("the others do not go on: %+v", hub.Stats())
-		}
-	})
+		t.Fatal("a byte a second keeps all others from reading")
+	}
+	want := 30*time.Second + lacks*time.Second/(64<<10)
+	if d := time.Since(begun); d < want-time.Second || d > want+7*time.Second { // it is not the first at once: one that lacks 400,000 may be
+		t.Errorf("ended with %v after %v, want %v", context.Cause(a.Context()), d, want)
+	}
+	if err := context.Cause(a.Context()); !errors.Is(err, sockhub.ErrFrameTimeout) {
+		t.Error(err)
+	}
+	<-time.After(time.Second)
+	if b.Stats().MessagesIn != 1 {
+		t.Errorf("the others do not go on: %+v", hub.Stats())
+	}
+	return true
 }
 
 // A hub that leaves a Budget leaves its floors to the others.
