@@ -555,7 +555,9 @@ func TestTLSSessionIsResumed(t *testing.T) {
 	asked := 0
 	server := &tls.Config{Certificates: []tls.Certificate{ca.certify("hub.example")}}
 	perClient := &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { asked++; return server, nil }}
-	secure := &sockhub.ListenOptions{Mode: sockhub.Anonymous, TLS: server}
+	secure := &sockhub.ListenOptions{Mode: sockhub.Anonymous, TLS: server, Handler: func(*sockhub.Conn) sockhub.Handler {
+		return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }}
+	}}
 	for what, o := range map[string]*sockhub.ListenOptions{
 		"a listener's":          secure,
 		"GetConfigForClient's":  {Mode: sockhub.Anonymous, TLS: perClient},
