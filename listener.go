@@ -213,7 +213,7 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interv
 //
 // Errors: those of Listen for options, and ErrClosed.
 func (h *Hub) Serve(l net.Listener, o *ListenOptions) (*Listener, error) {
-	network := l.Addr().Network()
+	network := networkOf(l.Addr())
 	if t, ok := l.(*net.TCPListener); ok {
 		l = keptAlive{t}
 	}
@@ -238,7 +238,7 @@ func (l keptAlive) Accept() (net.Conn, error) {
 // read and written with many datagrams at a time where the system can do that. Errors as
 // those of Serve.
 func (h *Hub) ServePacket(pc net.PacketConn, o *ListenOptions) (*Listener, error) {
-	network := pc.LocalAddr().Network()
+	network := networkOf(pc.LocalAddr())
 	if packetMax(network) == 0 {
 		network = "udp" // the nearest to whatever it is
 	}
@@ -1123,7 +1123,7 @@ func packetNetwork(rwc io.ReadWriteCloser) string {
 	case net.Conn:
 		// Of another type, and so refused. But a stream over datagrams may well have an
 		// address of network udp.
-		if a := x.LocalAddr(); !isNilAddr(a) && a.Network() == "unixpacket" {
+		if networkOf(x.LocalAddr()) == "unixpacket" {
 			return "unixpacket"
 		}
 	}
@@ -1134,8 +1134,8 @@ func packetNetwork(rwc io.ReadWriteCloser) string {
 func peerOf(rwc io.ReadWriteCloser, network, tag string) Peer {
 	var p Peer
 	if nc, ok := rwc.(net.Conn); ok {
-		if local := nc.LocalAddr(); network == "" && !isNilAddr(local) {
-			network = local.Network()
+		if network == "" {
+			network = networkOf(nc.LocalAddr())
 		}
 		p = newPeer(network, nc.LocalAddr(), nc.RemoteAddr())
 		if cred, err := peercred.Of(nc); err == nil {

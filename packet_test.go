@@ -426,6 +426,50 @@ func TestUnixPacketsNamedAndNot(t *testing.T) {
 // wrapped is a PacketConn that nothing more is known of.
 type wrapped struct{ net.PacketConn }
 
+// untold is a listener, or a socket of datagrams, that does not tell its address.
+type (
+	untold       struct{ net.Listener }
+	untoldPacket struct{ net.PacketConn }
+)
+
+func (untold) Addr() net.Addr                 { return nil }
+func (untoldPacket) LocalAddr() net.Addr      { return nil }
+func (untoldPacket) SetWriteBuffer(int) error { return nil }
+
+func TestServeOfWhatTellsNoAddress(t *testing.T) {
+	echoes := &sockhub.ListenOptions{Mode: sockhub.Anonymous, Handler: func(*sockhub.Conn) sockhub.Handler {
+		return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }}
+	}}
+	served := func(network, addr string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := newStand(t, nil, nil)
+		c, err := s.Dial(soon(t), network, addr, &sockhub.DialOptions{Mode: sockhub.Anonymous})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.TrySend([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		s.got(c, 1)
+	}
+	s := newStand(t, nil, nil)
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Serve(untold{inner}, echoes)
+	served("tcp", inner.Addr().String(), err)
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.ServePacket(untoldPacket{pc}, echoes)
+	served("udp", pc.LocalAddr().String(), err)
+}
+
 func TestServePacketOnAnyPacketConn(t *testing.T) {
 	inner, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {

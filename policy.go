@@ -577,6 +577,14 @@ func isNilAddr(a net.Addr) bool {
 	return v.Kind() == reflect.Pointer && v.IsNil()
 }
 
+// networkOf is the network of an address, or "" if there is none.
+func networkOf(a net.Addr) string {
+	if isNilAddr(a) {
+		return ""
+	}
+	return a.Network()
+}
+
 func addrText(a net.Addr) string {
 	if isNilAddr(a) {
 		return ""

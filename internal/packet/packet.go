@@ -103,7 +103,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 	if x := l.s.accept(); x != nil {
 		return &Conn{x}, nil
 	}
-	return nil, &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: net.ErrClosed}
+	return nil, net.ErrClosed
 }
 
 // Close lets no new sessions in. The socket is closed when the last one is. Until then

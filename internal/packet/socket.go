@@ -54,8 +54,10 @@ func newSocket(pc net.PacketConn, o Options) *socket {
 	s := &socket{pc: pc, o: o, done: make(chan struct{}), sessions: map[string]*session{}}
 	s.idle.init()
 	s.accepting.L = &s.mu
-	if c, ok := pc.(interface{ SetWriteBuffer(int) error }); ok && pc.LocalAddr().Network() == "unixgram" {
-		c.SetWriteBuffer(MaxUnix) // or as much of it as the system allows
+	if c, ok := pc.(interface{ SetWriteBuffer(int) error }); ok {
+		if a := pc.LocalAddr(); a != nil && a.Network() == "unixgram" {
+			c.SetWriteBuffer(MaxUnix) // or as much of it as the system allows
+		}
 	}
 	s.io = newBatcher(pc, o.Max)
 	s.out.init(s.io, s.unsent)
