@@ -297,6 +297,47 @@ func TestFinishFlushesAndLingers(t *testing.T) {
 	})
 }
 
+// A Handler may wait for the connection's context, as what it waits for otherwise may
+// not come any more.
+func TestCloseEndsTheContextDuringACall(t *testing.T) {
+	for what, end := range map[string]func(*testing.T, *sockhub.Hub, *sockhub.Conn){
+		"Conn.Close": func(_ *testing.T, _ *sockhub.Hub, c *sockhub.Conn) { c.Close() },
+		"Hub.Close":  func(_ *testing.T, hub *sockhub.Hub, _ *sockhub.Conn) { hub.Close() },
+		"the end of Shutdown's context": func(t *testing.T, hub *sockhub.Hub, _ *sockhub.Conn) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			hub.Shutdown(ctx)
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := openHub(t, nil)
+				cause, last := make(chan error, 1), make(chan error, 1)
+				h := &handlerFuncs{
+					message: func(r *sockhub.Reply, _ []byte) {
+						<-r.Conn().Context().Done()
+						cause <- context.Cause(r.Conn().Context())
+					},
+					disconnected: func(d sockhub.Disconnection) { last <- d.Err },
+				}
+				c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+				p.Write(frame("x"))
+				synctest.Wait()
+				end(t, hub, c)
+				synctest.Wait()
+				select {
+				case err := <-cause:
+					if err != <-last || !errors.Is(err, sockhub.ErrClosed) {
+						t.Error(err)
+					}
+				default:
+					t.Error("the call still waits")
+				}
+			})
+		})
+	}
+}
+
 func TestHalfOpenIsOursToFinish(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub, err := sockhub.New(context.Background(), nil)

@@ -175,8 +175,9 @@ const (
 
 // life is the context of a connection. It is apart from the Conn because few ask for it.
 type life struct {
-	ctx context.Context
-	end context.CancelCauseFunc
+	ctx  context.Context
+	end  context.CancelCauseFunc
+	over chan struct{} // closed when Conn.over is set, and the socket closed
 }
 
 // inputState is how far the input has come. It only moves on.
@@ -205,20 +206,44 @@ func (c *Conn) String() string { return c.peer.String() }
 
 // Context returns a context that ends with the connection; context.Cause of
 // it is then the reason, the same as Disconnection.Err. It is made at the
-// first call. Without a Handler, a connection whose peer has finished or closed ends
-// when the batch that says so (Ended) was taken, so somebody has to receive from
-// Events meanwhile.
+// first call. Close, of the connection or of the hub, and WriteTimeout end it at once,
+// also during a call of the Handler. But that a peer has gone is noticed by reading, and
+// so not before the call returns: no Handler should wait for this alone. Without a
+// Handler, a connection whose peer has finished or closed ends when the batch that says
+// so (Ended) was taken, so somebody has to receive from Events meanwhile.
 func (c *Conn) Context() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.lifeLocked().ctx
+}
+
+// afterEnd returns a channel that is closed when the connection has ended, which may be
+// long after its context has, as a Handler's call is waited for.
+func (c *Conn) afterEnd() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lifeLocked().over
+}
+
+func (c *Conn) lifeLocked() *life {
 	if c.life == nil {
 		ctx, end := context.WithCancelCause(context.Background())
-		c.life = &life{ctx, end}
+		c.life = &life{ctx, end, make(chan struct{})}
+		c.endContextLocked()
 		if c.over {
-			end(c.closeErr)
+			close(c.life.over)
 		}
 	}
-	return c.life.ctx
+	return c.life
+}
+
+// endContextLocked ends the context when the reason is known, for a call of the Handler
+// may be waiting for that. During a handshake the reason is not final: see refused. It
+// runs nothing of the user's.
+func (c *Conn) endContextLocked() {
+	if c.life != nil && c.closeErr != nil && (c.over || !c.shaking) {
+		c.life.end(c.closeErr)
+	}
 }
 
 // Value returns what SetValue has stored last, or nil.
@@ -383,6 +408,7 @@ func (c *Conn) failLocked(err error) {
 	if c.closeErr == nil {
 		c.closeErr = err
 		c.ends.Store(endsNow)
+		c.endContextLocked()
 	}
 	c.freezeLocked(refusal(c.closeErr))
 }
@@ -1312,10 +1338,10 @@ func (c *Conn) end() {
 	}
 	err = c.refused(err)
 	c.closeErr, c.over = err, true
+	life := c.life
 	heir, inherited := c.heirLocked()
 	c.hub.budget.out.Fell(&c.out.share, 0)
 	c.reported = report.left.charge()
-	life := c.life
 	c.mu.Unlock()
 
 	c.hub.budget.reports.Add(c.reported)
@@ -1327,6 +1353,7 @@ func (c *Conn) end() {
 	c.t.Close()
 	if life != nil {
 		life.end(err)
+		close(life.over)
 	}
 	d := Disconnection{Conn: c, Err: err, Report: report}
 	if g := c.greet; g != nil {
@@ -1484,8 +1511,9 @@ func (e *PanicError) Unwrap() error {
 // instead of Events: the fastest way. Calls for one connection never overlap.
 //
 // A call may block. It then holds back its own peer alone, and its time counts
-// toward no timeout. A call that panics ends its connection with a
-// *PanicError.
+// toward no timeout; that the peer has gone is not noticed meanwhile, but Conn.Context
+// ends when this side closes the connection. A call that panics ends its connection
+// with a *PanicError.
 //
 // Messages are the handler's for good, but with ReuseBuffers only until the
 // call returns. They may be changed in place before they are sent on.

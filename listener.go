@@ -924,9 +924,8 @@ func (d *dialing) redial(life context.Context, c *Conn, wait time.Duration) {
 		d.hub.letGoLocked(d.client)
 	}()
 	for {
-		ended := c.Context()
 		select {
-		case <-ended.Done():
+		case <-c.afterEnd():
 		case <-life.Done():
 			return
 		}
