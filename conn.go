@@ -300,7 +300,7 @@ func (c *Conn) Stats() ConnStats {
 
 // Close ends the connection now, and does not wait. What is queued is not sent, but
 // reported in the Disconnection, whose Err is ErrClosed unless the connection had failed
-// before. If a Send has already told that, by ErrNotConnected, Close changes nothing: the
+// before. If a Send has returned ErrNotConnected already, Close changes nothing: the
 // failure stays the reason, and with Reconnect the client is dialed again. Closing again
 // does nothing. The error is always nil.
 func (c *Conn) Close() error {
@@ -1520,7 +1520,7 @@ func (e *PanicError) Unwrap() error {
 type Handler interface {
 	Message(r *Reply, msg []byte) // a whole message, or a piece of raw input
 	Drained(r *Reply)             // everything queued so far is with the kernel
-	Disconnected(d Disconnection) // the last call; see Hub.Close and Shutdown for when it has been
+	Disconnected(d Disconnection) // the last call; Hub.Close and Hub.Shutdown say whether it has returned when they do
 }
 
 // BaseHandler does nothing. Embed it to write only the methods that matter. It
@@ -1530,8 +1530,9 @@ type BaseHandler struct{}
 // Message implements Handler.
 func (BaseHandler) Message(*Reply, []byte) {}
 
-// Drained implements Handler. It does nothing. A connection that has called it
-// itself, and not by way of another Handler, does not wake up for it again.
+// Drained implements Handler. It does nothing. A connection whose own Handler has this
+// method notices that, and spares the calls that follow; a Handler that passes its calls
+// on to a BaseHandler goes on being called.
 func (BaseHandler) Drained(r *Reply) {
 	if r != nil && r.active && calledByConn() {
 		r.c.mu.Lock()
@@ -1573,10 +1574,10 @@ type EndHandler interface {
 
 // SetHandler gives the connection to a Handler: everything not in a batch that
 // was already taken goes to it, in order. nil gives it back to Events. It may
-// be called at any time, does not wait, and takes effect when the current Handler,
-// if it is being called, has had what came together with the message of that call
-// (Reply.SetHandler takes effect with the next message); then it hears nothing
-// more. The end of a connection that was reported to Events is reported there too.
+// be called at any time, and does not wait. If the current Handler is being called, it
+// first gets what came together with the message of that call; then the new one takes
+// over, and the old one hears nothing more. (Reply.SetHandler takes effect with the next
+// message.) The end of a connection that was reported to Events is reported there too.
 //
 // The error is that of Send when the connection has ended.
 func (c *Conn) SetHandler(h Handler) error {
@@ -2301,8 +2302,9 @@ func (r *Reply) Flush() {
 
 // Unread gives back the end of the message that the call was given, in raw
 // mode: the next input starts with it, and comes when there is more of it, or
-// when Reply.SetRaw(false) has made messages of it. It panics if rest is not
-// the end of that message.
+// when Reply.SetRaw(false) has made messages of it. So a parser, of lines say, gives
+// back what is not complete. FrameTimeout and MaxMessage hold for that, as for a message
+// that has begun. It panics if rest is not the end of that message.
 func (r *Reply) Unread(rest []byte) {
 	c := r.conn()
 	c.dec.unread(rest)

@@ -48,6 +48,18 @@ func TestWhateverIsNotOKIsARefusal(t *testing.T) {
 	}
 }
 
+// Where the peer answers nothing, the error does not blame the network.
+func TestWhatIsLackingIsTheAnswer(t *testing.T) {
+	s := newStand(t, nil, nil)
+	l := newDialed(t)
+	ctx, cancel := context.WithCancel(soon(t))
+	go func() { l.next(); cancel() }()
+	_, err := s.Dial(ctx, "tcp", l.addr(), &sockhub.DialOptions{Name: "w"})
+	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "in the handshake") {
+		t.Error(err)
+	}
+}
+
 // A long wrong answer is dialed again like a short one.
 func TestLongWrongAnswersAreDialedAgain(t *testing.T) {
 	s := newStand(t, nil, nil)

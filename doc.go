@@ -88,7 +88,7 @@
 //	Connected     expected and dialed clients that connected
 //	Unknown       others that connected: anonymous, or of a name not registered
 //	Received      messages, connection by connection
-//	Drained       output that had to wait is now all with the kernel
+//	Drained       queues that are empty again, all of it with the kernel
 //	Ended         peers that have finished sending
 //	Disconnected  connections that have ended, and what became of their output
 //
@@ -162,9 +162,9 @@
 // of a hub, or of the hubs that share a [Budget]. Half of OutboundLimit is
 // divided among the connections that there may be, and the rest goes to those who
 // come first, so none can take the room of all. However full InboundLimit is
-// with the beginnings of messages, some of them can be completed. At MemoryLimit,
-// which counts unsent messages in reports too, and of the queues what is in the
-// half for those who come first, no more is read, and nobody is let in.
+// with the beginnings of messages, some of them can be completed. MemoryLimit counts
+// what was received, the unsent messages in reports, and of the queues what is in the
+// half for those who come first. When it is reached, nothing is read and nobody let in.
 //
 // # What is promised about delivery
 //
@@ -226,7 +226,8 @@
 //	Overflow              BlockSender
 //
 // A zero field of the options is its default, a negative limit or duration is
-// none, and a contradiction is an error. A length above MaxMessage ends the
+// none, and a contradiction is an error. (An option that means nothing for a network or
+// a mode is passed over, unless somebody's safety may rest on it.) A length above MaxMessage ends the
 // connection before anything is allocated for it; below, memory grows with the
 // bytes that come and not with those that are announced. (With ReuseBuffers, memory
 // that lies about is lent to what has begun, as long as all that is lent, and what

@@ -27,9 +27,9 @@ type Framing interface {
 	MaxHeader() int
 
 	// AppendHeader appends the header of a message of n bytes, which is of at most
-	// MaxHeader bytes, to dst. It panics if n cannot be expressed; Send has refused
-	// such a message before with ErrMessageTooLarge where LengthPrefix and Uvarint
-	// are concerned.
+	// MaxHeader bytes, to dst. It panics if n cannot be expressed. With LengthPrefix
+	// and Uvarint that does not happen, as Send refuses such a message before, with
+	// ErrMessageTooLarge.
 	AppendHeader(dst []byte, n uint64) []byte
 
 	// Header reads the header at the start of p. size 0 without an error
@@ -374,7 +374,7 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 		return nil, false, nil
 	}
 	if n > d.max || n > math.MaxInt-growStep {
-		return nil, false, fmt.Errorf("%w: %d bytes announced", ErrMessageTooLarge, n)
+		return nil, false, tooLong(n)
 	}
 	end := h + int(n)
 	if end <= len(p) {
@@ -396,6 +396,16 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 		d.w, d.want = d.r, 1 // the chunk does not hold it any more
 	}
 	return nil, false, nil
+}
+
+// tooLong is the error of a length that is not taken. Some tell that the peer does not
+// speak of lengths: "GET / HT" is one of 6,073,139,484,287,059,271 bytes.
+func tooLong(n uint64) error {
+	hint := ""
+	if n > 1<<40 {
+		hint = "; is it another protocol, Framing or Mode?"
+	}
+	return fmt.Errorf("%w: %d bytes announced%s", ErrMessageTooLarge, n, hint)
 }
 
 // piece is next for raw bytes: all of p, once there is more than Unread gave back.

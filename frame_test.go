@@ -173,7 +173,7 @@ func plainly(f Framing, limit, over uint64, input []byte) (r decoded) {
 			continue
 		}
 		if h > 0 && (n > limit || n > math.MaxInt-growStep) {
-			r.Err, r.Left = fmt.Sprintf("%v: %d bytes announced", ErrMessageTooLarge, n), len(input)
+			r.Err, r.Left = tooLong(n).Error(), len(input)
 			return r
 		}
 		if h == 0 || uint64(len(input)-h) < n {

@@ -326,7 +326,7 @@ func (b *Budget) awaited() {
 // the limit is too low for that.
 func (b *Budget) allow(field string, max uint64) error {
 	if max > math.MaxInt64 || !budget.CheckInbound(b.inLimit, int64(max)) {
-		return optionError(field, "%d bytes are too many for InboundLimit, which is %d: it must be twice that and 128 KiB", max, b.inLimit)
+		return optionError(field, "%d bytes are too many for InboundLimit, which is %d and must be at least twice as much and 128 KiB", max, b.inLimit)
 	}
 	b.in.Raise(int64(max))
 	return nil
@@ -439,8 +439,10 @@ func (h *Hub) Conns() iter.Seq[*Conn] {
 	}
 }
 
-// Stats are the figures of a hub: the first group and the last as they are now,
-// the others since New.
+// Stats are the figures of a hub: the first group and the last as they are now, which
+// are the ints, the others since New. What was refused with ErrBackpressure counts only
+// where it was sent from; QueuedIn has nothing of messages that have only begun, and
+// Paused no connection whose Handler is being called.
 type Stats struct {
 	Conns      int // past their handshake
 	Connecting int // in their handshake, or before it in a PROXY header or Classify
@@ -636,10 +638,13 @@ func (h *Hub) liveConns() (n, inCall, fed int) {
 // returned, unless a callback has called Shutdown, or somebody Close meanwhile; else
 // it is as after Close.
 //
-// It may be called where Events is received from: a program that takes no
-// batch for Linger (DefaultLinger, if that is none) has nothing more to say, and
-// Shutdown goes on without it.
-// Connections with HalfOpen set are the user's to Finish until ctx ends.
+// It may be called where Events is received from, and so waits no longer than Linger
+// (DefaultLinger, if that is none) for the loop to come back for another batch, whatever
+// ctx is. A loop that takes longer for one finds its answers refused with ErrClosed,
+// although Shutdown returns nil: it sets a longer Linger, or HalfOpen. Connections with
+// HalfOpen set are the user's to Finish until ctx ends.
+//
+// Of a hub that is closed already, Shutdown waits for the end and returns nil.
 //
 // Messages that have not come completely are not delivered, and a Stream that is
 // being read fails with ErrClosed. What the peer still sends of it is discarded, so
@@ -1203,7 +1208,7 @@ type Batch struct {
 	Connected    []*Conn         // expected and dialed clients that connected
 	Unknown      []*Conn         // other clients that connected: anonymous, or with a name nobody registered
 	Received     []Delivery      // data, connection by connection
-	Drained      []*Conn         // output had to wait, and is now all with the kernel; or NotifyDrained asked
+	Drained      []*Conn         // the queue is empty again, after output had to wait or was refused, or as NotifyDrained has asked
 	Ended        []*Conn         // peers that finished sending
 	Disconnected []Disconnection // exactly one for each connection reported before
 
@@ -1244,7 +1249,7 @@ type Delivery struct {
 //	ErrFrameTimeout      a message that had begun stood still
 //	ErrIdleTimeout       nothing came
 //	ErrMessageTooLarge   what came was announced as larger than MaxMessage
-//	ErrReplaced          another has its name now
+//	ErrReplaced          another has its name now; the peer itself sees a plain close
 //	ErrTooManyConns      a datagram client that made place for another
 //	*AdmissionError      a later Expect does not admit it
 //	*PanicError          a callback has panicked

@@ -636,11 +636,11 @@ func (p *preface) call(f func() error) (err error) {
 // ServeConn is the accepting side of a connection that is open already: a
 // net.Conn, a pipe, anything that reads, writes and closes. The hub closes it,
 // also when ServeConn fails. It returns after the handshake, with the reason
-// if the peer was not let in; ctx bounds this call alone. If the client's last
-// Disconnected was not taken yet, it returns after that, and so not at all where it is
-// called by who is to take it, unless ctx ends. ProxyFrom must be
-// empty, and Classify nil: who has a connection in hand can read a proxy's header
-// off it, and choose its options.
+// if the peer was not let in; ctx bounds this call alone. While the Disconnected of the
+// same client's last connection is still to be received from Events, ServeConn waits for
+// that: so the goroutine that receives should not call it, or with a ctx that ends.
+// ProxyFrom must be empty, and Classify nil: with a connection in hand, a program can
+// read a proxy's header off it, and choose its options.
 //
 // What has neither a descriptor nor deadlines can be ended only by its Close;
 // where that does not unblock a Read, the promises about closing in time do
@@ -843,7 +843,10 @@ func (d *dialing) attempt(all context.Context) (*Conn, error) {
 		if c, err = d.hub.attach(ctx, nc, d.network, d); err == nil {
 			return c, nil
 		}
-		if errors.Is(err, context.DeadlineExceeded) && all.Err() == nil {
+		switch {
+		case all.Err() != nil: // without which it would look like the network
+			err = fmt.Errorf("in the handshake: %w", err)
+		case errors.Is(err, context.DeadlineExceeded):
 			err = fmt.Errorf("%w: %w", ErrHandshakeTimeout, err)
 		}
 		err = &net.OpError{Op: "dial", Net: d.network, Addr: nc.RemoteAddr(), Err: err}
@@ -1305,7 +1308,7 @@ func (c *Conn) startHandshake() error {
 func (c *Conn) greeted(msg []byte) error {
 	if c.peer.Dialed {
 		if string(msg) != answer {
-			return fmt.Errorf("%w: answered %.20q", ErrRefused, msg)
+			return fmt.Errorf("%w: answered %.20q and not %q; is it in mode %v?", ErrRefused, msg, answer, c.set.mode)
 		}
 		return c.enter()
 	}

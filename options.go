@@ -120,8 +120,8 @@ type Options struct {
 	// Default 4 MiB each.
 	//
 	// A batch can bring ConnInbound from one connection, and a loop that answers
-	// it, or passes it on, queues that much at a time. So where ConnOutbound is
-	// less, peers that read are refused too, or whatever the OverflowPolicy says.
+	// it, or passes it on, queues that much at a time. So with a ConnOutbound below
+	// that, the OverflowPolicy meets peers that read, too.
 	// Where many send to one, no ConnOutbound is enough for that: what holds the
 	// senders back instead is a Handler that passes on by Conn.Send, with a timeout.
 	ConnInbound, ConnOutbound int64
@@ -156,7 +156,7 @@ type Options struct {
 type ListenOptions struct {
 	Mode    Mode        // default Named, on packet networks Anonymous
 	Framing Framing     // default LengthPrefix(8, binary.LittleEndian)
-	TLS     *tls.Config // not nil: TLS on every connection; an error without Certificates, GetCertificate or GetConfigForClient, which also is for ticket keys that change: this is copied
+	TLS     *tls.Config // not nil: TLS on every connection. It needs Certificates, GetCertificate or GetConfigForClient. It is copied: ticket keys that change are for GetConfigForClient
 	Admit   Rule        // nil admits; Options.Admit must admit too
 
 	// Classify chooses, before the handshake, which options a connection is
@@ -254,6 +254,11 @@ type Backoff struct {
 // Dial fails with ErrHandshakeTimeout, or with ErrRefused when something else than
 // OK comes back. Between messages and raw bytes, lengths are taken for bytes and
 // bytes for lengths; what announces too much ends with ErrMessageTooLarge.
+//
+// Raw bytes come in pieces of any size, mostly of 16 KiB at most, whose borders mean
+// nothing. Of each Send MaxMessage is the limit, while Framing and StreamOver do nothing.
+// A Handler that parses what comes gives back with Reply.Unread what is not complete:
+// FrameTimeout and MaxMessage hold for that, and do not for what a program keeps itself.
 //
 // On packet networks only unixpacket can be Named, and none is Raw or NamedRaw.
 type Mode int

@@ -383,7 +383,8 @@ func Nobody() Rule {
 }
 
 // UnexpectedPolicy says what happens to a peer whose name nobody registered
-// with Expect. Zero inherits: the hub's, and there HoldUnexpected.
+// with Expect. Zero means HoldUnexpected. It holds for the whole hub: what differs
+// between listeners is for their rules.
 type UnexpectedPolicy int
 
 // The values of UnexpectedPolicy.
@@ -392,13 +393,19 @@ const (
 	RefuseUnexpected                             // closed before OK
 )
 
-// String returns the constant's name, or "inherit" for zero.
+// String returns the constant's name, or "inherit" for zero, which is the default.
 func (u UnexpectedPolicy) String() string {
 	return policyName("UnexpectedPolicy", int(u), "HoldUnexpected", "RefuseUnexpected")
 }
 
 // DuplicatePolicy says what happens when a peer claims a name whose owner is
 // connected. Zero inherits: a client's from the hub, and there RefuseNew.
+//
+// With RefuseNew, a peer that comes back after its network has failed is refused until
+// its old connection is found to be dead: after 30 s by the keep-alive of TCP, or by
+// IdleTimeout. With ReplaceOld it gets in. But the peer that is replaced sees a plain
+// close, and if it dials again, it replaces the other in turn: two programs that run
+// with one name do so for ever.
 //
 // If the owner's connection is about to end, since its peer has finished, and only its
 // Ended was not taken or the rest of its output not written, RefuseNew makes the new
@@ -408,7 +415,7 @@ type DuplicatePolicy int
 // The values of DuplicatePolicy.
 const (
 	RefuseNew  DuplicatePolicy = iota + 1 // default: the second is closed before OK
-	ReplaceOld                            // the first ends with ErrReplaced
+	ReplaceOld                            // the first ends, on this side with ErrReplaced
 )
 
 // String returns the constant's name, or "inherit" for zero.
@@ -425,8 +432,8 @@ func (d DuplicatePolicy) String() string {
 // ConnOutbound below that, the policy meets peers that read, too, and under
 // DisconnectPeer they are gone.
 //
-// Where it is OutboundLimit that has no room, which is nothing that this peer has
-// done, DisconnectPeer is as BlockSender.
+// Where OutboundLimit has no room, and not this queue, DisconnectPeer acts as
+// BlockSender, since the peer is not to blame.
 type OverflowPolicy int
 
 // The values of OverflowPolicy.

@@ -182,7 +182,9 @@ func (o *output) idle() bool {
 // nothing of it is.
 //
 // Send takes ownership of msg, as a channel send does: it must not be changed
-// afterwards, but may be sent to others too.
+// afterwards, but may be sent to others too. Nothing tells when it may be used again, not
+// even Drained, so it should not come from a pool; what a Report yields as unsent is the
+// user's again.
 //
 // Errors: ErrMessageTooLarge; ErrClosed after our Close, Finish, CloseWrite or
 // Shutdown, else ErrNotConnected; ErrBackpressure under DropNewest; ErrSlowPeer
