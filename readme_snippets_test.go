@@ -17,6 +17,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -69,10 +71,37 @@ func serveUpper(ctx context.Context, hub *sockhub.Hub, address string) (*sockhub
 	})
 }
 
+// lines answers each line with its length.
+type lines struct{ sockhub.BaseHandler }
+
+func (lines) Message(r *sockhub.Reply, b []byte) {
+	var answers []byte // in one: that always has room
+	for {
+		line, rest, whole := bytes.Cut(b, []byte("\n"))
+		if !whole {
+			break
+		}
+		answers = fmt.Appendf(answers, "%d\n", len(line))
+		b = rest
+	}
+	r.Unread(b) // comes again with what follows; FrameTimeout and MaxMessage hold for it
+	if len(answers) > 0 && r.Send(answers) != nil {
+		r.Close()
+	}
+}
+
+func serveLines(ctx context.Context, hub *sockhub.Hub, address string) (*sockhub.Listener, error) {
+	return hub.Listen(ctx, "tcp", address, &sockhub.ListenOptions{
+		Mode:       sockhub.Raw,
+		MaxMessage: 64 << 10, // the longest line, and the longest answer
+		Handler:    func(*sockhub.Conn) sockhub.Handler { return lines{} },
+	})
+}
+
 // sensors listens for datagrams.
 func sensors(ctx context.Context, hub *sockhub.Hub, address string) (*sockhub.Listener, error) {
 	return hub.Listen(ctx, "udp", address, &sockhub.ListenOptions{
-		MaxConns:    10_000, // then the one that was silent for longest has to go
+		MaxConns:    10_000, // more than there are: beyond it, the one that was silent for longest has to go
 		IdleTimeout: 30 * time.Second,
 	})
 }
@@ -141,11 +170,11 @@ func share(ctx context.Context, hub *sockhub.Hub, address string) (*sockhub.List
 	return hub.Listen(ctx, "tcp", address, &sockhub.ListenOptions{ReusePort: true})
 }
 
-// serve echoes until the process is interrupted. What was read from peers until then
+// serve echoes until the process is told to end. What was read from peers until then
 // is answered, and every answer that TrySend has accepted is written, if they take
 // it within 5 seconds.
 func serve(ctx context.Context, hub *sockhub.Hub) error {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt)
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	done := make(chan error, 1)
 	context.AfterFunc(ctx, func() {
 		patience, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -266,6 +295,29 @@ func TestReadmeHandler(t *testing.T) {
 	readmeDial(t, client, l, nil).TrySend([]byte("hello"))
 	if msg, err := receive(client); string(msg) != "HELLO" {
 		t.Errorf("%q, %v", msg, err)
+	}
+}
+
+func TestReadmeRawBytes(t *testing.T) {
+	hub := readmeHub(t)
+	l, err := serveLines(soon(t), hub, "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	for _, part := range []string{"one", " and\n\nthree", "\n", strings.Repeat("x", 64<<10)} {
+		io.WriteString(c, part)
+		if strings.HasSuffix(part, "three") {
+			expect(t, c, []byte("7\n0\n"))
+		}
+	}
+	if rest, _ := io.ReadAll(c); string(rest) != "5\n" { // and the end, for a line without one
+		t.Errorf("%q", rest)
 	}
 }
 
