@@ -91,7 +91,8 @@ type Options struct {
 
 	// MaxPending bounds the handshakes under way. When it is full, the
 	// oldest one of the heaviest source makes room, if it is older than a
-	// second. Default 1,024.
+	// second; where none is, the newest of a heavy source, for one of another
+	// source. Default 1,024.
 	MaxPending int
 
 	// MaxPendingPerSource is the number of handshakes under way from which

@@ -28,7 +28,9 @@ const Spare = time.Second
 //     the one whose oldest is the oldest;
 //  3. but if n's source has more than maxPerSource (n included), and the source
 //     that would give has not, n is refused;
-//  4. and if nothing is evictable, n is refused.
+//  4. and if nothing is evictable, then the source with the most handshakes gives
+//     up its newest, if it has more than maxPerSource, and n's source has not; else
+//     n is refused.
 //
 // The reasons. Who holds the most places pays for the scarcity (2), so that an
 // attacker with one source evicts only himself; n is counted, lest a source
@@ -36,14 +38,16 @@ const Spare = time.Second
 // Since his fresh connections are spared, he could keep all of his places
 // younger than Spare, and then the handshakes that rule 2 finds are the others'.
 // Rule 3 stops that: what is over maxPerSource never displaces what is not,
-// whatever the ages. Everybody who got in has Spare at least to finish (1),
-// and a light newcomer rather takes the place of a slow peer than be refused.
-// A cap that refused at maxPerSource even in an empty table would add nothing
-// to this, and would lock out the thousand workers.
+// whatever the ages. Nor can he refuse the others by opening more than max connections
+// within Spare, of which some would come of age all the time, only for the next of his
+// own: what is over maxPerSource makes room for what is not at any age (4), and it is the
+// newest, as an honest source's oldest is about to finish. Otherwise everybody who got in
+// has Spare at least to finish (1), and a light newcomer rather takes the place of a slow
+// peer than be refused. A cap that refused at maxPerSource even in an empty table would
+// add nothing to this, and would lock out the thousand workers.
 //
-// What the rule does not give: a source that opens more than max connections
-// within Spare has the table full of spared handshakes, and then newcomers are
-// refused until the first of those is old enough.
+// What the rule does not give: an attacker with more than max / maxPerSource sources can
+// fill the table with handshakes that are all young, and none of them heavy.
 type Table[K comparable, V any] struct {
 	max          int // <= 0: no bound
 	maxPerSource int // <= 0: no source is over it
@@ -51,6 +55,7 @@ type Table[K comparable, V any] struct {
 	now     time.Time // the latest now given to Add
 	size    int
 	sources map[K]*source[K, V]
+	heavies int // of the sources, those that are heavy
 
 	// All entries in order of age. Those before young have been found
 	// evictable; young is the oldest one that has not, nil if there is none.
@@ -135,12 +140,12 @@ func (t *Table[K, V]) Add(k K, v V, now time.Time) (added, evicted *Entry[K, V])
 		s = &source[K, V]{key: k, index: -1, list: list[K, V]{which: inSource}}
 		t.sources[k] = s
 	}
-	s.count++
+	t.weigh(s, 1)
 	t.fix(s)
 	if t.max > 0 && t.size >= t.max {
 		t.ripen()
 		if evicted = t.victim(s); evicted == nil {
-			s.count--
+			t.weigh(s, -1)
 			t.settle(s)
 			return nil, nil
 		}
@@ -172,7 +177,7 @@ func (t *Table[K, V]) Remove(e *Entry[K, V]) bool {
 // counted already, or nil if it must not get in.
 func (t *Table[K, V]) victim(s *source[K, V]) *Entry[K, V] {
 	if len(t.ripe) == 0 {
-		return nil
+		return t.newest(s)
 	}
 	top := t.ripe[0]
 	if t.heavy(s) && !t.heavy(top) {
@@ -181,8 +186,38 @@ func (t *Table[K, V]) victim(s *source[K, V]) *Entry[K, V] {
 	return top.list.front
 }
 
+// newest is rule 4. It looks at all sources, but each time that there is a heavy one it
+// takes something from that.
+func (t *Table[K, V]) newest(s *source[K, V]) *Entry[K, V] {
+	if t.heavies == 0 || t.heavy(s) {
+		return nil
+	}
+	var top *Entry[K, V]
+	for _, o := range t.sources {
+		if o == s {
+			continue // it may have no entry yet
+		}
+		e := o.list.back
+		if top == nil || o.count > top.src.count || o.count == top.src.count && e.since.After(top.since) {
+			top = e
+		}
+	}
+	return top
+}
+
 func (t *Table[K, V]) heavy(s *source[K, V]) bool {
 	return t.maxPerSource > 0 && s.count > t.maxPerSource
+}
+
+// weigh adds d to the count of s, which has to be settled, or fixed, then.
+func (t *Table[K, V]) weigh(s *source[K, V], d int) {
+	if t.heavy(s) {
+		t.heavies--
+	}
+	s.count += d
+	if t.heavy(s) {
+		t.heavies++
+	}
 }
 
 // ripen moves the line between evictable and young entries up to t.now.
@@ -204,7 +239,7 @@ func (t *Table[K, V]) unlink(e *Entry[K, V]) {
 	t.all.remove(e)
 	s.list.remove(e)
 	e.src = nil
-	s.count--
+	t.weigh(s, -1)
 	if e.ripe {
 		s.ripe--
 	}
