@@ -2105,7 +2105,7 @@ func (c *Conn) takeInLocked(s *outq.Slab, take func(*outq.Queue, *outq.Slab) (in
 // is queued.
 func (c *Conn) chargeAnswersLocked(charge int64, alone bool) (room bool) {
 	o := &c.out
-	if !c.hub.budget.out.Take(c, &o.share, charge, alone) {
+	if !c.hub.budget.out.Take(&o.share, charge, alone) {
 		c.hub.budget.out.Force(&o.share, charge)
 		return false
 	}

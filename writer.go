@@ -445,11 +445,11 @@ func (c *Conn) hasRoomLocked(charge int64, mine bool) bool {
 	if o.full(queued, mine) {
 		return false
 	}
-	if b.Take(c, &o.share, queued+charge, queued == 0) {
+	if b.Take(&o.share, queued+charge, queued == 0) {
 		return true
 	}
 	b.Wait(c)
-	return b.Take(c, &o.share, queued+charge, queued == 0) // what fell before that has told nobody
+	return b.Take(&o.share, queued+charge, queued == 0) // what fell before that has told nobody
 }
 
 // full reports whether a queue of this charge is at its limit: for the run under way, if
@@ -519,7 +519,7 @@ func (c *Conn) makeRoomLocked(charge int64, mine bool) bool {
 		}
 		// What is being written cannot be dropped any more. It alone may
 		// fill the queue: then one more message fits, and is the oldest.
-		return full && c.hub.budget.out.Take(c, &o.share, o.charge()+charge, false) || c.hasRoomLocked(charge, mine)
+		return full && c.hub.budget.out.Take(&o.share, o.charge()+charge, false) || c.hasRoomLocked(charge, mine)
 	case DisconnectPeer:
 		if full {
 			c.giveUpLocked()

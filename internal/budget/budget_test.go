@@ -187,25 +187,25 @@ func TestOutboundFloorSharedExempt(t *testing.T) {
 	b := NewOutbound(1000, func(c string) { woken = append(woken, c) }, func() {})
 	b.Among(5) // floors of 100, 500 shared
 	var a, c, d, e Share
-	if !b.Take("a", &a, 100, true) || a.held != 0 {
+	if !b.Take(&a, 100, true) || a.held != 0 {
 		t.Error("the floor is one's own")
 	}
-	if !b.Take("a", &a, 600, false) || b.Used() != 500 {
+	if !b.Take(&a, 600, false) || b.Used() != 500 {
 		t.Error("the shared half is for all", b.Used())
 	}
-	if !b.Take("c", &c, 100, true) {
+	if !b.Take(&c, 100, true) {
 		t.Error("the floor is there when the shared half is not")
 	}
-	if b.Take("c", &c, 101, false) {
+	if b.Take(&c, 101, false) {
 		t.Error("beyond the limit")
 	}
-	if !b.Take("d", &d, 5000, true) || d.exempt == 0 {
+	if !b.Take(&d, 5000, true) || d.exempt == 0 {
 		t.Error("one message enters an empty queue")
 	}
-	if b.Take("d", &d, 5100, false) {
+	if b.Take(&d, 5100, false) {
 		t.Error("another one behind it, without room")
 	}
-	if b.Take("e", &e, 5000, true) {
+	if b.Take(&e, 5000, true) {
 		t.Error("a second exempt message")
 	}
 	b.Wait("e")
@@ -214,12 +214,12 @@ func TestOutboundFloorSharedExempt(t *testing.T) {
 		t.Error("woken without room")
 	}
 	b.Fell(&d, 0)
-	if len(woken) != 1 || !b.Take("e", &e, 5000, true) {
+	if len(woken) != 1 || !b.Take(&e, 5000, true) {
 		t.Error("not woken by the exempt slot")
 	}
 	b.Wait("c")
 	b.Fell(&a, 0)
-	if b.Used() != 0 || len(woken) != 2 || !b.Take("c", &c, 300, false) {
+	if b.Used() != 0 || len(woken) != 2 || !b.Take(&c, 300, false) {
 		t.Error("not woken by the shared half", b.Used())
 	}
 }
@@ -232,7 +232,7 @@ func TestOutboundOfManyWithLittleQueuedHasRoom(t *testing.T) {
 	b.Among(1 << 16)
 	shares := make([]Share, conns)
 	for i := range shares {
-		if !b.Take(i, &shares[i], 128<<10, false) {
+		if !b.Take(&shares[i], 128<<10, false) {
 			t.Fatalf("no room for connection %d", i)
 		}
 		b.Fell(&shares[i], 5000)

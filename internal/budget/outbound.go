@@ -23,11 +23,10 @@ type Outbound[C comparable] struct {
 	used                atomic.Int64
 	waiting             atomic.Int64 // len(queue)
 
-	mu     sync.Mutex // guards what follows
-	queue  []C        // who waits for room
-	in     map[C]bool // as queue
-	exempt C
-	taken  bool // the exempt slot
+	mu    sync.Mutex // guards what follows
+	queue []C        // who waits for room
+	in    map[C]bool // as queue
+	taken bool       // the exempt slot
 }
 
 // NewOutbound makes a budget of limit bytes. room is called to tell those that
@@ -75,7 +74,7 @@ func (b *Outbound[C]) lacks(s *Share, charge int64) int64 {
 
 // Take asks for room for a connection whose queue is charged so much with the
 // message that is to be accepted. alone: there is no other in it.
-func (b *Outbound[C]) Take(c C, s *Share, charge int64, alone bool) bool {
+func (b *Outbound[C]) Take(s *Share, charge int64, alone bool) bool {
 	lacks := b.lacks(s, charge)
 	if lacks <= 0 {
 		return true
@@ -94,7 +93,7 @@ func (b *Outbound[C]) Take(c C, s *Share, charge int64, alone bool) bool {
 			return true
 		}
 	}
-	return alone && b.takeExempt(c, s, lacks)
+	return alone && b.takeExempt(s, lacks)
 }
 
 // Could reports whether Take would give that much, as things are.
@@ -128,13 +127,13 @@ func (b *Outbound[C]) Left(s *Share, charge int64) int64 {
 	return b.floor.Load() + s.held + s.exempt - charge + max(0, b.shared-b.used.Load())
 }
 
-func (b *Outbound[C]) takeExempt(c C, s *Share, n int64) bool {
+func (b *Outbound[C]) takeExempt(s *Share, n int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.taken {
 		return false
 	}
-	b.exempt, b.taken, s.exempt = c, true, n
+	b.taken, s.exempt = true, n
 	return true
 }
 
@@ -162,8 +161,7 @@ func (b *Outbound[C]) Fell(s *Share, charge int64) {
 		s.exempt = min(s.exempt, max(0, charge-b.floor.Load()-s.held))
 		if s.exempt == 0 { // what is left fits without the slot
 			b.mu.Lock()
-			var none C
-			b.exempt, b.taken = none, false
+			b.taken = false
 			b.mu.Unlock()
 			freed = true
 		}
