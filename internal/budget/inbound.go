@@ -32,15 +32,16 @@ type Inbound[C comparable] struct {
 	resume func(c C, token bool) // called by Give, Poke, Wait and Done, with no lock of ours held; their callers hold none that it takes
 	over   func(used int64) bool // reports whether another limit is reached, at so many bytes held here
 
-	limit, line atomic.Int64 // L, S
-	used        atomic.Int64 // T
-	waiting     atomic.Int64 // len(line)
+	limit   int64        // L; constant
+	line    atomic.Int64 // S
+	used    atomic.Int64 // T
+	waiting atomic.Int64 // len(queue)
 
-	mu      sync.Mutex // guards what follows
-	max     int64      // M
-	queue   []C        // who waits, in order
-	lacks   map[C]int64
-	token   C // whose it is
+	mu      sync.Mutex  // guards what follows
+	max     int64       // M
+	queue   []C         // who waits, in order
+	lacks   map[C]int64 // of a message that has begun; its keys are queue
+	token   C           // whose it is, if granted
 	granted bool
 }
 
@@ -50,8 +51,7 @@ type Inbound[C comparable] struct {
 // token. over tells of a limit that counts more than input: reading stops at
 // that too; when it may have fallen, call Poke.
 func NewInbound[C comparable](limit, max int64, resume func(c C, token bool), over func(used int64) bool) *Inbound[C] {
-	b := &Inbound[C]{resume: resume, over: over, lacks: make(map[C]int64)}
-	b.limit.Store(limit)
+	b := &Inbound[C]{resume: resume, over: over, limit: limit, lacks: make(map[C]int64)}
 	b.Raise(max)
 	return b
 }
@@ -62,18 +62,14 @@ func CheckInbound(limit, max int64) bool {
 	return limit == math.MaxInt || max <= limit/2-Slack
 }
 
-// Raise makes max the size of the largest message, if it is larger.
-func (b *Inbound[C]) Raise(max int64) {
+// Raise makes size that of the largest message, if it is larger.
+func (b *Inbound[C]) Raise(size int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if max > b.max {
-		b.max = max
-	}
-	limit := b.limit.Load()
-	if limit == math.MaxInt {
+	if b.max = max(b.max, size); b.limit == math.MaxInt {
 		b.line.Store(math.MaxInt)
 	} else {
-		b.line.Store(limit - b.max - Slack)
+		b.line.Store(b.limit - b.max - Slack)
 	}
 }
 
@@ -209,5 +205,5 @@ func (b *Inbound[C]) leastLocked(used int64) (least C, ok bool) {
 			least, lacks, ok = c, l, true
 		}
 	}
-	return least, ok && lacks <= b.limit.Load()-used && !b.over(used+lacks-b.max-Slack)
+	return least, ok && lacks <= b.limit-used && !b.over(used+lacks-b.max-Slack)
 }
