@@ -352,13 +352,18 @@ func (q *Queue) push(need int) *block {
 		pool = &largeBlocks
 	}
 	b := pool.Get().(*block)
-	if q.tail == nil {
-		q.head = b
-	} else {
-		q.tail.next = b
-	}
-	q.tail = b
+	q.link(b, b)
 	return b
+}
+
+// link puts the blocks from first to last behind those of q, and counts nothing.
+func (q *Queue) link(first, last *block) {
+	if q.tail == nil {
+		q.head = first
+	} else {
+		q.tail.next = first
+	}
+	q.tail = last
 }
 
 // enlarge gives a queue of one small block a large one instead: what lies in one
@@ -382,6 +387,16 @@ func (q *Queue) add(b *block, body, header int, byRef bool) {
 	q.bytes += int64(body)
 }
 
+// addWhole adds to b, the last block, messages without references, of which buf is
+// what they are on the wire.
+func (q *Queue) addWhole(b *block, buf []byte, msgs []message, bytes int64) {
+	b.buf, b.msgs = append(b.buf, buf...), append(b.msgs, msgs...)
+	b.wire += int64(len(buf))
+	b.bytes += bytes
+	q.msgs += len(msgs)
+	q.bytes += bytes
+}
+
 // Splice moves everything in p to the end of q and leaves p empty.
 func (q *Queue) Splice(p *Queue) {
 	if p.msgs == 0 {
@@ -390,12 +405,7 @@ func (q *Queue) Splice(p *Queue) {
 	if q.msgs == 0 {
 		q.Free()
 	}
-	if q.tail == nil {
-		q.head = p.head
-	} else {
-		q.tail.next = p.head
-	}
-	q.tail = p.tail
+	q.link(p.head, p.tail)
 	q.msgs += p.msgs
 	q.bytes += p.bytes
 	*p = Queue{}

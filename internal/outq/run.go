@@ -35,25 +35,19 @@ func (r *Run) Add(body []byte) {
 
 // AppendRun queues what there is of r.
 func (q *Queue) AppendRun(r *Run) {
-	if r.Len() == 0 {
+	switch {
+	case r.Len() == 0:
 		return
-	}
-	if q.msgs == 0 {
+	case q.msgs == 0:
 		q.Free()
-	}
-	if q.msgs > 0 && len(r.buf) <= runCopied {
+	case len(r.buf) <= runCopied:
 		q.copyRun(r)
 		return
 	}
 	b := sharedBlocks.Get().(*block)
 	b.buf, b.msgs, b.shared = slices.Clip(r.buf), slices.Clip(r.msgs), true
 	b.wire, b.bytes = int64(len(r.buf)), r.bytes
-	if q.tail == nil {
-		q.head = b
-	} else {
-		q.tail.next = b
-	}
-	q.tail = b
+	q.link(b, b)
 	q.msgs += len(r.msgs)
 	q.bytes += r.bytes
 }
@@ -69,9 +63,5 @@ func (q *Queue) copyRun(r *Run) {
 	if len(b.buf)+len(r.buf) > cap(b.buf) || len(b.refs) >= maxRefs {
 		b = q.push(len(r.buf))
 	}
-	b.buf, b.msgs = append(b.buf, r.buf...), append(b.msgs, r.msgs...)
-	b.wire += int64(len(r.buf))
-	b.bytes += r.bytes
-	q.msgs += len(r.msgs)
-	q.bytes += r.bytes
+	q.addWhole(b, r.buf, r.msgs, r.bytes)
 }

@@ -116,15 +116,10 @@ func (q *Queue) Take(s *Slab) (msgs int, bytes int64) {
 	if t == nil || len(t.buf)+len(buf) > cap(t.buf) {
 		t = q.push(len(buf))
 	}
-	t.buf = append(t.buf, buf...)
-	t.msgs = append(t.msgs, ms...)
 	for _, m := range ms {
 		bytes += int64(m.body())
 	}
-	t.wire += int64(len(buf))
-	t.bytes += bytes
-	q.msgs += len(ms)
-	q.bytes += bytes
+	q.addWhole(t, buf, ms, bytes)
 	return len(ms), bytes
 }
 
