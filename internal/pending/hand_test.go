@@ -10,7 +10,7 @@ import (
 func TestHand(t *testing.T) {
 	table, start := New[string, string](1, 0), time.Now()
 	e, _ := table.Add("a", "first", start)
-	if !e.Hand("second") || table.Len() != 1 {
+	if !e.Hand("second") || table.size != 1 {
 		t.Fatal("the entry is gone")
 	}
 	in, out := table.Add("b", "other", start.Add(Spare))

@@ -53,7 +53,7 @@ type Table[K comparable, V any] struct {
 	maxPerSource int // <= 0: no source is over it
 
 	now     time.Time // the latest now given to Add
-	size    int
+	size    int       // entries
 	sources map[K]*source[K, V]
 	heavies int // of the sources, those that are heavy
 
@@ -110,17 +110,6 @@ func New[K comparable, V any](max, maxPerSource int) *Table[K, V] {
 		sources: make(map[K]*source[K, V]),
 		all:     list[K, V]{which: inAll},
 	}
-}
-
-// Len returns the number of entries.
-func (t *Table[K, V]) Len() int { return t.size }
-
-// Count returns the number of entries of a source.
-func (t *Table[K, V]) Count(k K) int {
-	if s := t.sources[k]; s != nil {
-		return s.count
-	}
-	return 0
 }
 
 // Add enters a handshake that began now. added is nil if it was refused, and

@@ -67,7 +67,7 @@ func TestWhoMakesRoom(t *testing.T) {
 					t.Fatalf("%v did not simply get in", h)
 				}
 			}
-			before := tab.Len()
+			before := tab.size
 			added, evicted := add(test.next)
 			got, want := "", before+1
 			switch {
@@ -79,8 +79,8 @@ func TestWhoMakesRoom(t *testing.T) {
 			if d := cmp.Diff(test.want, got); d != "" {
 				t.Errorf("(-want +got):\n%s", d)
 			}
-			if tab.Len() != want {
-				t.Errorf("Len is %d, want %d", tab.Len(), want)
+			if tab.size != want {
+				t.Errorf("size is %d, want %d", tab.size, want)
 			}
 			check(t, tab)
 		})
@@ -97,7 +97,7 @@ func TestRemoveIsOnce(t *testing.T) {
 	if !tab.Remove(b) || tab.Remove(b) {
 		t.Error("Remove is not true exactly once")
 	}
-	if tab.Len() != 0 || tab.Count("a") != 0 || len(tab.sources) != 0 {
+	if tab.size != 0 || len(tab.sources) != 0 {
 		t.Error("the table is not empty")
 	}
 	check(t, tab)
@@ -112,7 +112,7 @@ func TestRefusalLeavesNoTrace(t *testing.T) {
 			t.Fatal("admitted to a table of young handshakes")
 		}
 	}
-	if len(tab.sources) != 1 || tab.Count(1) != 2 {
+	if len(tab.sources) != 1 || tab.sources[1].count != 2 {
 		t.Errorf("%d sources are left, want 1", len(tab.sources))
 	}
 	check(t, tab)
@@ -265,8 +265,8 @@ func TestAgreesWithTheNaiveTable(t *testing.T) {
 					entries = append(entries, added)
 				}
 			}
-			if tab.Len() != len(model.held) {
-				t.Fatalf("seed %d op %d: Len is %d, want %d", seed, op, tab.Len(), len(model.held))
+			if tab.size != len(model.held) {
+				t.Fatalf("seed %d op %d: size is %d, want %d", seed, op, tab.size, len(model.held))
 			}
 			check(t, tab)
 		}
@@ -329,7 +329,7 @@ func BenchmarkAdd(b *testing.B) {
 				now, i = now.Add(time.Millisecond), i+1
 				tab.Add(i%sources, i, now)
 			}
-			for tab.Len() < 12_000 {
+			for tab.size < 12_000 {
 				next()
 			}
 			b.ReportAllocs()
