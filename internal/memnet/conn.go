@@ -262,12 +262,6 @@ func (c *conn) Unacked() (n int, ok bool) {
 	}
 }
 
-// LocalAddr implements transport.Conn.
-func (c *conn) LocalAddr() net.Addr { return c.local }
-
-// RemoteAddr implements transport.Conn.
-func (c *conn) RemoteAddr() net.Addr { return c.remote }
-
 func (c *conn) checkLocked(call string) { (*End)(c).checkLocked(call) }
 
 // checkLocked panics if the transport was closed. An End that was closed as a

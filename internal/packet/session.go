@@ -414,18 +414,6 @@ func (x *session) Gone() error { return nil }
 // Unacked implements transport.Conn: nobody acknowledges datagrams.
 func (x *session) Unacked() (n int, ok bool) { return 0, false }
 
-// LocalAddr implements transport.Conn.
-func (x *session) LocalAddr() net.Addr {
-	addr := x.sock.pc.LocalAddr()
-	if own, ok := addr.(*net.UDPAddr); ok && x.local.IsValid() {
-		return net.UDPAddrFromAddrPort(netip.AddrPortFrom(x.local, uint16(own.Port)))
-	}
-	return addr
-}
-
-// RemoteAddr implements transport.Conn.
-func (x *session) RemoteAddr() net.Addr { return x.addr }
-
 // Conn is a session as a net.Conn, for those who ask for its addresses, or its
 // transport. It cannot be read or written otherwise.
 type Conn struct{ x *session }
@@ -437,9 +425,17 @@ func (c *Conn) Transport() transport.Conn { return c.x }
 // a Unix socket without one has not.
 func (c *Conn) Answerable() bool { return c.x.sock.only != nil || c.x.key != "" }
 
+// LocalAddr is the address that the peer has sent to, where the socket has many.
+func (c *Conn) LocalAddr() net.Addr {
+	addr := c.x.sock.pc.LocalAddr()
+	if own, ok := addr.(*net.UDPAddr); ok && c.x.local.IsValid() {
+		return net.UDPAddrFromAddrPort(netip.AddrPortFrom(c.x.local, uint16(own.Port)))
+	}
+	return addr
+}
+
 func (c *Conn) Close() error                     { return c.x.Close() }
-func (c *Conn) LocalAddr() net.Addr              { return c.x.LocalAddr() }
-func (c *Conn) RemoteAddr() net.Addr             { return c.x.RemoteAddr() }
+func (c *Conn) RemoteAddr() net.Addr             { return c.x.addr }
 func (c *Conn) Read([]byte) (int, error)         { return 0, errors.ErrUnsupported }
 func (c *Conn) Write([]byte) (int, error)        { return 0, errors.ErrUnsupported }
 func (c *Conn) SetDeadline(time.Time) error      { return nil }

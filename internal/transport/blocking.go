@@ -559,29 +559,3 @@ func (c *blocking) Unacked() (n int, ok bool) {
 	}
 	return c.under.Unacked()
 }
-
-// LocalAddr implements Conn.
-func (c *blocking) LocalAddr() net.Addr {
-	if a, ok := c.rwc.(interface{ LocalAddr() net.Addr }); ok {
-		if addr := a.LocalAddr(); addr != nil {
-			return addr
-		}
-	}
-	return pipeAddr{}
-}
-
-// RemoteAddr implements Conn.
-func (c *blocking) RemoteAddr() net.Addr {
-	if a, ok := c.rwc.(interface{ RemoteAddr() net.Addr }); ok {
-		if addr := a.RemoteAddr(); addr != nil {
-			return addr
-		}
-	}
-	return pipeAddr{}
-}
-
-// pipeAddr is the address of what has none.
-type pipeAddr struct{}
-
-func (pipeAddr) Network() string { return "pipe" }
-func (pipeAddr) String() string  { return "pipe" }

@@ -450,9 +450,3 @@ func (c *fdConn) Unacked() (n int, ok bool) {
 	}
 	return n, ok
 }
-
-// LocalAddr implements Conn.
-func (c *fdConn) LocalAddr() net.Addr { return c.conn.LocalAddr() }
-
-// RemoteAddr implements Conn.
-func (c *fdConn) RemoteAddr() net.Addr { return c.conn.RemoteAddr() }

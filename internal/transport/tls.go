@@ -401,9 +401,3 @@ func (c *tlsConn) Unacked() (n int, ok bool) {
 	n, ok = c.gate.under.Unacked()
 	return n + c.gate.left(), ok
 }
-
-// LocalAddr implements Conn.
-func (c *tlsConn) LocalAddr() net.Addr { return c.gate.under.LocalAddr() }
-
-// RemoteAddr implements Conn.
-func (c *tlsConn) RemoteAddr() net.Addr { return c.gate.under.RemoteAddr() }

@@ -9,7 +9,6 @@ package transport
 import (
 	"errors"
 	"io"
-	"net"
 	"os"
 )
 
@@ -96,10 +95,9 @@ type Conn interface {
 	Hangup()
 
 	// Close releases the descriptor. It is called once, when no Read, Write
-	// or WriteNow is running nor will run; none of the others but Kick,
-	// Hangup and the addresses may be called after it began. (net.Conn.Close
-	// waits for callbacks that are running, so calling it earlier could wait
-	// for a user's handler.)
+	// or WriteNow is running nor will run; none of the others but Kick and
+	// Hangup may be called after it began. (net.Conn.Close waits for callbacks
+	// that are running, so calling it earlier could wait for a user's handler.)
 	Close() error
 
 	// Pending reports, without waiting or consuming anything, that a parked
@@ -122,9 +120,6 @@ type Conn interface {
 	// local transports: the peer) has not taken, a FIN of ours not counted.
 	// ok is false where the system cannot tell.
 	Unacked() (n int, ok bool)
-
-	LocalAddr() net.Addr
-	RemoteAddr() net.Addr
 }
 
 // FileSender is what a Conn may implement too: it sends from a file without

@@ -296,9 +296,3 @@ func testReset(e *env) {
 		e.Error("got other bytes than were sent before the reset")
 	}
 }
-
-func testAddrs(e *env) {
-	if e.conn.LocalAddr() == nil || e.conn.RemoteAddr() == nil {
-		e.Errorf("addresses %v and %v, want some", e.conn.LocalAddr(), e.conn.RemoteAddr())
-	}
-}

@@ -57,7 +57,6 @@ func Run(t *testing.T, newPair func(t *testing.T) (conn transport.Conn, peer io.
 		{"CloseWriteLeavesInputOpen", testCloseWrite},
 		{"BothDirectionsSurviveKicks", testDuplexWithKicks},
 		{"DataThenResetEndsInAnError", testReset},
-		{"AddressesAreNeverNil", testAddrs},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			e := newEnv(t, newPair)
