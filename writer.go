@@ -1048,8 +1048,7 @@ func (c *Conn) SendFrom(ctx context.Context, size uint64, r io.Reader) error {
 		return err
 	}
 	first := make([]byte, min(size, pieceSize))
-	var over error
-	_, err = readFull(r, first, func() bool { over = c.sendOver(ctx); return over != nil })
+	over, err := readFull(r, first, func() error { return c.sendOver(ctx) })
 	switch {
 	case over != nil:
 		return over
@@ -1094,30 +1093,29 @@ func (c *Conn) beginFrom(ctx context.Context, f *feed, first []byte) error {
 	return nil
 }
 
-var errStopped = errors.New("no more is wanted")
-
-// readFull is io.ReadFull, which believes whatever count a reader returns. It stops
-// with errStopped if stop says so between two Reads.
-func readFull(r io.Reader, p []byte, stop func() bool) (n int, err error) {
-	for first := true; n < len(p) && err == nil; first = false {
-		if !first && stop() {
-			return n, errStopped
+// readFull is io.ReadFull, which believes whatever count a reader returns. Between two
+// Reads it asks whether to stop, and returns what that says as over. err is r's failure.
+func readFull(r io.Reader, p []byte, stop func() error) (over, err error) {
+	for first := true; len(p) > 0 && err == nil; first = false {
+		if !first {
+			if over = stop(); over != nil {
+				return over, nil
+			}
 		}
-		var m int
-		if m, err = r.Read(p[n:]); m < 0 || m > len(p)-n {
-			return n, errors.New("Read returned an impossible count")
+		var n int
+		if n, err = r.Read(p); n < 0 || n > len(p) {
+			return nil, errors.New("Read returned an impossible count")
 		}
-		n += m
+		p = p[n:]
 	}
-	switch {
-	case n == len(p):
+	if len(p) == 0 {
 		err = nil
-	case err == io.EOF && n > 0:
-		err = io.ErrUnexpectedEOF
 	}
-	return n, err
+	return nil, err
 }
 
+// fromError is a reader's failure as its caller is told. Whenever it ends before it has
+// given what was announced, that is unexpected.
 func fromError(err error) error {
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
@@ -1171,13 +1169,12 @@ func (c *Conn) feedPieces(ctx context.Context, f *feed, r io.Reader, first []byt
 			return err
 		}
 	}
-	var over error
-	stop := func() bool { over = c.feedOver(ctx, f); return over != nil }
+	stop := func() error { return c.feedOver(ctx, f) }
 	for left > 0 {
 		if err := c.awaitFeed(ctx, f, func() bool { return f.queued-f.fed < window }); err != nil {
 			return err
 		}
-		if stop() {
+		if over := stop(); over != nil {
 			return over
 		}
 		i := f.queued % window // only this goroutine writes it
@@ -1185,7 +1182,7 @@ func (c *Conn) feedPieces(ctx context.Context, f *feed, r io.Reader, first []byt
 			buffers[i] = make([]byte, pieceSize)
 		}
 		piece := buffers[i][:min(left, pieceSize)]
-		_, err := readFull(r, piece, stop)
+		over, err := readFull(r, piece, stop)
 		switch {
 		case over != nil:
 			return over
@@ -1448,7 +1445,7 @@ func (c *Conn) feedFrom(f *feed) {
 	}()
 	defer c.closeFeed(f)
 	first := make([]byte, min(f.size, pieceSize))
-	if _, err := readFull(f.from, first, func() bool { return false }); err != nil {
+	if _, err := readFull(f.from, first, func() error { return nil }); err != nil {
 		c.fail(fromError(err))
 	} else if c.beginFeed(f, first) {
 		c.feedRest(context.Background(), f, f.from, first)
