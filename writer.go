@@ -1009,7 +1009,7 @@ type feed struct {
 	header   int
 	complete bool          // the last piece was queued
 	withdraw bool          // it is to leave the queue if nothing of it was written
-	gone     bool          // it has left it
+	gone     bool          // it has left it: its feeder has withdrawn it, and feeds no more
 	moved    chan struct{} // capacity 1; sent to without waiting when the feeder may have to look again: something was written, the file is done, or the output has frozen; never closed
 }
 
@@ -1191,7 +1191,7 @@ func (c *Conn) feedPieces(ctx context.Context, f *feed, r io.Reader, first []byt
 		}
 		left -= uint64(len(piece))
 		c.mu.Lock()
-		if c.out.frozen || f.gone {
+		if c.out.frozen {
 			c.mu.Unlock()
 			return c.endFeed()
 		}
@@ -1221,7 +1221,7 @@ func (c *Conn) fileToSend(r io.Reader) *os.File {
 // What it returns is left for others to send, because the system could not.
 func (c *Conn) feedFile(ctx context.Context, f *feed, file *os.File, n uint64) (left uint64, err error) {
 	c.mu.Lock()
-	if c.out.frozen || f.gone {
+	if c.out.frozen {
 		c.mu.Unlock()
 		return 0, c.endFeed()
 	}
@@ -1269,10 +1269,10 @@ func (c *Conn) awaitFeed(ctx context.Context, f *feed, ready func() bool) error 
 // connection has ended, or ctx, whose end withdraws or cuts it.
 func (c *Conn) feedOver(ctx context.Context, f *feed) error {
 	c.mu.Lock()
-	gone := c.out.frozen || f.gone
+	frozen := c.out.frozen
 	c.mu.Unlock()
 	switch {
-	case gone:
+	case frozen:
 		return c.endFeed()
 	case ctx.Err() != nil:
 		return c.cutFeed(f, context.Cause(ctx))
