@@ -2160,9 +2160,7 @@ func (r *Reply) place(size int) error {
 		r.fresh, r.sent, r.charge = false, 0, 0
 	}
 	if r.refused {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return c.refusalLocked()
+		return c.sendRefusal()
 	}
 	if r.sent == 1 {
 		c.mu.Lock()

@@ -1,6 +1,7 @@
 package sockhub
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -398,6 +399,13 @@ func (c *Conn) refusalLocked() error {
 	o := &c.out
 	o.told = o.told || o.refuse == ErrNotConnected
 	return o.refuse
+}
+
+// sendRefusal is refusalLocked for who does not have mu.
+func (c *Conn) sendRefusal() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.refusalLocked()
 }
 
 // leaveLocked takes w out of the line; the next one may then go.
@@ -1067,12 +1075,7 @@ func (c *Conn) SendFrom(ctx context.Context, size uint64, r io.Reader) error {
 
 // sendOver is why a message need not be read on of which nothing is accepted yet, or nil.
 func (c *Conn) sendOver(ctx context.Context) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.refusalLocked(); err != nil {
-		return err
-	}
-	return context.Cause(ctx)
+	return cmp.Or(c.sendRefusal(), context.Cause(ctx))
 }
 
 // beginFrom has a feed accepted.
@@ -1193,7 +1196,7 @@ func (c *Conn) feedPieces(ctx context.Context, f *feed, r io.Reader, first []byt
 		c.mu.Lock()
 		if c.out.frozen {
 			c.mu.Unlock()
-			return c.endFeed()
+			return c.sendRefusal()
 		}
 		f.pieces.Append(nil, piece)
 		f.queued++
@@ -1223,7 +1226,7 @@ func (c *Conn) feedFile(ctx context.Context, f *feed, file *os.File, n uint64) (
 	c.mu.Lock()
 	if c.out.frozen {
 		c.mu.Unlock()
-		return 0, c.endFeed()
+		return 0, c.sendRefusal()
 	}
 	f.file, f.left = file, n
 	c.startWriterLocked()
@@ -1253,7 +1256,7 @@ func (c *Conn) awaitFeed(ctx context.Context, f *feed, ready func() bool) error 
 		c.mu.Unlock()
 		switch {
 		case frozen:
-			return c.endFeed()
+			return c.sendRefusal()
 		case open:
 			return nil
 		}
@@ -1273,7 +1276,7 @@ func (c *Conn) feedOver(ctx context.Context, f *feed) error {
 	c.mu.Unlock()
 	switch {
 	case frozen:
-		return c.endFeed()
+		return c.sendRefusal()
 	case ctx.Err() != nil:
 		return c.cutFeed(f, context.Cause(ctx))
 	}
@@ -1313,14 +1316,6 @@ func (c *Conn) cutFeed(f *feed, err error) error {
 		c.fail(err)
 	}
 	return err
-}
-
-// endFeed is the error of a SendFrom whose connection has ended. The report
-// knows the message only if something of it was written.
-func (c *Conn) endFeed() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.refusalLocked()
 }
 
 // withdrawLocked takes the feed out of the queue, unless it has begun to leave.
