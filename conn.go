@@ -1061,9 +1061,7 @@ func (c *Conn) afterCalls() {
 
 // deliver hands the messages in t to the hub, and returns the bytes of their bodies.
 func (c *Conn) deliver(t *turn) (size int) {
-	for _, m := range t.msgs {
-		size += len(m)
-	}
+	size = sizeOf(t.msgs)
 	if c.hub.fan.deliver(c, t, int64(size)+int64(len(t.msgs))*MessageCharge) {
 		c.paused = true
 	}
@@ -2206,12 +2204,8 @@ func (r *Reply) send(msg []byte) error {
 	if err := r.admit(len(msg)); err != nil {
 		return err
 	}
-	switch {
-	case r.gathering != nil && r.side.Empty() && r.gathering.slab.Add(r.framing, msg):
-	case lends.Load():
-		r.side.AppendBorrowed(r.framing, msg)
-	default:
-		r.side.Append(r.framing, msg)
+	if r.gathering == nil || !r.side.Empty() || !r.gathering.slab.Add(r.framing, msg) {
+		appendTo(&r.side, r.framing, msg)
 	}
 	return nil
 }
@@ -2219,18 +2213,11 @@ func (r *Reply) send(msg []byte) error {
 // SendParts is Send of one message made of parts, which are not joined in
 // memory if they are large.
 func (r *Reply) SendParts(parts ...[]byte) error {
-	size := 0
-	for _, p := range parts {
-		size += len(p)
-	}
+	size := sizeOf(parts)
 	if err := r.admit(size); err != nil {
 		return err
 	}
-	if lends.Load() {
-		r.side.AppendPartsBorrowed(r.framing, parts, size)
-	} else {
-		r.side.AppendParts(r.framing, parts, size)
-	}
+	appendPartsTo(&r.side, r.framing, parts, size)
 	return nil
 }
 

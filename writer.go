@@ -195,9 +195,7 @@ func (c *Conn) Send(ctx context.Context, msg []byte) error {
 }
 
 // TrySend is Send, but ErrBackpressure instead of waiting.
-func (c *Conn) TrySend(msg []byte) error {
-	return c.send(noWait, len(msg), func(q *outq.Queue, f *outq.Framing) { appendTo(q, f, msg) })
-}
+func (c *Conn) TrySend(msg []byte) error { return c.Send(noWait, msg) }
 
 // noWait is the context of a send that does not wait: one that has ended, and
 // whose cause is what the caller gets when there is no room.
@@ -210,17 +208,16 @@ var noWait = func() context.Context {
 // SendParts is Send of one message that is made of parts, which are not joined
 // in memory if they are large.
 func (c *Conn) SendParts(ctx context.Context, parts ...[]byte) error {
-	size := 0
+	size := sizeOf(parts)
+	return c.send(ctx, size, func(q *outq.Queue, f *outq.Framing) { appendPartsTo(q, f, parts, size) })
+}
+
+// sizeOf is how many bytes there are in parts.
+func sizeOf(parts [][]byte) (n int) {
 	for _, p := range parts {
-		size += len(p)
+		n += len(p)
 	}
-	return c.send(ctx, size, func(q *outq.Queue, f *outq.Framing) {
-		if lends.Load() {
-			q.AppendPartsBorrowed(f, parts, size)
-		} else {
-			q.AppendParts(f, parts, size)
-		}
-	})
+	return n
 }
 
 // lends is set when a connection of any hub has ReuseBuffers: from then on, what
@@ -233,6 +230,15 @@ func appendTo(q *outq.Queue, f *outq.Framing, msg []byte) {
 		q.AppendBorrowed(f, msg)
 	} else {
 		q.Append(f, msg)
+	}
+}
+
+// appendPartsTo is appendTo for one that is made of parts, of size bytes.
+func appendPartsTo(q *outq.Queue, f *outq.Framing, parts [][]byte, size int) {
+	if lends.Load() {
+		q.AppendPartsBorrowed(f, parts, size)
+	} else {
+		q.AppendParts(f, parts, size)
 	}
 }
 
@@ -1669,11 +1675,7 @@ func (c *Conn) tryLocked() {
 		o.takeLocked()
 	}
 	slices := o.w.Vec(v.slices[:0], writeBytes)
-	size := 0
-	for _, s := range slices {
-		size += len(s)
-	}
-	if size > 0 {
+	if size := sizeOf(slices); size > 0 {
 		var (
 			n   int
 			ok  bool
@@ -1743,10 +1745,7 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int, file *os.File) {
 				limit = writeWhole
 			}
 			slices = o.w.Vec(v.slices[:0], limit)
-			for _, s := range slices {
-				size += len(s)
-			}
-			return slices, size, nil
+			return slices, sizeOf(slices), nil
 		case o.feeding && o.feed.file != nil:
 			return nil, int(min(o.feed.left, writeBytes)), o.feed.file
 		case o.drainedDue():
