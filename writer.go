@@ -51,7 +51,7 @@ type output struct {
 	// set; finish, below, says that the connection ends too.
 	fin     bool // after the queue, our end of the stream
 	finSent bool // that was attempted
-	frozen  bool // nothing more is written: what is left is reported
+	frozen  bool // nothing more is written: what is left is reported; refuse is set then
 	told    bool // a Send was ErrNotConnected
 
 	// Drained: see drainedDue.
@@ -111,6 +111,12 @@ type counter struct{ msgs, bytes uint64 }
 func (n *counter) add(msgs int, bytes int64) {
 	n.msgs += uint64(msgs)
 	n.bytes += uint64(bytes)
+}
+
+// addBig adds one message of any size.
+func (n *counter) addBig(size uint64) {
+	n.msgs++
+	n.bytes += size
 }
 
 // waiter is a Send that waits for its turn.
@@ -283,7 +289,7 @@ func (c *Conn) sendLocked() {
 	o := &c.out
 	c.hub.noteSend()
 	o.sends.enter(c.hub.turn.Load())
-	if o.sends.now++; (o.sends.now == 1 && o.sends.before <= 1 || c.set.sessions()) && !o.writing && !o.frozen && len(o.waiters) == 0 && !o.idle() {
+	if o.sends.now++; (o.sends.now == 1 && o.sends.before <= 1 || c.set.sessions()) && !o.writing && len(o.waiters) == 0 && !o.idle() {
 		o.writing = true
 		c.tryLocked()
 		return
@@ -597,7 +603,7 @@ func (k *cast) join(c *Conn, size int) (joined bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	o := &c.out
-	if o.framing != outq.Default || c.checkSize(size) != nil || c.set.sessions() || o.refuse != nil || o.frozen || o.run ||
+	if o.framing != outq.Default || c.checkSize(size) != nil || c.set.sessions() || o.refuse != nil || o.run ||
 		len(o.waiters) > 0 || c.mu.gathering.Load() != nil {
 		return false
 	}
@@ -614,7 +620,6 @@ func (k *cast) join(c *Conn, size int) (joined bool) {
 	c.mu.cast, c.mu.seat = k, k.seat(true)
 	k.longest = min(k.longest, c.set.maxMessage)
 	if !o.writing {
-		o.writing = true
 		c.runWriterLocked()
 	}
 	return true
@@ -1418,11 +1423,6 @@ func (c *Conn) feedWrittenLocked() {
 	c.endRunLocked()
 }
 
-func (n *counter) addBig(size uint64) {
-	n.msgs++
-	n.bytes += size
-}
-
 // startFeederLocked starts the goroutine that reads for Reply.SendFrom. It is
 // joined by the connection's reader, in joinFeedersLocked.
 func (c *Conn) startFeederLocked(f *feed) {
@@ -1559,19 +1559,20 @@ type vec struct{ slices [writeSlices][]byte }
 
 var vecs = sync.Pool{New: func() any { return new(vec) }}
 
+// startWriterLocked has the writer goroutine write, if there is something for it and
+// nobody has the pen.
 func (c *Conn) startWriterLocked() {
 	o := &c.out
-	if o.writing || o.frozen || o.idle() && !o.finDue() {
-		return
+	if !o.writing && !o.frozen && (!o.idle() || o.finDue()) {
+		c.runWriterLocked()
 	}
-	o.writing = true
-	c.runWriterLocked()
 }
 
-// runWriterLocked starts the writer goroutine, and gives it the pen.
+// runWriterLocked starts the writer goroutine with the pen, which nobody has, or the
+// caller.
 func (c *Conn) runWriterLocked() {
 	o := &c.out
-	o.inline = false
+	o.writing, o.inline = true, false
 	if t := c.hub.o.WriteTimeout; t > 0 {
 		o.since, o.unacked = c.hub.watch.Now(), -1
 		c.arm(o.since + t/looks)
@@ -1704,7 +1705,8 @@ func (c *Conn) tryLocked() {
 		vecs.Put(v)
 	}
 	if o.handled && !o.frozen && o.drainedDue() {
-		o.flushed, o.waited, o.notify, o.drained = false, false, false, true
+		o.drainedTold()
+		o.drained = true
 	}
 	if !c.releaseLocked() {
 		c.runWriterLocked()
