@@ -221,6 +221,7 @@ func (h *Hub) SendMany(ctx context.Context, to ID, msgs iter.Seq[[]byte]) (n int
 	return c.SendMany(ctx, msgs)
 }
 
+// current is the connection that a client has now, or what a Send gets if there is none.
 func (h *Hub) current(id ID) (*Conn, error) {
 	cl := h.table.Get(uint64(id))
 	if cl != nil {
@@ -419,12 +420,8 @@ func (h *Hub) Broadcast(to iter.Seq[*Conn], msg []byte) (n int, err error) {
 
 // Conn returns the current connection of a client, and whether there is one.
 func (h *Hub) Conn(id ID) (*Conn, bool) {
-	if cl := h.table.Get(uint64(id)); cl != nil {
-		if c := cl.conn.Load(); c != nil {
-			return c, true
-		}
-	}
-	return nil, false
+	c, err := h.current(id)
+	return c, err == nil
 }
 
 // Conns yields every connection past its handshake. No lock is held while it
@@ -934,7 +931,7 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 	if cl != nil {
 		registered = cl.expected
 	}
-	if registered != c.greet.asked {
+	if registered != g.asked {
 		return ruleUnread, nil, nil
 	}
 	if cl != nil && cl.owner != nil {
@@ -1021,7 +1018,6 @@ func (h *Hub) removePendingLocked(g *greeting) {
 // depart takes a connection whose reader is done out of the hub.
 func (h *Hub) depart(c *Conn, d Disconnection) {
 	stats := c.Stats()
-	stats.QueuedOut = 0
 	var claims []*Conn
 	h.mu.Lock()
 	remove(&h.live, c)
@@ -1031,7 +1027,7 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 			n = c.greet.client // which is not in names, as its peer has given none
 		}
 		if n != nil && slices.Contains(n.claims, c) { // it has waited
-			n.claims = slices.DeleteFunc(n.claims, func(x *Conn) bool { return x == c })
+			n.claims = without(n.claims, c)
 			if errors.Is(d.Err, ErrHandshakeTimeout) {
 				d.Err = fmt.Errorf("%w: the connection that has the name has not ended", d.Err)
 			}
@@ -1046,7 +1042,7 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	if cl := c.client; cl != nil {
 		h.totals.Disconnected++
 		cl.conn.CompareAndSwap(c, nil)
-		claims = append(claims, h.disownLocked(cl, c)...)
+		claims = h.disownLocked(cl, c)
 		if n := h.names[cl.name]; n != nil && n != cl {
 			claims = append(claims, h.disownLocked(n, c)...)
 		}
@@ -1057,7 +1053,6 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 		// connection's end is reported first.
 		if !h.fan.disconnected(c, d) {
 			h.freeLocked(c)
-			h.budget.forget(c.reported)
 		}
 	} else {
 		h.leftLocked(c)
@@ -1112,6 +1107,11 @@ func remove[K comparable, V any](m *map[K]V, key K) {
 	}
 }
 
+// without takes c out of conns, whose memory it uses again.
+func without(conns []*Conn, c *Conn) []*Conn {
+	return slices.DeleteFunc(conns, func(x *Conn) bool { return x == c })
+}
+
 // fullLocked does not count sessions that had to make place: who comes in their
 // place is not to wait for their end, or that it is taken.
 func (h *Hub) fullLocked() bool { return h.slots-h.evicted >= h.o.MaxConns }
@@ -1138,13 +1138,14 @@ func (h *Hub) free(gone []*Conn) {
 	defer h.mu.Unlock()
 	for _, c := range gone {
 		h.freeLocked(c)
-		h.budget.forget(c.reported)
 	}
 }
 
+// freeLocked gives back what one of them still has.
 func (h *Hub) freeLocked(c *Conn) {
 	cl := c.client
 	h.slots--
+	h.budget.forget(c.reported)
 	h.leftLocked(c)
 	h.fan.mu.Lock()
 	ending := cl.ending // another connection's Disconnected is still to be taken
@@ -1450,7 +1451,7 @@ func (f *fan) adopt(c *Conn, o *ClientOptions) {
 
 // adoptedLocked reports a connection in b as an expected one's.
 func (f *fan) adoptedLocked(b batch, c *Conn) {
-	b.Unknown = slices.DeleteFunc(b.Unknown, func(x *Conn) bool { return x == c })
+	b.Unknown = without(b.Unknown, c)
 	b.Connected = append(b.Connected, c)
 }
 
@@ -1566,12 +1567,12 @@ func (f *fan) disconnected(c *Conn, d Disconnection) (reported bool) {
 	f.pauseLocked(c, false)
 	if c.ev.ending {
 		c.ev.ending = false
-		f.ended = slices.DeleteFunc(f.ended, func(x *Conn) bool { return x == c })
+		f.ended = without(f.ended, c)
 	}
 	if c.client.next == c {
 		c.client.next = nil
 	}
-	f.diverts = slices.DeleteFunc(f.diverts, func(x *Conn) bool { return x == c })
+	f.diverts = without(f.diverts, c)
 	if !c.ev.published || f.over {
 		return false
 	}
@@ -1619,11 +1620,10 @@ func (f *fan) withdrawLocked(b batch, c *Conn) (charged int64) {
 		b.Received, b.charges = b.Received[:last], b.charges[:last]
 		in.received = 0
 	}
-	isC := func(x *Conn) bool { return x == c }
 	if c.ev.ending || slices.Contains(b.ended, c) {
-		f.ended = slices.DeleteFunc(f.ended, isC)
-		b.ended = slices.DeleteFunc(b.ended, isC)
-		b.Ended = slices.DeleteFunc(b.Ended, isC)
+		f.ended = without(f.ended, c)
+		b.ended = without(b.ended, c)
+		b.Ended = without(b.Ended, c)
 		c.ev.ending, d.ended = false, true
 	}
 	d.paused = c.ev.paused
