@@ -10,7 +10,6 @@ import (
 	"iter"
 	"net"
 	"os"
-	"reflect"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -1401,10 +1400,7 @@ func (c *Conn) resumeReading() {
 func (c *Conn) kickReader() {
 	c.t.Kick(transport.ReadSide)
 	if s := c.streaming.Load(); s != nil {
-		select {
-		case s.wake <- struct{}{}:
-		default:
-		}
+		nudge(s.wake)
 	}
 }
 
@@ -1551,7 +1547,7 @@ func calledByConn() bool {
 	return f.Function == nameOfCall
 }
 
-var nameOfCall = runtime.FuncForPC(reflect.ValueOf((*Conn).call).Pointer()).Name()
+var nameOfCall = nameOf((*Conn).call)
 
 // Disconnected implements Handler.
 func (BaseHandler) Disconnected(Disconnection) {}

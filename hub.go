@@ -740,11 +740,16 @@ func withinCallback() bool {
 }
 
 var (
-	nameOfServe   = runtime.FuncForPC(reflect.ValueOf((*Conn).serve).Pointer()).Name()
-	nameOfPreface = runtime.FuncForPC(reflect.ValueOf((*preface).run).Pointer()).Name()
-	nameOfFeeder  = runtime.FuncForPC(reflect.ValueOf((*Conn).feedFrom).Pointer()).Name()
-	nameOfCloser  = runtime.FuncForPC(reflect.ValueOf((*Conn).callClose).Pointer()).Name()
+	nameOfServe   = nameOf((*Conn).serve)
+	nameOfPreface = nameOf((*preface).run)
+	nameOfFeeder  = nameOf((*Conn).feedFrom)
+	nameOfCloser  = nameOf((*Conn).callClose)
 )
+
+// nameOf is the name that runtime.Frame has for a function.
+func nameOf(function any) string {
+	return runtime.FuncForPC(reflect.ValueOf(function).Pointer()).Name()
+}
 
 // ---- clients and names ----
 
@@ -1071,12 +1076,7 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 }
 
 // someoneLeft wakes whoever waits for all to leave.
-func (h *Hub) someoneLeft() {
-	select {
-	case h.left <- struct{}{}:
-	default:
-	}
-}
+func (h *Hub) someoneLeft() { nudge(h.left) }
 
 // disownLocked takes a client from its owner, if that is c, and returns the
 // connections that have waited for this.
@@ -1836,9 +1836,12 @@ func (h *Hub) countPanic() {
 }
 
 // signal tells the hub goroutine that there is something for it.
-func (h *Hub) signal() {
+func (h *Hub) signal() { nudge(h.wake) }
+
+// nudge wakes who receives from a channel of capacity 1, now or when he next comes to it.
+func nudge(c chan<- struct{}) {
 	select {
-	case h.wake <- struct{}{}:
-	default: // it knows
+	case c <- struct{}{}:
+	default: // he will find the one before
 	}
 }

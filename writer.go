@@ -1386,12 +1386,8 @@ func (c *Conn) callLeft(err *PanicError) {
 	}
 }
 
-func (f *feed) signal() {
-	select {
-	case f.moved <- struct{}{}:
-	default:
-	}
-}
+// signal makes the feeder look again.
+func (f *feed) signal() { nudge(f.moved) }
 
 // fedLocked accounts for n written bytes of the feed, which completed so many
 // pieces.
