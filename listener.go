@@ -246,10 +246,7 @@ func (h *Hub) ServePacket(pc net.PacketConn, o *ListenOptions) (*Listener, error
 }
 
 func (h *Hub) servePacket(pc net.PacketConn, network string, o *ListenOptions) (*Listener, error) {
-	r, set, err := o.resolve(&h.o, network)
-	if err == nil {
-		err = h.budget.allow("ListenOptions.MaxMessage", set.maxMessage)
-	}
+	r, set, err := h.resolve(o, network)
 	if err == nil {
 		err = h.checkRunning()
 	}
@@ -284,17 +281,23 @@ func (h *Hub) packetOptions(set *settings, sessions int) packet.Options {
 var errSessionEvicted = fmt.Errorf("%w: silent for longer than all others", ErrTooManyConns)
 
 func (h *Hub) serve(inner net.Listener, network string, o *ListenOptions) (*Listener, error) {
-	r, set, err := o.resolve(&h.o, network)
+	r, set, err := h.resolve(o, network)
 	if err != nil {
 		return nil, err
 	}
 	return h.addListener(inner, network, r, set)
 }
 
-func (h *Hub) addListener(inner net.Listener, network string, r ListenOptions, set *settings) (*Listener, error) {
-	if err := h.budget.allow("ListenOptions.MaxMessage", set.maxMessage); err != nil {
-		return nil, err
+// resolve is ListenOptions.resolve, with the hub's budget asked.
+func (h *Hub) resolve(o *ListenOptions, network string) (ListenOptions, *settings, error) {
+	r, set, err := o.resolve(&h.o, network)
+	if err == nil {
+		err = h.budget.allow("ListenOptions.MaxMessage", set.maxMessage)
 	}
+	return r, set, err
+}
+
+func (h *Hub) addListener(inner net.Listener, network string, r ListenOptions, set *settings) (*Listener, error) {
 	l := &Listener{
 		hub: h, inner: inner, network: network, o: r, set: set,
 		closed: make(chan struct{}), gone: make(chan struct{}),
@@ -583,10 +586,7 @@ func (p *preface) ask() (use *ListenOptions, more int, err error) {
 func (p *preface) chosen(o ListenOptions) (set *settings, rule Rule, err error) {
 	o.ProxyFrom = nil // not looked at, so nothing to refuse either
 	err = p.call(func() error {
-		r, s, err := o.resolve(&p.hub.o, p.l.network)
-		if err == nil {
-			err = p.hub.budget.allow("ListenOptions.MaxMessage", s.maxMessage)
-		}
+		r, s, err := p.hub.resolve(&o, p.l.network)
 		if err == nil {
 			s.tls = p.l.sameTLS(o.TLS, s.tls)
 		}
@@ -653,10 +653,7 @@ func (p *preface) call(f func() error) (err error) {
 // *PanicError, those of TLS and of the transport, and io.ErrUnexpectedEOF where the
 // peer has left; the cause of ctx's end; ErrClosed.
 func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOptions) (*Conn, error) {
-	r, set, err := o.resolve(&h.o, packetNetwork(rwc))
-	if err == nil {
-		err = h.budget.allow("ListenOptions.MaxMessage", set.maxMessage)
-	}
+	r, set, err := h.resolve(o, packetNetwork(rwc))
 	switch {
 	case err != nil:
 	case len(r.ProxyFrom) > 0:
@@ -664,11 +661,10 @@ func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOp
 	case r.Classify != nil:
 		err = unsupported("ListenOptions.Classify")
 	}
-	if err != nil {
-		rwc.Close()
-		return nil, err
+	var c *Conn
+	if err == nil {
+		c, err = h.newConn(rwc, "", set, nil)
 	}
-	c, err := h.newConn(rwc, "", set, nil)
 	if err != nil {
 		rwc.Close()
 		return nil, err
