@@ -465,20 +465,17 @@ func (h *Hub) failPrefaces(l *Listener) {
 // run reads the proxy's header, asks Classify until it is content, and hands the
 // connection on.
 func (p *preface) run() {
-	set, rule, err := p.l.set, p.l.o.Admit, errLeft
+	var (
+		set  *settings
+		rule Rule
+		err  = errLeft
+	)
 	defer func() { p.end(set, rule, err) }() // deferred because Classify may end the goroutine
 	p.nc.SetDeadline(time.Time{})            // one that is left from before would be taken for its end
 	if t := p.hub.o.HandshakeTimeout; t > 0 {
 		p.late = time.AfterFunc(t, func() { p.fail(ErrHandshakeTimeout) }) // not each net.Conn has deadlines
 	}
-	if err = p.whom(); err == nil && p.l.o.Classify != nil {
-		err = errLeft
-		var use *ListenOptions
-		if use, err = p.choose(); err == nil && use != nil {
-			err = errLeft
-			set, rule, err = p.chosen(*use)
-		}
-	}
+	set, rule, err = p.serveWith()
 }
 
 var errLeft = errors.New("sockhub: Classify did not return")
@@ -529,6 +526,23 @@ func (p *preface) countLocked(err error) {
 	default:
 		t.RefusedPolicy++
 	}
+}
+
+// serveWith is what to serve the connection with, as soon as that is known.
+func (p *preface) serveWith() (*settings, Rule, error) {
+	if err := p.whom(); err != nil {
+		return nil, nil, err
+	}
+	if p.l.o.Classify != nil {
+		use, err := p.choose()
+		if err != nil {
+			return nil, nil, err
+		}
+		if use != nil {
+			return p.chosen(*use)
+		}
+	}
+	return p.l.set, p.l.o.Admit, nil
 }
 
 // whom reads the header of a proxy, and makes the peer the proxy's client. Local
