@@ -889,14 +889,14 @@ func (c *Conn) endToken() {
 // called with another connection's lock held.
 func (c *Conn) mayHaveRoom() { c.arm(c.hub.watch.Now()) }
 
-// readOn is told by the budget that the connection may read again.
+// readOn tells the reader that it may read again: all there is, or, with the budget's
+// token, to the end of the message that has begun.
 func (c *Conn) readOn(token bool) {
-	now := c.hub.watch.Now()
 	c.mu.Lock()
 	if token {
 		c.granted = true
 		if t := c.hub.o.FrameTimeout; t > 0 {
-			c.tokenBy = now + t + time.Duration(c.lacks/minRate+1)*time.Second
+			c.tokenBy = c.hub.watch.Now() + t + time.Duration(c.lacks/minRate+1)*time.Second
 			c.arm(c.tokenBy)
 		}
 	}
@@ -1387,12 +1387,7 @@ func (c *Conn) heirLocked() (h Handler, ok bool) {
 // ---- what others ask of the reader ----
 
 // resumeReading tells it that what made it pause is no more.
-func (c *Conn) resumeReading() {
-	c.mu.Lock()
-	c.resume = true
-	c.mu.Unlock()
-	c.kickReader()
-}
+func (c *Conn) resumeReading() { c.readOn(false) }
 
 // kickReader makes the reader attend. While a Stream of Events is read, its user is in
 // transport.Conn.Read and the reader waits for wake. Which of them is meant is not known
@@ -1800,8 +1795,8 @@ func (c *Conn) rereads(d *diversion, unread int) {
 	}
 	if c.stream != nil && (d.stream || !c.stream.told) {
 		again = header(again, c.stream.size)
-		d.stream, c.stream, c.dec.stream = false, nil, 0
-		c.streaming.Store(nil)
+		d.stream, c.dec.stream = false, 0
+		c.leaveStream()
 	}
 	c.dec.rest = slices.Concat(c.dec.rest[:unread], again, c.dec.rest[unread:])
 	d.msgs = nil
@@ -2393,11 +2388,11 @@ func (s *Stream) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	n, err := s.c.readStream(p)
-	if s.c.dec.stream == 0 && err == nil {
-		s.endLocked(io.EOF)
-	}
-	if err != nil {
+	switch {
+	case err != nil:
 		s.endLocked(err)
+	case s.c.dec.stream == 0:
+		s.endLocked(io.EOF)
 	}
 	return n, err
 }
@@ -2416,10 +2411,8 @@ func (s *Stream) endLocked(err error) {
 	if s.err == nil {
 		s.err = err
 	}
-	if !s.over.Swap(true) {
-		if s.wake != nil {
-			s.c.kickReader()
-		}
+	if !s.over.Swap(true) && s.wake != nil {
+		s.c.kickReader()
 	}
 }
 
@@ -2434,6 +2427,12 @@ func (c *Conn) beginStream(handled bool) {
 	c.streaming.Store(c.stream)
 }
 
+// leaveStream makes the input the reader's again.
+func (c *Conn) leaveStream() {
+	c.stream = nil
+	c.streaming.Store(nil)
+}
+
 // retireStream takes the input back from the user in the middle.
 func (c *Conn) retireStream(err error) {
 	s := c.stream
@@ -2444,8 +2443,7 @@ func (c *Conn) retireStream(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.endLocked(err)
-	c.stream = nil
-	c.streaming.Store(nil)
+	c.leaveStream()
 	if s.told {
 		c.mu.Lock()
 		c.countStreamLocked(s)
@@ -2485,8 +2483,7 @@ func (c *Conn) serveStream() {
 		c.missed = false
 		c.t.Kick(transport.ReadSide)
 	}
-	c.stream = nil
-	c.streaming.Store(nil)
+	c.leaveStream()
 	c.skipping = c.dec.stream > 0
 	c.mu.Lock()
 	c.quiet = c.hub.watch.Now()
