@@ -75,7 +75,6 @@ type Conn struct {
 	follows  bool       // it takes the place of the connection that had the name; guarded by hub.mu, not the reader's
 	skipping bool       // the rest of a stream that was closed
 	stopped  bool       // a callback closed or finished the connection
-	called   bool       // cut has called the handler
 	begun    bool       // the reader is not the connection's first
 	moves    bool       // to a new stack
 	missed   bool       // a Stream's Read has taken a kick that may be for the reader; guarded by Stream.mu
@@ -750,22 +749,23 @@ func (c *Conn) timed() bool {
 // others are to have their turn.
 func (c *Conn) readSome(t *turn) (park, long bool) {
 	var (
-		read, n int
-		drained bool
-		ok      = true
-		err     = c.cut(t) // what came behind the handshake or before a pause
+		read, n     int
+		drained     bool
+		ok          = true
+		called, err = c.cut(t) // what came behind the handshake or before a pause
 	)
-	if c.called {
+	if called {
 		c.listening()
 		c.afterCalls()
 	}
 	for err == nil && ok && !drained && read < readTurn && !c.holdsBack() {
 		if n, drained, ok, err = c.receive(t); n > 0 {
 			read += n
-			if e := c.cut(t); e != nil {
+			called, e := c.cut(t)
+			if e != nil {
 				err = e
 			}
-			if c.called {
+			if called {
 				c.afterCalls()
 			}
 		}
@@ -925,9 +925,9 @@ func (c *Conn) discard(p []byte) (park bool) {
 	return false
 }
 
-// cut takes the complete messages out of what was received and delivers them.
-func (c *Conn) cut(t *turn) (err error) {
-	called := false
+// cut takes the complete messages out of what was received and delivers them. If it has
+// called the handler, afterCalls is to follow.
+func (c *Conn) cut(t *turn) (called bool, err error) {
 	for !c.holdsBack() {
 		if called && c.reply.settled() && c.quick() {
 			continue
@@ -963,7 +963,7 @@ func (c *Conn) cut(t *turn) (err error) {
 		switch {
 		case c.greet != nil:
 			if err := c.greeted(msg); err != nil {
-				return err
+				return called, err
 			}
 		case c.handler != nil:
 			called = true
@@ -984,8 +984,7 @@ func (c *Conn) cut(t *turn) (err error) {
 		c.turnMsgs += int32(n)
 		c.turnBytes += c.deliver(t)
 	}
-	c.called = called
-	return err
+	return called, err
 }
 
 // quick calls the handler for the whole messages at the front of the input, as
@@ -1052,7 +1051,6 @@ func (c *Conn) handled() bool {
 // afterCalls is to be done when cut has called the handler. It is not part of cut
 // for the sake of the stack: see serve.
 func (c *Conn) afterCalls() {
-	c.called = false
 	c.inCall.Store(false) // what panics from here on is ours
 	c.flush()
 	c.reply.side.Free()
@@ -1879,8 +1877,8 @@ func (c *Conn) cutRest() {
 	t := c.getTurn()
 	t.reserve(c.dec.need())
 	c.dec.move(t.free)
-	err := c.cut(t)
-	if c.called {
+	called, err := c.cut(t)
+	if called {
 		c.afterCalls()
 	}
 	if err != nil {
