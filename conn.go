@@ -544,10 +544,7 @@ func (c *Conn) recoverCall() {
 		if c.inHand {
 			c.took()
 		}
-		if c.reply.c != nil {
-			c.reply.accept() // what the call has sent before
-		}
-		c.reply.over()
+		c.reply.end() // with what the call has sent before
 		c.inCall.Store(false)
 	}
 }
@@ -929,7 +926,7 @@ func (c *Conn) discard(p []byte) (park bool) {
 // called the handler, afterCalls is to follow.
 func (c *Conn) cut(t *turn) (called bool, err error) {
 	for !c.holdsBack() {
-		if called && c.reply.settled() && c.quick() {
+		if called && !c.reply.shouldGather() && c.quick() {
 			continue
 		}
 		if c.handler == nil && c.greet == nil && !c.token {
@@ -1002,7 +999,7 @@ func (c *Conn) quick() (some bool) {
 		return false
 	}
 	c.inHand = true
-	for r.settled() && c.handler != nil && !d.raw && !c.holdsBack() {
+	for !r.shouldGather() && c.handler != nil && !d.raw && !c.holdsBack() {
 		p := d.chunk[d.r:d.w]
 		end, ok := d.front(p)
 		if !ok {
@@ -1807,7 +1804,7 @@ func (c *Conn) handle(msg []byte) {
 		c.inCall.Store(true)
 	}
 	r := &c.reply
-	if !r.settled() && c.dec.buffered() {
+	if r.shouldGather() && c.dec.buffered() {
 		r.gather()
 	}
 	r.begin()
@@ -1952,9 +1949,10 @@ type Reply struct {
 	room      int64      // charge that may be gathered, if sent > 0
 }
 
-// settled reports whether answers gather already, or are not likely.
-func (r *Reply) settled() bool { return r.gathering != nil || !r.eager }
+// shouldGather reports whether answers are likely, and do not gather yet.
+func (r *Reply) shouldGather() bool { return r.eager && r.gathering == nil }
 
+// begin begins a call of the handler; over ends it.
 func (r *Reply) begin() {
 	r.active, r.fresh, r.full = true, true, false
 	if r.c.refuses.Load() { // since another goroutine has ended the output, perhaps
@@ -1964,6 +1962,7 @@ func (r *Reply) begin() {
 
 func (r *Reply) over() { r.active, r.fresh = false, false }
 
+// end is over for a call by itself: what it has sent is queued.
 func (r *Reply) end() {
 	r.accept()
 	r.over()
@@ -2132,10 +2131,8 @@ func (r *Reply) admit(size int) error {
 	if err := r.conn().checkSize(size); err != nil {
 		return err
 	}
-	if r.c.set.framing != nil {
-		if err := r.c.set.fits(r.framing, uint64(size)); err != nil {
-			return err
-		}
+	if err := r.c.set.fits(r.framing, uint64(size)); err != nil {
+		return err
 	}
 	return r.place(size)
 }
@@ -2267,7 +2264,7 @@ func (r *Reply) SendFrom(size uint64, rc io.ReadCloser) error {
 // Flush gives what was gathered its place in the queue now, and has it written,
 // not when the call returns.
 func (r *Reply) Flush() {
-	r.settle()
+	r.acceptNow()
 	r.write()
 	if !r.fresh && r.sent > 0 {
 		r.sent, r.charge = 1, 0 // room is looked up again
@@ -2307,7 +2304,7 @@ func (r *Reply) SetHandler(h Handler) { r.conn().setHandler(h) }
 
 // CloseWrite is Conn.CloseWrite, after what this call has sent.
 func (r *Reply) CloseWrite() {
-	r.settle()
+	r.acceptNow()
 	r.c.CloseWrite()
 	r.refuse()
 }
@@ -2315,7 +2312,7 @@ func (r *Reply) CloseWrite() {
 // Finish is Conn.Finish, after what this call has sent. No further call but
 // Disconnected is made.
 func (r *Reply) Finish() {
-	r.settle()
+	r.acceptNow()
 	r.c.Finish()
 	r.refuse()
 	r.c.stopped = true
@@ -2324,14 +2321,14 @@ func (r *Reply) Finish() {
 // Close is Conn.Close: what was sent and not written is reported as unsent. No
 // further call but Disconnected is made.
 func (r *Reply) Close() {
-	r.settle()
+	r.acceptNow()
 	r.c.Close()
 	r.refuse()
 	r.c.stopped = true
 }
 
-// settle is accept during a call.
-func (r *Reply) settle() {
+// acceptNow is accept during a call.
+func (r *Reply) acceptNow() {
 	r.conn()
 	r.accept()
 }
