@@ -1328,7 +1328,9 @@ func (c *Conn) end() {
 	if err == nil {
 		err = ErrClosed // the reader's goroutine was ended by something of the user's
 	}
-	err = c.refused(err)
+	if c.greet != nil {
+		err = c.notLetIn(err)
+	}
 	c.closeErr, c.over = err, true
 	life := c.life
 	heir, inherited := c.heirLocked()

@@ -140,8 +140,11 @@ func (l *Listener) stop() (stopped bool, err error) {
 // matches errors.ErrUnsupported where the system lacks a network, ReusePort, FileMode
 // or abstract names; ErrClosed.
 func (h *Hub) Listen(ctx context.Context, network, address string, o *ListenOptions) (*Listener, error) {
+	if o == nil {
+		o = new(ListenOptions)
+	}
 	var config net.ListenConfig
-	if o != nil && o.Config != nil {
+	if o.Config != nil {
 		config = *o.Config
 	}
 	if config.KeepAliveConfig == (net.KeepAliveConfig{}) && config.KeepAlive == 0 {
@@ -150,13 +153,9 @@ func (h *Hub) Listen(ctx context.Context, network, address string, o *ListenOpti
 	var (
 		inner net.Listener
 		pc    net.PacketConn
-		mode  os.FileMode
 		err   error
 	)
-	if o != nil {
-		mode = o.FileMode
-	}
-	if o != nil && o.ReusePort {
+	if o.ReusePort {
 		if strings.HasPrefix(network, "unix") {
 			return nil, unsupported("ListenOptions.ReusePort") // there is no port
 		}
@@ -168,9 +167,9 @@ func (h *Hub) Listen(ctx context.Context, network, address string, o *ListenOpti
 	case "udp", "udp4", "udp6":
 		pc, err = config.ListenPacket(ctx, network, address)
 	case "unix", "unixpacket":
-		inner, err = unixsock.Listen(ctx, &config, network, address, mode)
+		inner, err = unixsock.Listen(ctx, &config, network, address, o.FileMode)
 	case "unixgram":
-		pc, err = unixsock.ListenPacket(ctx, &config, address, mode)
+		pc, err = unixsock.ListenPacket(ctx, &config, address, o.FileMode)
 	default:
 		return nil, &net.OpError{Op: "listen", Net: network, Err: net.UnknownNetworkError(network)}
 	}
@@ -1471,16 +1470,8 @@ func (c *Conn) say(text string) {
 	c.startWriterLocked()
 }
 
-// refused makes ErrRefused of the ways in which a peer can end a connection
-// before its answer.
-func (c *Conn) refused(err error) error {
-	if c.greet == nil {
-		return err
-	}
-	return c.notLetIn(err)
-}
-
-// notLetIn is refused, of a connection whose handshake is known to have failed.
+// notLetIn makes ErrRefused of the ways in which a peer can end a connection before its
+// answer. The handshake has failed with err.
 func (c *Conn) notLetIn(err error) error {
 	if !c.peer.Dialed || !c.set.mode.named() || errors.Is(err, ErrRefused) {
 		return err
