@@ -2078,7 +2078,7 @@ func (r *Reply) lock() {
 // takeInLocked queues what a Handler's calls that have returned have answered.
 func (c *Conn) takeInLocked(s *outq.Slab, take func(*outq.Queue, *outq.Slab) (int, int64)) {
 	o := &c.out
-	if o.refuse != nil && (!o.frozen || o.late != nil) {
+	if o.answersLate() {
 		o.accepted.add(take(o.tooLate(), s))
 		return
 	}
@@ -2102,7 +2102,7 @@ func (c *Conn) chargeAnswersLocked(charge int64, alone bool) (room bool) {
 
 func (r *Reply) acceptLocked() {
 	o := &r.c.out
-	if r.refused = o.refuse != nil; r.refused && (!o.frozen || o.late != nil) {
+	if r.refused = o.refuse != nil; o.answersLate() {
 		if !r.side.Empty() {
 			o.accepted.add(r.side.Len(), r.side.Bytes())
 			o.tooLate().Splice(&r.side)

@@ -165,8 +165,12 @@ func (o *output) len() int {
 	return n
 }
 
-// tooLate is where answers go that nobody will write: the output was ended by
-// another goroutine while the Handler was called. The report tells of them.
+// answersLate reports whether what a Handler answers is not to be written: another
+// goroutine has ended the output during the call, and what was queued before is still on
+// its way. When nothing is written any more, q will do, unless some are in late already.
+func (o *output) answersLate() bool { return o.refuse != nil && (!o.frozen || o.late != nil) }
+
+// tooLate is where such answers go, for the report to tell of.
 func (o *output) tooLate() *outq.Queue {
 	if o.late == nil {
 		o.late = new(outq.Queue)
@@ -326,19 +330,23 @@ func (p *pace) enter(turn uint64) {
 	}
 }
 
+// checkSize says whether a message of this size may be sent, but for what fits does.
 func (c *Conn) checkSize(size int) error {
-	if size > 0 && uint64(size) <= c.set.maxMessage && c.set.framing == nil {
-		return nil // nothing else can be wrong with it
+	if size > 0 && uint64(size) <= c.set.maxMessage {
+		return nil // and nothing else can be wrong with it
 	}
 	return c.checkOdd(size)
 }
 
+// checkOdd is checkSize of the few that have to be looked at.
 func (c *Conn) checkOdd(size int) error {
 	if uint64(size) > c.set.maxMessage {
-		return fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size)
+		return tooLarge(uint64(size))
 	}
 	return c.set.check(uint64(size))
 }
+
+func tooLarge(size uint64) error { return fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size) }
 
 // fits says whether framing, which may be nil for raw bytes, can express a message of
 // this size.
@@ -346,14 +354,14 @@ func (s *settings) fits(framing *outq.Framing, size uint64) error {
 	if s.framing == nil || framing == nil || expressible(s.framing, size) {
 		return nil
 	}
-	return fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size)
+	return tooLarge(size)
 }
 
 // check says whether a message of this size can be sent at all, but for what fits does.
 func (s *settings) check(size uint64) error {
 	switch {
 	case s.network != "" && size > s.maxMessage:
-		return fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size)
+		return tooLarge(size)
 	case size == 0 && s.network == "unixpacket":
 		return fmt.Errorf("sockhub: an empty packet would be the end: %w", errors.ErrUnsupported)
 	}
