@@ -1050,15 +1050,13 @@ func (g *greeting) tell(err error) {
 	}
 }
 
-// newConn makes a connection that is not running yet.
-//
-// first was read of it already.
+// newConn makes a connection that is not running yet, of which first was read already.
 func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, first []byte) (*Conn, error) {
 	if _, ok := rwc.(*net.UnixConn); !ok && set.network == "unixpacket" {
 		return nil, fmt.Errorf("sockhub: unixpacket by a %T, which is no *net.UnixConn: %w", rwc, errors.ErrUnsupported)
 	}
-	nc, ok := rwc.(net.Conn)
-	if n := packetNetwork(rwc); ok && (n == "udp" || n == "unixgram") && isNilAddr(nc.RemoteAddr()) {
+	nc, isConn := rwc.(net.Conn)
+	if n := packetNetwork(rwc); isConn && (n == "udp" || n == "unixgram") && isNilAddr(nc.RemoteAddr()) {
 		return nil, fmt.Errorf("sockhub: a socket that is not connected to one peer is for ServePacket: %w", errors.ErrUnsupported)
 	}
 	c := &Conn{hub: h, set: set, born: h.watch.Now()}
@@ -1069,8 +1067,7 @@ func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, fir
 		c.t = h.transport(rwc, set)
 		c.dec.rest = first
 	} else {
-		nc, ok := rwc.(net.Conn)
-		if !ok {
+		if !isConn {
 			return nil, fmt.Errorf("sockhub: TLS over a %T, which is no net.Conn: %w", rwc, errors.ErrUnsupported)
 		}
 		side := tls.Server
@@ -1102,22 +1099,18 @@ var errNoAddress = fmt.Errorf("%w: the sender has no address to answer to", ErrN
 
 // transport is what a connection without TLS is served by.
 func (h *Hub) transport(rwc io.ReadWriteCloser, set *settings) transport.Conn {
-	if set.network != "" {
-		switch x := rwc.(type) {
-		case *packet.Conn:
-		case *net.UnixConn:
-			if set.network == "unixpacket" {
-				longest := int(set.maxMessage)
-				if set.mode.named() { // the handshake's packets may be longer
-					longest = max(longest, MaxNameLen)
-				}
-				rwc = packet.NewSeq(x, longest, ErrMessageTooLarge)
-				break
-			}
-			rwc = packet.Connect(x, h.packetOptions(set, 1))
-		case net.Conn:
-			rwc = packet.Connect(x, h.packetOptions(set, 1))
+	nc, isConn := rwc.(net.Conn)
+	_, isSession := rwc.(*packet.Conn)
+	switch {
+	case set.network == "" || isSession || !isConn:
+	case set.network == "unixpacket":
+		longest := int(set.maxMessage)
+		if set.mode.named() { // the handshake's packets may be longer
+			longest = max(longest, MaxNameLen)
 		}
+		rwc = packet.NewSeq(nc.(*net.UnixConn), longest, ErrMessageTooLarge) // as newConn has seen
+	default:
+		rwc = packet.Connect(nc, h.packetOptions(set, 1))
 	}
 	return transport.New(rwc)
 }
