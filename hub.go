@@ -940,19 +940,8 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 		return ruleUnread, nil, nil
 	}
 	if cl != nil && cl.owner != nil {
-		switch {
-		case cl.seq > g.seq && cl.duplicates(h) != RefuseNew:
-			return 0, nil, ErrReplaced // by one that came later, and did not have to wait, or was faster
-		case cl.owner.leaving() && (cl.duplicates(h) == RefuseNew || cl.owner.leavesSoon()):
-		case cl.duplicates(h) != RefuseNew:
-			replaced = cl.owner
-		case !cl.owner.peerEnded():
-			return 0, nil, fmt.Errorf("%w: %q", ErrNameTaken, name)
-		}
-		if !slices.Contains(cl.claims, c) {
-			cl.claims = append(cl.claims, c)
-		}
-		return nameBusy, replaced, nil
+		replaced, err := h.claimLocked(cl, c)
+		return nameBusy, replaced, err
 	}
 	if name != "" && (cl == nil || cl.expected == nil) && h.o.Unexpected == RefuseUnexpected {
 		return 0, nil, &AdmissionError{Peer: c.peer, Err: errUnexpected}
@@ -978,6 +967,38 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 	h.removePendingLocked(g)
 	cl.owner, cl.seq, c.client = c, g.seq, cl
 	return admitted, nil, nil
+}
+
+// claimLocked has c wait for the end of the connection that has its name, unless that is
+// to keep it, and returns that connection if it is for the caller to end.
+func (h *Hub) claimLocked(cl *client, c *Conn) (replaced *Conn, err error) {
+	switch refuse := cl.duplicates(h) == RefuseNew; {
+	case !refuse && cl.seq > c.greet.seq:
+		return nil, ErrReplaced // by one that came later, and did not have to wait, or was faster
+	case cl.owner.leaving() && (refuse || cl.owner.leavesSoon()):
+		// It ends by itself.
+	case !refuse:
+		replaced = cl.owner
+	case !cl.owner.peerEnded():
+		return nil, fmt.Errorf("%w: %q", ErrNameTaken, cl.name)
+	}
+	if !slices.Contains(cl.claims, c) {
+		cl.claims = append(cl.claims, c)
+	}
+	return replaced, nil
+}
+
+// unclaimLocked has c, which was not let in, wait no longer, and reports whether it did.
+func (h *Hub) unclaimLocked(c *Conn) (waited bool) {
+	cl := h.names[c.peer.Name]
+	if c.peer.Dialed {
+		cl = c.greet.client // which is not in names, as its peer has given none
+	}
+	if cl == nil || !slices.Contains(cl.claims, c) {
+		return false
+	}
+	cl.claims = without(cl.claims, c)
+	return true
 }
 
 var errUnexpected = errors.New("nobody is expected under this name")
@@ -1026,17 +1047,8 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	var claims []*Conn
 	h.mu.Lock()
 	remove(&h.live, c)
-	if c.client == nil {
-		n := h.names[c.peer.Name]
-		if c.peer.Dialed {
-			n = c.greet.client // which is not in names, as its peer has given none
-		}
-		if n != nil && slices.Contains(n.claims, c) { // it has waited
-			n.claims = without(n.claims, c)
-			if errors.Is(d.Err, ErrHandshakeTimeout) {
-				d.Err = fmt.Errorf("%w: the connection that has the name has not ended", d.Err)
-			}
-		}
+	if c.client == nil && h.unclaimLocked(c) && errors.Is(d.Err, ErrHandshakeTimeout) {
+		d.Err = fmt.Errorf("%w: the connection that has the name has not ended", d.Err)
 	}
 	if c.greet != nil {
 		h.removePendingLocked(c.greet)
@@ -1296,7 +1308,7 @@ func (b *Batch) Release() {
 	}
 }
 
-// loan is what b holds of memory that is used again, while it is the hub's.
+// loan is b's, which is made with the first thing that is lent. b is the hub's still.
 func (b *Batch) loan() *loan {
 	l := b.lent.Load()
 	if l == nil {
@@ -1467,7 +1479,7 @@ func (f *fan) deliver(c *Conn, t *turn, bytes int64) (pause bool) {
 	t.delivered += bytes
 	f.receivedLocked(f.next, c, t.msgs, bytes, nil)
 	if t.chunk != nil {
-		l := f.next.lent.Load()
+		l := f.next.loan()
 		l.keep(t.chunk)
 		l.chunks = append(l.chunks, t.own...)
 	}
