@@ -604,7 +604,7 @@ func (c *Conn) attend() (over bool) {
 	c.mu.Lock()
 	before := c.input
 	over = c.attendLocked()
-	last := over && !c.out.frozen && c.drainedAgain()
+	last := over && !c.out.frozen && c.owesDrained()
 	c.mu.Unlock()
 	if last { // it was put off, and is called once more, whatever comes of that
 		c.reply.drained = false
@@ -675,12 +675,12 @@ func (c *Conn) drainedComesLocked() bool {
 func (c *Conn) turn() (park bool) {
 	switch {
 	case c.input == ended:
-		return c.watchPeer() && !c.drainedAgain()
+		return c.watchPeer() && !c.owesDrained()
 	case c.input == shut:
-		return !c.drainedAgain()
+		return !c.owesDrained()
 	case c.input == reading && c.holdsBack():
 		c.hold()
-		return !c.drainedAgain()
+		return !c.owesDrained()
 	}
 	t, long := c.getTurn(), false
 	c.work = t
@@ -704,9 +704,13 @@ func (c *Conn) turn() (park bool) {
 	return park
 }
 
-// drainedAgain reports whether flush has left a Drained for when something else had its turn.
-func (c *Conn) drainedAgain() bool {
-	return c.reply.drained && c.handler != nil && !c.stopped && c.ends.Load() != endsNow
+// owesDrained reports whether the handler's Drained is to be called. Behind flush, it has
+// left that for when something else had its turn.
+func (c *Conn) owesDrained() bool { return c.reply.drained && c.mayCall() }
+
+// mayCall reports whether there is a handler that is still called, not for the end alone.
+func (c *Conn) mayCall() bool {
+	return c.handler != nil && !c.stopped && c.ends.Load() != endsNow
 }
 
 // holdsBack reports whether the input has to wait.
@@ -1241,10 +1245,9 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 	}
 	c.busyLocked(now)
 	if c.deadline != 0 && due(c.deadline) {
-		switch c.deadline = 0; {
-		case c.shaking:
+		if c.deadline = 0; c.shaking {
 			reason = ErrHandshakeTimeout
-		default:
+		} else {
 			c.overdue, kick = true, true
 		}
 	}
@@ -1708,31 +1711,50 @@ func (c *Conn) undivert() {
 		return
 	}
 	c.diverted = nil
+	c.mu.Lock()
 	if d.paused {
 		d.paused, c.paused = false, false
-		c.mu.Lock()
 		c.holding, c.quiet = false, c.hub.watch.Now()
-		c.mu.Unlock()
 	}
-	c.mu.Lock()
 	if !c.out.handled && c.out.empty() {
 		c.out.flushed = false // while Events had the connection, which does not hear of it
 	}
 	c.mu.Unlock()
-	c.useHandler(d.handler)
-	if c.handler == nil {
+	switch c.useHandler(d.handler); {
+	case c.handler == nil:
 		c.passDrained()
-	}
-	if c.handler != nil && c.gated {
+	case c.gated:
 		if err := c.enter(); err != nil { // nobody has to be told of it before
 			c.fail(err)
 		}
 	}
-	for len(d.msgs) > 0 && c.handler != nil && !c.stopped && c.ends.Load() != endsNow {
+	if c.handWithdrawn(d) {
+		// The rest waits as if it had just been read.
+		d.handler, c.diverted = c.handler, d
+		return
+	}
+	if len(d.msgs) > 0 && c.handler == nil {
+		t := c.getTurn()
+		t.msgs = append(t.msgs, d.msgs...)
+		c.deliver(t)
+		c.hub.budget.in.Force(t.delivered)
+		t.delivered = 0
+		c.putTurn(t)
+	}
+	if d.stream && c.stream != nil {
+		c.stream.told = false // it was taken back
+	}
+	if d.ended && c.ends.Load() != endsNow {
+		c.reportEnd()
+	}
+}
+
+// handWithdrawn calls the handler with what was withdrawn, and reports whether what is
+// left of that has to wait for room.
+func (c *Conn) handWithdrawn(d *diversion) (waits bool) {
+	for len(d.msgs) > 0 && c.mayCall() {
 		if c.waitsForRoom() {
-			// As if it had just been read.
-			d.handler, c.diverted = c.handler, d
-			return
+			return true
 		}
 		m := d.msgs[0]
 		d.msgs = d.msgs[1:]
@@ -1753,20 +1775,7 @@ func (c *Conn) undivert() {
 		}
 		c.flush()
 	}
-	if len(d.msgs) > 0 && c.handler == nil {
-		t := c.getTurn()
-		t.msgs = append(t.msgs, d.msgs...)
-		c.deliver(t)
-		c.hub.budget.in.Force(t.delivered)
-		t.delivered = 0
-		c.putTurn(t)
-	}
-	if d.stream && c.stream != nil {
-		c.stream.told = false // it was taken back
-	}
-	if d.ended && c.ends.Load() != endsNow {
-		c.reportEnd()
-	}
+	return false
 }
 
 // waitsForRoom reports whether the handler is not to be called before there is room
@@ -1910,7 +1919,7 @@ func (c *Conn) flush() {
 			r.full = false
 			c.makeRoom()
 		}
-		if !r.drained || c.stopped || c.ends.Load() == endsNow || c.handler == nil {
+		if !c.owesDrained() {
 			return
 		}
 		r.drained = false
