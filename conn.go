@@ -76,7 +76,6 @@ type Conn struct {
 	skipping bool       // the rest of a stream that was closed
 	stopped  bool       // a callback closed or finished the connection
 	begun    bool       // the reader is not the connection's first
-	moves    bool       // to a new stack
 	missed   bool       // a Stream's Read has taken a kick that may be for the reader; guarded by Stream.mu
 	starved  bool       // the budget does not let it read
 	token    bool       // the budget lets it read to the end of the message that has begun
@@ -520,8 +519,9 @@ func (c *Conn) serve() {
 			c.fail(err)
 		}
 	}
-	for !c.attend() {
-		if rest = c.moves; rest {
+	for {
+		var over bool
+		if over, rest = c.attend(); over || rest {
 			return
 		}
 		if s := c.stream; s != nil {
@@ -550,8 +550,8 @@ func (c *Conn) recoverCall() {
 }
 
 // attend looks at what others have asked of this connection while its reader
-// was busy or parked, and reports whether it is over.
-func (c *Conn) attend() (over bool) {
+// was busy or parked, and reports whether it is over, or else the reader is to rest.
+func (c *Conn) attend() (over, rest bool) {
 	if c.greet != nil && c.greet.busy || c.gated {
 		if err := c.enter(); err != nil {
 			c.fail(err)
@@ -560,7 +560,7 @@ func (c *Conn) attend() (over bool) {
 	c.mu.Lock()
 	ch := c.change
 	c.change = nil
-	c.moves, c.rest = c.rest, false
+	rest, c.rest = c.rest, false
 	ending := c.endRead && c.input == reading
 	resumed := c.resume
 	if resumed {
@@ -617,7 +617,7 @@ func (c *Conn) attend() (over bool) {
 	if before == reading && c.input == shut {
 		c.reportEnd()
 	}
-	return over
+	return over, rest && !over
 }
 
 // letGoInput gives back what is held of messages that will not be completed, when
