@@ -354,7 +354,7 @@ func (b *Budget) over(inbound int64) bool {
 	return inbound+b.out.Used()+b.reports.Load() >= b.total
 }
 
-// full reports whether it is.
+// full reports whether it is reached now.
 func (b *Budget) full() bool { return b.over(b.in.Used()) }
 
 // forget gives back what a report held that was taken.

@@ -117,7 +117,7 @@ func (l *Listener) Close() error {
 	if u, ok := l.s.pc.(interface{ Unlink() error }); ok {
 		err = u.Unlink()
 	}
-	l.s.discard(unaccepted)
+	discard(unaccepted)
 	return cmp.Or(l.s.closeIfUnused(), err)
 }
 

@@ -102,7 +102,7 @@ func (s *Seq) Write(p []byte) (n int, err error) {
 // write sends the packet that p begins with, or part and p are, or adds all of p
 // to part.
 func (s *Seq) write(p []byte) (n int, err error) {
-	frame := p
+	var frame []byte
 	if len(s.part) > 0 {
 		want := HeaderSize - len(s.part)
 		if want <= 0 {

@@ -71,12 +71,12 @@ func (s *socket) start() {
 		close(s.done)
 		// This may close the socket, which waits for done. So nobody joins it; it calls
 		// only what may be called after the hub's end.
-		s.discard(unaccepted)
+		discard(unaccepted)
 	}()
 }
 
 // discard ends sessions that nobody will accept.
-func (s *socket) discard(unaccepted []*session) {
+func discard(unaccepted []*session) {
 	for _, x := range unaccepted {
 		x.Close()
 	}
@@ -211,7 +211,7 @@ func (s *socket) begin() round {
 }
 
 // end lets the readers run, and sends what they have to say. fd is the socket's
-// descriptor, or -1.
+// descriptor, or noFD.
 func (r *round) end(fd int) {
 	r.s.mu.Unlock()
 	if r.woken {
@@ -294,7 +294,7 @@ func (s *socket) answerable(from *source) bool {
 	return local.Unmap().WithZone("") != from.ap.Addr().Unmap().WithZone("")
 }
 
-// letIn is LetIn.
+// letIn is LetIn of a session of s.
 func (s *socket) letIn(x *session, full, mayEvict bool) (evicted, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,7 +1,8 @@
 // Package transport is the ground on which a connection's reader and writer
 // stand: one small interface, implemented by socket descriptors (the fast
-// path), by TLS over these, by memory (for deterministic tests, in package
-// memnet), and by an adapter for anything else that reads, writes and closes.
+// path), by TLS over these, by the sessions of a datagram socket (in package
+// packet), by memory (for deterministic tests, in package memnet), and by an
+// adapter for anything else that reads, writes and closes.
 // The reader, writer and hub of package sockhub run unchanged on all of them, so
 // that a test on memory exercises the code that serves real sockets.
 package transport
@@ -134,15 +135,15 @@ type FileSender interface {
 // ErrNoFile is an error of FileSender.
 var ErrNoFile = errors.New("transport: this file has to be read")
 
-// New chooses the transport for rwc: the one that rwc carries, if it has a
+// New chooses the transport for rwc: the one that rwc brings, if it has a
 // method Transport that returns a Conn; its descriptor, if it is a TCP or Unix
 // stream socket of package net and the system's descriptors can be used; else
 // the blocking adapter.
 //
 // rwc cannot be a Conn itself, because Conn's Read and Write take a turn where
 // io.Reader's and io.Writer's take bytes. So a stream that brings a transport
-// of its own, as package memnet's ends do, is a net.Conn for everybody else and
-// hands the transport out on request.
+// of its own, as those of packages memnet and packet do, is a net.Conn for
+// everybody else and hands the transport out on request.
 func New(rwc io.ReadWriteCloser) Conn {
 	if t, ok := rwc.(interface{ Transport() Conn }); ok {
 		return t.Transport()
