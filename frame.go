@@ -230,19 +230,15 @@ func (d *decoder) shares(n int) bool {
 const minChunk = 1024
 
 // move gives the decoder another chunk of at least need() bytes to work in, and moves
-// unfinished input to its front. It returns how many bytes of the chunk before are used
-// by messages that next has returned: these are not to be overwritten while the messages
-// are in use.
-func (d *decoder) move(chunk []byte) (used int) {
+// unfinished input to its front.
+func (d *decoder) move(chunk []byte) {
 	left := d.rest
 	if d.chunk != nil {
 		left = d.chunk[d.r:d.w]
 	}
-	used = d.r
 	d.chunk, d.rest = chunk, nil
 	d.sized = !d.borrow && len(chunk) > readChunk
 	d.r, d.w = 0, copy(chunk, left)
-	return used
 }
 
 // atEnd reports that everything received was cut, and not at the chunk's front.
@@ -255,8 +251,9 @@ func (d *decoder) little() bool {
 	return d.early || d.wasBig && d.big == nil && d.r == d.w && (d.borrow || d.last > maxSized)
 }
 
-// park takes unfinished input out of the chunk, which is then its owner's
-// again, and returns the same as move.
+// park takes unfinished input out of the chunk, which is then its owner's again. It
+// returns how many bytes of that are used by messages that next has returned: these are
+// not to be overwritten while the messages are in use.
 func (d *decoder) park() (used int) {
 	if d.r < d.w {
 		d.rest = append([]byte(nil), d.chunk[d.r:d.w]...)
