@@ -293,7 +293,9 @@ func (c *Conn) sendLocked() {
 	o := &c.out
 	c.hub.noteSend()
 	o.sends.enter(c.hub.turn.Load())
-	if o.sends.now++; (o.sends.now == 1 && o.sends.before <= 1 || c.set.sessions()) && !o.writing && len(o.waiters) == 0 && !o.idle() {
+	o.sends.now++
+	single := o.sends.now == 1 && o.sends.before <= 1
+	if (single || c.set.sessions()) && !o.writing && len(o.waiters) == 0 && !o.idle() {
 		o.writing = true
 		c.tryLocked()
 		return
@@ -483,7 +485,10 @@ func (c *Conn) hasRoomLocked(charge int64, mine bool) bool {
 // full reports whether a queue of this charge is at its limit: for the run under way, if
 // mine, without what waits for its end, as that cannot become less before.
 func (o *output) full(charge int64, mine bool) bool {
-	return charge >= o.limit && (!mine || charge-o.behindCharge() >= o.limit)
+	if mine {
+		charge -= o.behindCharge()
+	}
+	return charge >= o.limit
 }
 
 // onlyBehind reports whether all that is queued waits for the end of the run under way.
