@@ -431,15 +431,9 @@ func (p *preface) startLocked() (evicted pendingPeer, err error) {
 	if h.stage != running {
 		return nil, ErrClosed
 	}
-	in, out := h.pending.Add(sourceOf(p.peer), p, time.Now())
-	if in == nil {
-		h.totals.RefusedLimit++
-		return nil, errEvicted
+	if p.entry, evicted, err = h.pendLocked(p.peer, p); err != nil {
+		return nil, err
 	}
-	if out != nil {
-		evicted = out.Value()
-	}
-	p.entry = in
 	h.prefaces[p] = struct{}{}
 	go p.run() // Hub.join waits for it
 	return evicted, nil
@@ -1185,8 +1179,7 @@ func (h *Hub) add(c *Conn) (evicted pendingPeer, err error) {
 	case c.peer.Dialed:
 	case p != nil && !p.proxied: // its age goes on
 		if !p.entry.Hand(c) {
-			h.totals.RefusedLimit++
-			return nil, errEvicted
+			return nil, h.noRoomLocked()
 		}
 		c.greet.entry, p.entry = p.entry, nil
 	default:
@@ -1194,22 +1187,34 @@ func (h *Hub) add(c *Conn) (evicted pendingPeer, err error) {
 			kept := h.pending.Remove(p.entry)
 			p.entry = nil
 			if !kept { // it has made room for another
-				h.totals.RefusedLimit++
-				return nil, errEvicted
+				return nil, h.noRoomLocked()
 			}
 		}
-		in, out := h.pending.Add(sourceOf(c.peer), c, time.Now())
-		if in == nil {
-			h.totals.RefusedLimit++
-			return nil, errEvicted
-		}
-		c.greet.entry = in
-		if out != nil {
-			evicted = out.Value()
+		if c.greet.entry, evicted, err = h.pendLocked(c.peer, c); err != nil {
+			return nil, err
 		}
 	}
 	h.live[c] = struct{}{}
 	return evicted, nil
+}
+
+// pendLocked enters a handshake among those under way, and returns the one that has to
+// make room for it, or nil.
+func (h *Hub) pendLocked(peer Peer, p pendingPeer) (entry *pendingEntry, evicted pendingPeer, err error) {
+	entry, out := h.pending.Add(sourceOf(peer), p, time.Now())
+	if entry == nil {
+		return nil, nil, h.noRoomLocked()
+	}
+	if out != nil {
+		evicted = out.Value()
+	}
+	return entry, evicted, nil
+}
+
+// noRoomLocked counts a handshake for which there is no place.
+func (h *Hub) noRoomLocked() error {
+	h.totals.RefusedLimit++
+	return errEvicted
 }
 
 // source is who accounts for a handshake: an IPv4 address, an IPv6 network of
