@@ -2251,25 +2251,29 @@ func (r *Reply) SendFrom(size uint64, rc io.ReadCloser) error {
 	r.accept()
 	f := &feed{size: size, from: rc, framing: r.framing, moved: make(chan struct{}, 1)}
 	c.mu.Lock()
-	o := &c.out
-	refuse := c.refusalLocked()
-	switch {
-	case refuse != nil:
-	case o.run:
-		o.accepted.addBig(size)
-		o.behind = append(o.behind, segment{from: f})
-		if !c.chargeAnswersLocked(o.charge(), false) {
-			r.full, o.answersFull = true, true
-		}
-	default:
-		o.accepted.addBig(size)
-		c.startFeederLocked(f)
+	if err = c.refusalLocked(); err == nil {
+		c.feedAnswerLocked(f)
 	}
 	c.mu.Unlock()
-	if refuse != nil {
+	if err != nil {
 		rc.Close()
 	}
-	return refuse
+	return err
+}
+
+// feedAnswerLocked accepts a message of Reply.SendFrom: at once, or behind the run that is
+// under way.
+func (c *Conn) feedAnswerLocked(f *feed) {
+	o := &c.out
+	o.accepted.addBig(f.size)
+	if !o.run {
+		c.startFeederLocked(f)
+		return
+	}
+	o.behind = append(o.behind, segment{from: f})
+	if !c.chargeAnswersLocked(o.charge(), false) {
+		c.reply.full, o.answersFull = true, true
+	}
 }
 
 // Flush gives what was gathered its place in the queue now, and has it written,
