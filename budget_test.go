@@ -503,3 +503,27 @@ func TestDropOldestWithinItsOwnPart(t *testing.T) {
 		}
 	})
 }
+
+// A Send under DropOldest for which OutboundLimit has had no room is told when it has,
+// though its own queue is full: the oldest make place for it then.
+func TestDropOldestWaitsForOutboundLimitAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLine(t, &sockhub.Options{OutboundLimit: 40_000, MaxConns: 2, WriteTimeout: -1},
+			stuck, &sockhub.ListenOptions{ConnOutbound: 5000, Overflow: sockhub.DropOldest})
+		other, _ := l.serve(stuck, &sockhub.ListenOptions{ConnOutbound: 50_000})
+		l.take()
+		for k := range 29 {
+			if err := l.c.TrySend(numbered(k, 150)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := other.TrySend(numbered(1, 29_000)); err != nil {
+			t.Fatal(err)
+		}
+		call := l.sending(t.Context(), string(numbered(99, 12_000)))
+		waits(t, call)
+		other.Close()
+		synctest.Wait()
+		returns(t, call, nil)
+	})
+}

@@ -681,3 +681,27 @@ func TestFramingOfClassifyThatPanicsRefuses(t *testing.T) {
 		}
 	})
 }
+
+type wordlessFraming struct{ shortFraming }
+
+func (wordlessFraming) AppendHeader([]byte, uint64) []byte { panic("not expressible") }
+
+// What it cannot express may be the first that the hub itself has to say.
+func TestFramingThatCannotExpressTheHandshake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, nil)
+		ours, p := memnet.Pair(nil)
+		defer p.Close()
+		p.Write([]byte("\x00\x01w"))
+		_, err := hub.ServeConn(t.Context(), ours, &sockhub.ListenOptions{Framing: wordlessFraming{}})
+		if _, ok := errors.AsType[*sockhub.PanicError](err); !ok {
+			t.Error("OK: ", err)
+		}
+		ours, q := memnet.Pair(nil)
+		defer q.Close()
+		_, err = hub.Attach(t.Context(), ours, &sockhub.DialOptions{Framing: wordlessFraming{}, Name: "w"})
+		if _, ok := errors.AsType[*sockhub.PanicError](err); !ok {
+			t.Error("the name: ", err)
+		}
+	})
+}

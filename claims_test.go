@@ -51,3 +51,22 @@ func TestFailedRedialLeavesNoClaim(t *testing.T) {
 		t.Errorf("%d claims wait for the end of a connection", n)
 	}
 }
+
+// Who was let in is not ended any more by what is decided about handshakes.
+func TestGiveUpOfOneThatWasLetIn(t *testing.T) {
+	hub, err := New(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Close()
+	ours, peer := net.Pipe()
+	defer peer.Close()
+	c, err := hub.ServeConn(t.Context(), ours, &ListenOptions{Mode: Anonymous})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.giveUp(errEvicted)
+	if err := c.endReason(); err != nil {
+		t.Error(err)
+	}
+}

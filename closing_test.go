@@ -3,12 +3,14 @@ package sockhub_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -578,3 +580,43 @@ type slowGoodbye struct {
 
 func (slowGoodbye) CloseRead() error    { return nil }
 func (c slowGoodbye) CloseWrite() error { <-c.end; return nil }
+
+// A peer that reads all the time is slow, and not stuck, also behind a connection of
+// somebody's making that hides a record layer.
+func TestSlowPeerOfAHiddenLayer(t *testing.T) {
+	server, client := secure()
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, nil)
+		ours, peer := memnet.Pair(nil)
+		p := tls.Client(peer, client)
+		var reader sync.WaitGroup
+		defer reader.Wait()
+		reader.Go(func() { // 100 kB/s
+			defer p.Close()
+			for buf := make([]byte, 10_000); ; {
+				n, err := p.Read(buf)
+				if err != nil {
+					return
+				}
+				<-time.After(time.Duration(n) * 10 * time.Microsecond)
+			}
+		})
+		secured := tls.Server(ours, server)
+		if err := secured.HandshakeContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c, err := hub.ServeConn(t.Context(), struct{ net.Conn }{secured}, &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			if err := c.Send(t.Context(), make([]byte, 1_500_000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.Finish()
+		if d := ended(t, hub, c); d.Report.WrittenMessages != 3 || !errors.Is(d.Err, sockhub.ErrClosed) {
+			t.Errorf("%v; %v", d.Err, d.Report)
+		}
+	})
+}

@@ -136,6 +136,7 @@ type Conn struct {
 	shaking  bool          // the handshake is under way
 	overdue  bool          // the drain's deadline has passed
 	over     bool          // the reader has left
+	again    bool          // the handshake waits for the owner of its name to end, and looks again then: that may be stuck by now
 	endErr   error         // what ended the input
 	lacks    int           // bytes left of the message that the token is for
 	tokenBy  time.Duration // until when its owner has to have read them; 0: nobody
@@ -399,6 +400,9 @@ func (c *Conn) failIf(holds func() bool, err error) bool {
 	c.kickReader()
 	return true
 }
+
+// giveUp is fail of a handshake. That may be over by now: who was let in stays.
+func (c *Conn) giveUp(err error) { c.failIf(func() bool { return c.shaking }, err) }
 
 // failLocked is fail without the Hangup that has to follow.
 func (c *Conn) failLocked(err error) {
@@ -939,8 +943,12 @@ func (c *Conn) cut(t *turn) (called bool, err error) {
 		msg, ok, e := c.dec.next()
 		if e != nil {
 			c.badInput, err = true, e
-			if c.greet != nil && c.peer.Dialed {
+			switch {
+			case c.greet == nil:
+			case c.peer.Dialed:
 				err = fmt.Errorf("%w: %w", ErrRefused, e) // it is not OK
+			default:
+				err = fmt.Errorf("%w: %w", ErrBadName, e)
 			}
 			break
 		}
@@ -1251,6 +1259,9 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 			c.overdue, kick = true, true
 		}
 	}
+	if c.again {
+		c.again, kick = false, true
+	}
 	if c.input == reading && !c.holding && !c.shaking && (!c.inCall.Load() || c.waiting) {
 		if t := c.hub.o.FrameTimeout; t > 0 && c.partial && due(c.quiet+t) {
 			reason = ErrFrameTimeout
@@ -1275,6 +1286,9 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 	c.mu.Unlock()
 
 	switch {
+	case reason == ErrHandshakeTimeout:
+		c.giveUp(reason)
+		return now + 1 // if it was let in just now, it has other clocks
 	case reason != nil:
 		c.fail(reason)
 		return 0

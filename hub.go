@@ -113,6 +113,7 @@ type Hub struct {
 	prefaces  map[*preface]struct{}
 	slots     int    // connections past their handshake whose Disconnected was not taken
 	lastClaim uint64 // connections that have asked for a client so far
+	promised  int    // places of connections for which another had to go, and which are not let in yet
 	evicted   int    // sessions of packets that made place for others, and are on their way out
 	totals    Stats
 
@@ -965,6 +966,7 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 		h.totals.Accepted++
 	}
 	h.removePendingLocked(g)
+	h.takePromiseLocked(g)
 	cl.owner, cl.seq, c.client = c, g.seq, cl
 	return admitted, nil, nil
 }
@@ -978,6 +980,9 @@ func (h *Hub) claimLocked(cl *client, c *Conn) (replaced *Conn, err error) {
 	case cl.owner.leaving() && (refuse || cl.owner.leavesSoon()):
 		// It ends by itself.
 	case !refuse:
+		if err := h.promiseLocked(c, cl.owner); err != nil {
+			return nil, err
+		}
 		replaced = cl.owner
 	case !cl.owner.peerEnded():
 		return nil, fmt.Errorf("%w: %q", ErrNameTaken, cl.name)
@@ -1003,11 +1008,46 @@ func (h *Hub) unclaimLocked(c *Conn) (waited bool) {
 
 var errUnexpected = errors.New("nobody is expected under this name")
 
+// promiseLocked keeps a place for c, for which old is to go, or returns which limit keeps
+// it out: else both would be gone.
+func (h *Hub) promiseLocked(c, old *Conn) error {
+	if c.greet.promised {
+		return nil
+	}
+	switch l := c.listener; {
+	case h.budget.full():
+		return ErrMemoryLimit
+	case h.beyondLocked(0), l != nil && l != old.listener && l.conns >= l.o.MaxConns:
+		return ErrTooManyConns
+	}
+	c.greet.promised = true
+	h.promised++
+	return nil
+}
+
+// takePromiseLocked is told that what was promised is not needed any more.
+func (h *Hub) takePromiseLocked(g *greeting) {
+	if g.promised {
+		g.promised = false
+		h.promised--
+	}
+}
+
+// beyondLocked reports whether there is no place even beyond MaxConns, but for those that
+// were promised to who asks.
+func (h *Hub) beyondLocked(mine int) bool {
+	return h.slots-h.evicted+h.promised-mine-h.surplus() >= h.o.MaxConns
+}
+
 // roomForLocked returns which limit keeps c out, or nil. One that follows the owner of its
 // name may go beyond MaxConns: the owner's slot is free when its Disconnected was taken. A
 // session of packets may take the place of another.
 func (h *Hub) roomForLocked(c *Conn) error {
-	full := h.fullLocked()
+	mine := 0
+	if c.greet.promised {
+		mine = 1
+	}
+	full := h.beyondLocked(mine) || h.fullLocked() && !c.follows
 	switch l := c.listener; {
 	case h.budget.full():
 		return ErrMemoryLimit
@@ -1019,8 +1059,7 @@ func (h *Hub) roomForLocked(c *Conn) error {
 		if evicted {
 			h.evicted++
 		}
-	case full && !(c.follows && h.slots-h.evicted < h.o.MaxConns+h.surplus()),
-		l != nil && l.conns >= l.o.MaxConns:
+	case full, l != nil && l.conns >= l.o.MaxConns:
 		return ErrTooManyConns
 	}
 	return nil
@@ -1052,6 +1091,7 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	}
 	if c.greet != nil {
 		h.removePendingLocked(c.greet)
+		h.takePromiseLocked(c.greet)
 	}
 	refused := h.countLocked(c, d.Err)
 	h.totals.add(stats)
@@ -1080,12 +1120,17 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	}
 	switch {
 	case refused && c.peer.Dialed:
-		h.log.Info("handshake failed", "peer", c, "error", d.Err)
+		h.log.Info("handshake failed", "peer", logged{c}, "error", d.Err)
 	case refused:
-		h.log.Info("connection refused", "peer", c, "error", d.Err)
+		h.log.Info("connection refused", "peer", logged{c}, "error", d.Err)
 	}
 	h.someoneLeft()
 }
+
+// logged has a log say what String says, also one of JSON, and only if it says anything.
+type logged struct{ fmt.Stringer }
+
+func (l logged) LogValue() slog.Value { return slog.StringValue(l.String()) }
 
 // someoneLeft wakes whoever waits for all to leave.
 func (h *Hub) someoneLeft() { nudge(h.left) }

@@ -108,3 +108,26 @@ func TestPlacesOfClassifiedOnesAreFreedOnce(t *testing.T) {
 		expect(t, r.from("10.0.0.1", frame("bob")), frame("OK"))
 	})
 }
+
+// A log of JSON says who was refused, as one of text does.
+func TestRefusalsAreLoggedInJSON(t *testing.T) {
+	for name, lo := range map[string]*sockhub.ListenOptions{"named": nil, "classified": namedByClassify} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				r := newRoom(t, &sockhub.Options{MaxPending: 1, Logger: slog.New(slog.NewJSONHandler(&log, nil))}, lo)
+				r.from("10.0.0.1", nil)
+				if p := r.from("10.0.0.2", nil); !out(p) {
+					t.Error("the second was let in")
+				}
+				<-time.After(sockhub.DefaultHandshakeTimeout)
+				synctest.Wait()
+				for _, who := range []string{"10.0.0.1", "10.0.0.2"} {
+					if n := strings.Count(log.String(), `"peer":"`+who); n != 1 {
+						t.Errorf("%s stands %d times in %s", who, n, &log)
+					}
+				}
+			})
+		})
+	}
+}

@@ -379,7 +379,7 @@ func (h *Hub) startAccepted(l *Listener, nc net.Conn, p *preface, set *settings,
 	c.listener = l
 	c.greet = &greeting{admit: rule, preface: p}
 	if err := h.start(c); err != nil {
-		h.log.Info("connection refused", "peer", c.peer, "error", err)
+		h.log.Info("connection refused", "peer", logged{c.peer}, "error", err)
 	}
 }
 
@@ -412,17 +412,20 @@ func (p *preface) fail(err error) {
 	p.nc.Close()
 }
 
+// giveUp implements pendingPeer.
+func (p *preface) giveUp(err error) { p.fail(err) }
+
 // start runs it, unless the hub has no place for it.
 func (p *preface) start() {
 	p.hub.mu.Lock()
 	evicted, err := p.startLocked()
 	p.hub.mu.Unlock()
 	if err != nil {
-		p.hub.log.Info("connection refused", "peer", p.peer, "error", err)
+		p.hub.log.Info("connection refused", "peer", logged{p.peer}, "error", err)
 		p.nc.Close()
 	}
 	if evicted != nil {
-		evicted.fail(errEvicted)
+		evicted.giveUp(errEvicted)
 	}
 }
 
@@ -499,7 +502,7 @@ func (p *preface) end(set *settings, rule Rule, err error) {
 	h.mu.Lock()
 	p.countLocked(err)
 	h.mu.Unlock()
-	h.log.Info("connection refused", "peer", p.peer, "error", err)
+	h.log.Info("connection refused", "peer", logged{p.peer}, "error", err)
 	p.nc.Close()
 }
 
@@ -1025,13 +1028,14 @@ type greeting struct {
 	left bool // he waits no longer, and has ended the connection
 
 	// Guarded by hub.mu.
-	entry   *pendingEntry // nil: not in hub.pending
-	seq     uint64        // of the claim, from 1 on; 0: there was none
-	preface *preface      // that came before; nil once the hub has the connection
+	entry    *pendingEntry // nil: not in hub.pending
+	promised bool          // a place: see promiseLocked
+	seq      uint64        // of the claim, from 1 on; 0: there was none
+	preface  *preface      // that came before; nil once the hub has the connection
 }
 
 // pendingPeer is a peer of which it is not known yet whether it gets in.
-type pendingPeer interface{ fail(err error) }
+type pendingPeer interface{ giveUp(err error) }
 
 type pendingEntry = pending.Entry[source, pendingPeer]
 
@@ -1154,7 +1158,7 @@ func (h *Hub) start(c *Conn) error {
 		return err
 	}
 	if evicted != nil {
-		evicted.fail(errEvicted)
+		evicted.giveUp(errEvicted)
 	}
 	if !c.peer.Dialed && h.o.HandshakeTimeout > 0 {
 		c.mu.Lock()
@@ -1364,6 +1368,10 @@ func (c *Conn) enter() error {
 			replaced.fail(ErrReplaced)
 		}
 		if g.busy = a == nameBusy; g.busy {
+			c.mu.Lock() // the owner may be sent something meanwhile that its peer does not take
+			c.again = true
+			c.mu.Unlock()
+			c.arm(c.hub.watch.Now() + doubt)
 			return nil
 		}
 		if a == admitted {
@@ -1463,7 +1471,9 @@ func (c *Conn) say(text string) {
 	if c.out.refuse != nil {
 		return // the end is near
 	}
+	c.inCall.Store(true) // a Framing may panic where it cannot express this; see recoverCall
 	c.out.q.Append(c.out.framing, []byte(text))
+	c.inCall.Store(false)
 	c.out.greeting = uint16(len(text)) + 1 // a name, or OK
 	c.startWriterLocked()
 }

@@ -2,11 +2,13 @@ package sockhub_test
 
 import (
 	"context"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/sockhub/sockhub"
 )
@@ -106,4 +108,33 @@ func (l foreign) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	return struct{ net.Conn }{c}, nil
+}
+
+// A client that comes back is let in as soon as its old connection has ended, though the
+// packets before that end were not read yet.
+func TestUnixpacketComesBackAtOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	s := newStand(t, &sockhub.Options{ConnInbound: 500}, nil)
+	if _, err := s.Expect("w", nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Listen(soon(t), "unixpacket", path, &sockhub.ListenOptions{Mode: sockhub.Named}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 100 {
+		nc, err := net.Dial("unixpacket", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nc.SetDeadline(time.Now().Add(patience))
+		io.WriteString(nc, "w")
+		ok := make([]byte, 10)
+		if n, err := nc.Read(ok); string(ok[:n]) != "OK" {
+			t.Fatalf("connection %d: %q, %v", i, ok[:n], err)
+		}
+		for range i % 3 {
+			nc.Write(make([]byte, 300))
+		}
+		nc.Close()
+	}
 }

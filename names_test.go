@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -740,5 +741,103 @@ func TestPlaceIsFreeWhenTheEndIsTaken(t *testing.T) {
 		p.Reset()
 		synctest.Wait()
 		r.join("bob")
+	})
+}
+
+// Nor does it wait when that is queued only after the new one has come.
+func TestReplaceOldOfOneThatIsAnsweredThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, nil)
+		r.expected("w", nil)
+		old := r.join("w")
+		r.happened("connected w")
+		c := r.conn("w")
+		old.Write(frame("question"))
+		old.CloseWrite()
+		synctest.Wait()
+		begun := time.Now()
+		p := r.claim("w")
+		synctest.Wait()
+		if err := c.TrySend(make([]byte, 10<<20)); err != nil { // before its Ended is taken
+			t.Fatal(err)
+		}
+		go func() {
+			for range r.Events() {
+			}
+		}()
+		expect(t, p, frame("OK"))
+		if waited := time.Since(begun); waited > time.Second {
+			t.Errorf("it was let in after %v", waited)
+		}
+	})
+}
+
+// The owner of a name goes only for one that there is a place for.
+func TestReplaceOldForOneThatFindsNoPlace(t *testing.T) {
+	t.Run("its listener is full", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, nil)
+			r.expected("w", nil)
+			l := memnet.Listen(nil)
+			if _, err := r.Serve(l, &sockhub.ListenOptions{MaxConns: 1}); err != nil {
+				t.Fatal(err)
+			}
+			small := &room{Hub: r.Hub, t: t, l: l}
+			small.join("other")
+			r.join("w")
+			r.take()
+			endsUnheard(t, small.claim("w"))
+			r.sends(r.conn("w").ID(), nil)
+		})
+	})
+	t.Run("all come back at once", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			const n = 300 // of which 64 find a place before a batch is taken
+			r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld, MaxConns: n}, nil)
+			var old [n]*memnet.End
+			for i := range old {
+				old[i] = r.join(fmt.Sprint("w", i))
+			}
+			r.take()
+			var in, lost atomic.Int32
+			var all sync.WaitGroup
+			for i := range old {
+				all.Go(func() {
+					p, err := r.l.Dial(t.Context())
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					t.Cleanup(func() { p.Close() })
+					p.Write(frame(fmt.Sprint("w", i)))
+					p.SetReadDeadline(time.Now().Add(time.Minute))
+					if _, err := io.ReadFull(p, make([]byte, 10)); err == nil {
+						in.Add(1)
+						return
+					}
+					old[i].SetReadDeadline(time.Now().Add(time.Second))
+					if _, err := old[i].Read(make([]byte, 1)); err == io.EOF {
+						lost.Add(1)
+					}
+				})
+			}
+			all.Wait()
+			if in.Load() == 0 || lost.Load() > 0 {
+				t.Errorf("%d were replaced, and %d for nothing; %+v", in.Load(), lost.Load(), r.Stats())
+			}
+		})
+	})
+}
+
+// A name that is far too long is still a bad name.
+func TestServeConnOfALongName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, nil)
+		ours, p := memnet.Pair(nil)
+		defer p.Close()
+		p.Write(frame(strings.Repeat("x", 2*sockhub.MaxNameLen)))
+		if _, err := hub.ServeConn(t.Context(), ours, nil); !errors.Is(err, sockhub.ErrBadName) {
+			t.Error(err)
+		}
 	})
 }

@@ -455,7 +455,7 @@ func (c *Conn) roomLocked() {
 		c.t.Kick(transport.ReadSide)
 	}
 	for i, w := range o.waiters {
-		if o.refuse == nil && (i > 0 || o.run && !w.mine || !c.hasRoomLocked(0, w.mine) && !(w.mine && o.onlyBehind())) {
+		if o.refuse == nil && (i > 0 || o.run && !w.mine || !c.mayEnterLocked(w)) {
 			return
 		}
 		if !w.woken {
@@ -463,6 +463,13 @@ func (c *Conn) roomLocked() {
 			close(w.turn)
 		}
 	}
+}
+
+// mayEnterLocked reports whether it is worth while that w looks for room. Under DropOldest
+// it always is, as w can make some, where the budget lets it.
+func (c *Conn) mayEnterLocked(w *waiter) bool {
+	o := &c.out
+	return o.policy == DropOldest || c.hasRoomLocked(0, w.mine) || w.mine && o.onlyBehind()
 }
 
 // hasRoomLocked reports whether messages of this charge may be queued: as long
@@ -539,8 +546,13 @@ func (c *Conn) makeRoomLocked(charge int64, mine bool) bool {
 	full := o.full(o.charge(), mine) // else it is the budget that has no room
 	switch o.policy {
 	case DropOldest:
-		if left := o.charge() - o.q.Charge(); !c.hub.budget.out.Could(&o.share, left+charge, left == 0) {
-			return false // even with nothing else in the queue
+		left := o.charge() - o.q.Charge()
+		could := func() bool { return c.hub.budget.out.Could(&o.share, left+charge, left == 0) }
+		if !could() {
+			c.hub.budget.out.Wait(c)
+			if !could() { // as in hasRoomLocked
+				return false // even with nothing else in the queue
+			}
 		}
 		for !o.q.Empty() && (o.greeting == 0 || !o.w.Empty()) {
 			if !full && c.hasRoomLocked(charge, mine) {
@@ -1561,6 +1573,11 @@ const (
 	// that takes so little within WriteTimeout is given up even if the
 	// system cannot tell what it has acknowledged.
 	writeWhole = 32 << 10
+
+	// writeHidden is writeBytes where it is a Write of another's making that writes, which
+	// shows nothing before it is done, and if it hides a record layer does not survive that
+	// WriteTimeout cuts it short. In that time a peer that reads 10 kB/s takes more.
+	writeHidden = 64 << 10
 )
 
 // vec is the slices of one write. It is pooled.
@@ -1752,8 +1769,11 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int, file *os.File) {
 		switch {
 		case !o.w.Empty():
 			limit := writeBytes
-			if c.t.WritesWhole() {
+			switch {
+			case c.t.WritesWhole():
 				limit = writeWhole
+			case c.set.network == "" && transport.KeepsTrying(c.t):
+				limit = writeHidden
 			}
 			slices = o.w.Vec(v.slices[:0], limit)
 			return slices, sizeOf(slices), nil

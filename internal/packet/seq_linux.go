@@ -33,3 +33,22 @@ func (s *Seq) await() (size int, err error) {
 	}
 	return size, nil
 }
+
+// PeerEnded reports whether the peer has ended its output, or is gone, though there may be
+// packets before that end. It does not wait.
+func (s *Seq) PeerEnded() bool {
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return true
+	}
+	fds := [1]unix.PollFd{{Events: unix.POLLRDHUP}}
+	err = raw.Control(func(fd uintptr) {
+		fds[0].Fd = int32(fd)
+		for {
+			if _, err := unix.Poll(fds[:], 0); err != unix.EINTR {
+				return
+			}
+		}
+	})
+	return err != nil || fds[0].Revents != 0
+}

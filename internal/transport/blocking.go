@@ -528,12 +528,17 @@ func (c *blocking) Close() error {
 // the Read itself.
 func (c *blocking) Pending() bool { return false }
 
-// Ended implements Conn. What was read ahead may have shown the end.
+// Ended implements Conn. What was read ahead may have shown the end; else what is below
+// is asked, if it can tell (as packet.Seq can).
 func (c *blocking) Ended() bool {
 	c.mu.Lock()
 	ended := c.rerr != nil
 	c.mu.Unlock()
-	return ended || c.under != nil && c.under.Ended()
+	if ended || c.under != nil {
+		return ended || c.under.Ended()
+	}
+	seq, ok := c.rwc.(interface{ PeerEnded() bool })
+	return ok && seq.PeerEnded()
 }
 
 // Gone implements Conn.
