@@ -92,7 +92,8 @@ type Options struct {
 	// MaxPending bounds the handshakes under way. When it is full, the
 	// oldest one of the heaviest source makes room, if it is older than a
 	// second; where none is, the newest of a heavy source, for one of another
-	// source. Default 1,024.
+	// source. Default 1,024. MaxConns leaves a 16th of the descriptors free: where
+	// a process may open few, less is better.
 	MaxPending int
 
 	// MaxPendingPerSource is the number of handshakes under way from which
