@@ -324,7 +324,7 @@ func (c *Conn) askLocked() error {
 // more is accepted, and what still comes in is discarded from now on, for at
 // most Options.Linger after our FIN. It does not wait; the connection's
 // Disconnection, with ErrClosed, tells when it is done. Answers to what was sent
-// are discarded too: who waits for them calls CloseWrite. The error is
+// are discarded too: to wait for them, call CloseWrite. The error is
 // ErrNotConnected if the connection had ended for another reason.
 func (c *Conn) Finish() error {
 	c.mu.Lock()
@@ -2381,7 +2381,7 @@ func (r *Reply) refuse() {
 //
 // A Handler's Stream ends with the call that it was given to. One from Events
 // may be used at any time, also after the connection has ended: then Read
-// fails. Who answers after reading one from Events sets HalfOpen and calls
+// fails. A program that answers after reading one from Events sets HalfOpen and calls
 // Conn.Finish: else the connection of a peer that has finished sending may have
 // ended before the answer, since Ended comes as soon as the Stream was read.
 type Stream struct {

@@ -71,8 +71,8 @@
 //
 // [Conn.Finish] ends a connection when its queue is written, [Conn.Close] at
 // once. When a peer finishes sending, that is reported as Ended in a later batch
-// than its last messages. When that batch was taken, they have been answered:
-// the answers are written, and the connection ends. A program that answers later
+// than its last messages. When that batch was taken (received from Events), they have
+// been answered: the answers are written, and the connection ends. A program that answers later
 // than that, from other goroutines, sets HalfOpen and calls Finish.
 //
 // [Hub.Shutdown] does the same to all connections, as if all peers had finished
@@ -160,11 +160,11 @@
 //
 // InboundLimit, OutboundLimit and MemoryLimit bound the same for all connections
 // of a hub, or of the hubs that share a [Budget]. Half of OutboundLimit is
-// divided among the connections that there may be, and the rest goes to those who
+// divided among the connections that there may be, and the rest goes to those that
 // come first, so none can take the room of all. However full InboundLimit is
 // with the beginnings of messages, some of them can be completed. MemoryLimit counts
 // what was received, the unsent messages in reports, and of the queues what is in the
-// half for those who come first. When it is reached, nothing is read and nobody let in.
+// half for those that come first. When it is reached, nothing is read and nobody let in.
 //
 // # What is promised about delivery
 //

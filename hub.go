@@ -180,8 +180,8 @@ func New(ctx context.Context, o *Options) (*Hub, error) {
 // It is closed after the last batch, when the hub was closed.
 //
 // While nobody receives, what happens is merged into the batch that waits, so
-// memory is bounded by the limits on input; reading pauses at these, and who connects
-// again waits: see Send. So a program receives, even if it only sends, unless all of
+// memory is bounded by the limits on input; reading pauses at these, and a client that
+// connects again waits: see Send. So a program receives, even if it only sends, unless all of
 // its connections have Handlers from the options.
 func (h *Hub) Events() <-chan *Batch { return h.events }
 
@@ -191,8 +191,8 @@ func (h *Hub) Events() <-chan *Batch { return h.events }
 //
 // A client that has connected again gets its new connection when the batch with the
 // Disconnected of the one before was received from Events, which may be a moment
-// before that batch was handled. Who keeps accounts of what each connection was sent,
-// to compare with its Report, sends with Conn.Send.
+// before that batch was handled. A program that keeps accounts of what each connection
+// was sent, to compare them with its Report, uses Conn.Send.
 func (h *Hub) Send(ctx context.Context, to ID, msg []byte) error {
 	c, err := h.current(to)
 	if err != nil {

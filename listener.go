@@ -66,10 +66,10 @@ type Listener struct {
 func (l *Listener) Addr() net.Addr { return l.inner.Addr() }
 
 // Close stops accepting, removes a Unix socket's file, and ends the handshakes
-// under way. The listener's connections live on; who sends datagrams to the path of a
-// unixgram socket, without having connected to it, does not reach it any more. It
-// returns when Accept of the net.Listener has. Closing again returns ErrClosed; any other error is that of the
-// net.Listener.
+// under way. The listener's connections live on; but what is sent to the path of a
+// unixgram socket, by programs that have not connected to it, does not arrive any more.
+// Close returns when Accept of the net.Listener has. Closing again returns ErrClosed; any
+// other error is that of the net.Listener.
 func (l *Listener) Close() error {
 	stopped, err := l.stop()
 	if !stopped {

@@ -165,7 +165,7 @@ type ListenOptions struct {
 	// served with. It sees the peer's address and the first bytes it sent
 	// (none at the first call). use nil means this listener's own options;
 	// more > 0 asks to be called again when that many bytes have come, of at most 1 KiB
-	// (who sends fewer and waits is refused after HandshakeTimeout); an
+	// (a peer that sends fewer and waits is refused after HandshakeTimeout); an
 	// error refuses the connection, and so do options that are wrong. The listener's own
 	// MaxConns holds for all of its connections; that of use is not looked at, nor are its
 	// Classify, ProxyFrom, ReusePort, FileMode and Config. One TLS configuration is
@@ -200,8 +200,8 @@ type ListenOptions struct {
 	// HalfOpen keeps the connection of a peer that has finished sending until
 	// the user calls Conn.Finish. Without it the connection ends when the
 	// batch with its Ended was taken and what had been sent until then is
-	// written. So it is for who answers later than that, as a goroutine does
-	// that reads a Delivery.Stream.
+	// written. So it is for programs that answer later than that, such as one with a
+	// goroutine that reads a Delivery.Stream.
 	HalfOpen bool
 
 	Tag          string            // told to rules as Peer.Tag, so that they can tell listeners apart

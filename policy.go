@@ -45,8 +45,8 @@ type Peer struct {
 	// address is IPv4, and there is no zone. It is the zero AddrPort if the
 	// peer has no IP address, as on a Unix socket, whatever name the peer
 	// bound its end to. Addresses that embed an IPv4 address in another way
-	// (NAT64's 64:ff9b::/96, 6to4) stay IPv6: who may use such a translator
-	// is not who owns the address inside.
+	// (NAT64's 64:ff9b::/96, 6to4) stay IPv6: a user of such a translator does
+	// not own the address inside.
 	AddrPort netip.AddrPort
 
 	Cred   *Cred                // of a Unix peer's process when it connected; nil where the system cannot tell
@@ -332,7 +332,7 @@ func Tag(tags ...string) Rule {
 	}
 }
 
-// Any admits whom one of the rules admits; they are asked in order until then.
+// Any admits a peer that one of the rules admits; they are asked in order until then.
 // Any() of nothing admits nobody, as an empty sum is 0. A nil rule admits, here
 // as everywhere.
 func Any(rules ...Rule) Rule {
@@ -359,7 +359,7 @@ func Any(rules ...Rule) Rule {
 	}
 }
 
-// All admits whom every rule admits; they are asked in order until one denies.
+// All admits a peer that every rule admits; they are asked in order until one denies.
 // All() of nothing admits everybody, as an empty product is 1. A nil rule
 // admits.
 func All(rules ...Rule) Rule {
@@ -442,7 +442,7 @@ const (
 	BlockSender    OverflowPolicy = iota + 1 // default: Send waits until there is room or its ctx ends
 	DropNewest                               // Send refuses with ErrBackpressure
 	DropOldest                               // what waited longest is dropped, and counted in the Report
-	DisconnectPeer                           // the connection ends with ErrSlowPeer; see above whom that can meet
+	DisconnectPeer                           // the connection ends with ErrSlowPeer; see above which peers that can meet
 )
 
 // String returns the constant's name, or "inherit" for zero.

@@ -106,7 +106,7 @@ func sensors(ctx context.Context, hub *sockhub.Hub, address string) (*sockhub.Li
 	})
 }
 
-// serveTLS lets in who has a certificate for worker.example that one of our
+// serveTLS lets in peers with a certificate for worker.example that one of our
 // authorities has signed.
 func serveTLS(ctx context.Context, hub *sockhub.Hub, address string, cert tls.Certificate, ours *x509.CertPool) (*sockhub.Listener, error) {
 	return hub.Listen(ctx, "tcp", address, &sockhub.ListenOptions{
@@ -158,7 +158,7 @@ func (s store) Stream(r *sockhub.Reply, m *sockhub.Stream) {
 		}
 	}
 	if err != nil {
-		r.Close() // Disconnected has ErrClosed then: who wants to know err logs it here
+		r.Close() // Disconnected has ErrClosed then: log err here, if it is of interest
 		return
 	}
 	r.Send(fmt.Appendf(nil, "%d bytes stored", m.Size()))
