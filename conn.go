@@ -236,7 +236,7 @@ func (c *Conn) lifeLocked() *life {
 }
 
 // endContextLocked ends the context when the reason is known, for a call of the Handler
-// may be waiting for that. During a handshake the reason is not final: see refused. It
+// may be waiting for that. During a handshake the reason is not final: see notLetIn. It
 // runs nothing of the user's.
 func (c *Conn) endContextLocked() {
 	if c.life != nil && c.closeErr != nil && (c.over || !c.shaking) {
