@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"log/slog"
 	"net"
 	"os"
 	"runtime"
@@ -201,6 +202,9 @@ func (c *Conn) Peer() Peer { return c.peer }
 
 // String describes the connection for people.
 func (c *Conn) String() string { return c.peer.String() }
+
+// LogValue implements slog.LogValuer: what String says.
+func (c *Conn) LogValue() slog.Value { return c.peer.LogValue() }
 
 // Context returns a context that ends with the connection; context.Cause of
 // it is then the reason, the same as Disconnection.Err. It is made at the

@@ -636,9 +636,9 @@ func (h *Hub) liveConns() (n, inCall, fed int) {
 // returned, unless a callback has called Shutdown, or somebody Close meanwhile; else
 // it is as after Close.
 //
-// It may be called where Events is received from, and so waits no longer than Linger
-// (DefaultLinger, if that is none) for the loop to come back for another batch, whatever
-// ctx is. A loop that takes longer for one finds its answers refused with ErrClosed,
+// It may be called where Events is received from, and so waits for the loop to come back
+// for another batch no longer than Linger, or twice that if it has one in hand
+// (DefaultLinger, if that is none), whatever ctx is. A loop that takes longer for one finds its answers refused with ErrClosed,
 // although Shutdown returns nil: it sets a longer Linger, or HalfOpen. Connections with
 // HalfOpen set are the user's to Finish until ctx ends.
 //
@@ -1017,8 +1017,11 @@ func (h *Hub) promiseLocked(c, old *Conn) error {
 	switch l := c.listener; {
 	case h.budget.full():
 		return ErrMemoryLimit
-	case h.beyondLocked(0), l != nil && l != old.listener && l.conns >= l.o.MaxConns:
+	case h.beyondLocked(0), l != nil && l != old.listener && l.fullLocked():
 		return ErrTooManyConns
+	case l != nil && l != old.listener:
+		c.greet.promisedBy = l
+		l.promised++
 	}
 	c.greet.promised = true
 	h.promised++
@@ -1031,10 +1034,15 @@ func (h *Hub) takePromiseLocked(g *greeting) {
 		g.promised = false
 		h.promised--
 	}
+	if l := g.promisedBy; l != nil {
+		g.promisedBy = nil
+		l.promised--
+	}
 }
 
-// beyondLocked reports whether there is no place even beyond MaxConns, but for those that
-// were promised to who asks.
+// beyondLocked reports whether there is no place even beyond MaxConns, but for the one, if
+// mine is 1, that was promised to the one that asks. What more was promised than there may
+// be beyond MaxConns is kept of the places that are free.
 func (h *Hub) beyondLocked(mine int) bool {
 	return h.slots-h.evicted+h.promised-mine-h.surplus() >= h.o.MaxConns
 }
@@ -1059,7 +1067,7 @@ func (h *Hub) roomForLocked(c *Conn) error {
 		if evicted {
 			h.evicted++
 		}
-	case full, l != nil && l.conns >= l.o.MaxConns:
+	case full, l != nil && l != c.greet.promisedBy && l.fullLocked():
 		return ErrTooManyConns
 	}
 	return nil
@@ -1120,17 +1128,12 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	}
 	switch {
 	case refused && c.peer.Dialed:
-		h.log.Info("handshake failed", "peer", logged{c}, "error", d.Err)
+		h.log.Info("handshake failed", "peer", c, "error", d.Err)
 	case refused:
-		h.log.Info("connection refused", "peer", logged{c}, "error", d.Err)
+		h.log.Info("connection refused", "peer", c, "error", d.Err)
 	}
 	h.someoneLeft()
 }
-
-// logged has a log say what String says, also one of JSON, and only if it says anything.
-type logged struct{ fmt.Stringer }
-
-func (l logged) LogValue() slog.Value { return slog.StringValue(l.String()) }
 
 // someoneLeft wakes whoever waits for all to leave.
 func (h *Hub) someoneLeft() { nudge(h.left) }

@@ -58,9 +58,14 @@ type Listener struct {
 	closed  chan struct{} // closed by stop, once it has been taken out of hub.listeners
 	gone    chan struct{} // closed by the accept loop at its end
 
-	conns int                         // past their handshake; guarded by hub.mu
-	tls   map[*tls.Config]*tls.Config // of Classify's options; see sameTLS; guarded by hub.mu
+	// Guarded by hub.mu.
+	conns    int                         // past their handshake
+	promised int                         // places for others: see Hub.promiseLocked
+	tls      map[*tls.Config]*tls.Config // of Classify's options; see sameTLS
 }
+
+// fullLocked is told with hub.mu held.
+func (l *Listener) fullLocked() bool { return l.conns+l.promised >= l.o.MaxConns }
 
 // Addr is the address it listens on, with the port that was chosen for 0.
 func (l *Listener) Addr() net.Addr { return l.inner.Addr() }
@@ -335,7 +340,7 @@ func (l *Listener) accept() {
 		l.hub.mu.Lock()
 		l.hub.totals.AcceptErrors++
 		l.hub.mu.Unlock()
-		l.hub.log.Warn("accept failed", "listener", l.Addr(), "error", err, "retry", pause)
+		l.hub.log.Warn("accept failed", "listener", addrText(l.Addr()), "error", err, "retry", pause)
 		select {
 		case <-time.After(pause):
 			pause = min(2*pause, most)
@@ -379,7 +384,7 @@ func (h *Hub) startAccepted(l *Listener, nc net.Conn, p *preface, set *settings,
 	c.listener = l
 	c.greet = &greeting{admit: rule, preface: p}
 	if err := h.start(c); err != nil {
-		h.log.Info("connection refused", "peer", logged{c.peer}, "error", err)
+		h.log.Info("connection refused", "peer", c.peer, "error", err)
 	}
 }
 
@@ -421,7 +426,7 @@ func (p *preface) start() {
 	evicted, err := p.startLocked()
 	p.hub.mu.Unlock()
 	if err != nil {
-		p.hub.log.Info("connection refused", "peer", logged{p.peer}, "error", err)
+		p.hub.log.Info("connection refused", "peer", p.peer, "error", err)
 		p.nc.Close()
 	}
 	if evicted != nil {
@@ -502,7 +507,7 @@ func (p *preface) end(set *settings, rule Rule, err error) {
 	h.mu.Lock()
 	p.countLocked(err)
 	h.mu.Unlock()
-	h.log.Info("connection refused", "peer", logged{p.peer}, "error", err)
+	h.log.Info("connection refused", "peer", p.peer, "error", err)
 	p.nc.Close()
 }
 
@@ -1028,10 +1033,11 @@ type greeting struct {
 	left bool // he waits no longer, and has ended the connection
 
 	// Guarded by hub.mu.
-	entry    *pendingEntry // nil: not in hub.pending
-	promised bool          // a place: see promiseLocked
-	seq      uint64        // of the claim, from 1 on; 0: there was none
-	preface  *preface      // that came before; nil once the hub has the connection
+	entry      *pendingEntry // nil: not in hub.pending
+	promised   bool          // a place: see promiseLocked
+	promisedBy *Listener     // nil: the place is the hub's alone
+	seq        uint64        // of the claim, from 1 on; 0: there was none
+	preface    *preface      // that came before; nil once the hub has the connection
 }
 
 // pendingPeer is a peer of which it is not known yet whether it gets in.

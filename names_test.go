@@ -790,6 +790,31 @@ func TestReplaceOldForOneThatFindsNoPlace(t *testing.T) {
 			r.sends(r.conn("w").ID(), nil)
 		})
 	})
+	t.Run("its listener is full before the owner has ended", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			until := make(chan struct{})
+			h := &handlerFuncs{message: func(*sockhub.Reply, []byte) { <-until }}
+			r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, &sockhub.ListenOptions{
+				Handler: func(*sockhub.Conn) sockhub.Handler { return h },
+			})
+			l := memnet.Listen(nil)
+			if _, err := r.Serve(l, &sockhub.ListenOptions{MaxConns: 1}); err != nil {
+				t.Fatal(err)
+			}
+			small := &room{Hub: r.Hub, t: t, l: l}
+			r.join("w").Write(frame("wait"))
+			synctest.Wait()
+			p := small.claim("w")
+			synctest.Wait()
+			endsUnheard(t, small.claim("third"))
+			close(until)
+			expect(t, p, frame("OK"))
+			p.Close()
+			synctest.Wait()
+			r.take()
+			small.join("third")
+		})
+	})
 	t.Run("all come back at once", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			const n = 300 // of which 64 find a place before a batch is taken

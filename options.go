@@ -257,8 +257,8 @@ type Backoff struct {
 // OK comes back. Between messages and raw bytes, lengths are taken for bytes and
 // bytes for lengths; what announces too much ends with ErrMessageTooLarge.
 //
-// Raw bytes come in pieces of any size, mostly of 16 KiB at most, whose borders mean
-// nothing. Of each Send MaxMessage is the limit, while Framing and StreamOver do nothing.
+// Raw bytes come in pieces whose borders mean nothing, of 16 KiB at most; what follows an
+// Unread comes in a piece of up to twice what was given back, if that is more. Of each Send MaxMessage is the limit, while Framing and StreamOver do nothing.
 // A Handler that parses what comes gives back with Reply.Unread what is not complete:
 // FrameTimeout and MaxMessage hold for that, and do not for what a program keeps itself.
 //

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"reflect"
@@ -113,6 +114,9 @@ func (p Peer) String() string {
 	}
 	return b.String()
 }
+
+// LogValue implements slog.LogValuer: what String says.
+func (p Peer) LogValue() slog.Value { return slog.StringValue(p.String()) }
 
 // remote is the peer's address, normalised again: a Peer need not come from
 // newPeer (users write tests for their rules), and the cost is nothing beside
