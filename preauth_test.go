@@ -43,6 +43,25 @@ func out(p *memnet.End) bool {
 	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
+// One source that opens more connections than there are places, all within a second, keeps
+// nobody out: it had each place that came of age itself.
+func TestOneSourceKeepsNobodyOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{MaxPending: 8, MaxPendingPerSource: 4}, nil)
+		slow := r.from("10.0.0.2", sevenBytes)
+		for i := range 100 {
+			r.from("10.0.0.1", sevenBytes)
+			<-time.After(10 * time.Millisecond)
+			if i > 20 {
+				expect(t, r.from("10.0.0.3", frame(fmt.Sprint("w", i))), frame("OK"))
+			}
+		}
+		if out(slow) {
+			t.Error("a light source had to make room")
+		}
+	})
+}
+
 func TestFullTableOfHandshakesGivesUpTheOldestOfTheHeaviestSource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRoom(t, &sockhub.Options{MaxPending: 8}, nil)
