@@ -638,9 +638,10 @@ func (h *Hub) liveConns() (n, inCall, fed int) {
 //
 // It may be called where Events is received from, and so waits for the loop to come back
 // for another batch no longer than Linger, or twice that if it has one in hand
-// (DefaultLinger, if that is none), whatever ctx is. A loop that takes longer for one finds its answers refused with ErrClosed,
-// although Shutdown returns nil: it sets a longer Linger, or HalfOpen. Connections with
-// HalfOpen set are the user's to Finish until ctx ends.
+// (DefaultLinger, if that is none), whatever ctx is. A loop that takes longer for one may
+// find its answers refused with ErrClosed, although Shutdown returns nil: it sets a longer
+// Linger, or HalfOpen. Connections with HalfOpen set are the user's to Finish until ctx
+// ends.
 //
 // Of a hub that is closed already, Shutdown waits for the end and returns nil.
 //

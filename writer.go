@@ -1576,7 +1576,8 @@ const (
 
 	// writeHidden is writeBytes where it is a Write of another's making that writes, which
 	// shows nothing before it is done, and if it hides a record layer does not survive that
-	// WriteTimeout cuts it short. In that time a peer that reads 10 kB/s takes more.
+	// WriteTimeout cuts it short. In that time a peer that reads 10 kB/s takes more. For
+	// messages of 1 MiB it costs an eighth of the CPU time.
 	writeHidden = 64 << 10
 )
 

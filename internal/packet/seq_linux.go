@@ -5,6 +5,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sockhub/sockhub/internal/transport"
 )
 
 // await waits for a packet and returns its size, so that a connection that waits
@@ -34,21 +36,8 @@ func (s *Seq) await() (size int, err error) {
 	return size, nil
 }
 
-// PeerEnded reports whether the peer has ended its output, or is gone, though there may be
-// packets before that end. It does not wait.
+// PeerEnded is transport.PeerEnded of the socket.
 func (s *Seq) PeerEnded() bool {
 	raw, err := s.SyscallConn()
-	if err != nil {
-		return true
-	}
-	fds := [1]unix.PollFd{{Events: unix.POLLRDHUP}}
-	err = raw.Control(func(fd uintptr) {
-		fds[0].Fd = int32(fd)
-		for {
-			if _, err := unix.Poll(fds[:], 0); err != unix.EINTR {
-				return
-			}
-		}
-	})
-	return err != nil || fds[0].Revents != 0
+	return err != nil || transport.PeerEnded(raw)
 }

@@ -372,6 +372,17 @@ func (c *fdConn) quickPoll(events int16) bool {
 	return found
 }
 
+// PeerEnded reports whether the peer of a socket has ended its output, or is gone, though
+// there may be input before that end. It does not wait.
+func PeerEnded(raw syscall.RawConn) bool {
+	ended := false
+	err := raw.Control(func(fd uintptr) {
+		revents, err := poll(int(fd), endedEvents)
+		ended = err != nil || revents != 0
+	})
+	return err != nil || ended
+}
+
 // poll reports which of events, and which troubles, there are now.
 func poll(fd int, events int16) (revents int16, err error) {
 	fds := [1]unix.PollFd{{Fd: int32(fd), Events: events}}
