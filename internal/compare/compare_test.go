@@ -295,6 +295,21 @@ func TestLatencyAtARateCountsFromWhenItWasDue(t *testing.T) {
 	}
 }
 
+func TestThePaceIsThatOfABusyServer(t *testing.T) {
+	s, err := newSetup("B")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, k := range kits(t) {
+		p := &plan{b: &bench{kit: k, time: 200 * time.Millisecond}}
+		w := workload{mode: server.Echo, load: server.Echo, size: 64, conns: 5, depth: 1, share: .5}
+		w.rate = 200 // that of the run before
+		if got, err := p.pace(t.Context(), w, s); err != nil || got < 2*w.rate {
+			t.Errorf("%s: half of what the server can do is %v messages/s, after it was sent %v: %v", name, got, w.rate, err)
+		}
+	}
+}
+
 func TestStepsThatAreTooSteep(t *testing.T) {
 	even := []float64{1, 1, 1, 1, 1, 1, 1}
 	for _, test := range []struct {

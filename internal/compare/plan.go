@@ -134,7 +134,7 @@ func (p *plan) side(ctx context.Context, j *journal, w workload, s setup) error 
 // the same load, then, and one that can do less than the others shows it.
 func (p *plan) pace(ctx context.Context, w workload, s setup) (float64, error) {
 	busy := w
-	busy.share = 0
+	busy.share, busy.rate = 0, 0 // what it was in the run before is no limit
 	r := p.b.measure(ctx, pick(secondary, false)[0], busy, s)
 	if r.Error != "" {
 		return 0, fmt.Errorf("%s: %s", secondary, r.Error)
