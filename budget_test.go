@@ -527,3 +527,99 @@ func TestDropOldestWaitsForOutboundLimitAlone(t *testing.T) {
 		returns(t, call, nil)
 	})
 }
+
+// A large message is delayed by another that has the exempt slot, and not by the small
+// ones that are sent behind that for ever.
+func TestExemptSlotIsNotKeptForSmallMessages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{OutboundLimit: 200 << 10, MaxConns: 64})
+		go func() {
+			for range hub.Events() {
+			}
+		}()
+		ours, peers := attachMany(t, hub, 2)
+		large := make([]byte, 3<<20)
+		if n, err := ours[0].SendMany(t.Context(), func(yield func([]byte) bool) {
+			for range 240 {
+				if !yield(make([]byte, 1000)) {
+					return
+				}
+			}
+		}); n != 240 {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		sent := 0
+		go func() {
+			for ours[0].Send(ctx, make([]byte, 1000)) == nil {
+				sent++
+			}
+		}()
+		go func() {
+			for ctx.Err() == nil { // 4 MB/s
+				io.CopyN(io.Discard, peers[0], 4<<10)
+				<-time.After(time.Millisecond)
+			}
+		}()
+		go io.Copy(io.Discard, peers[1])
+		<-time.After(10 * time.Millisecond)
+		waits, cancel2 := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel2()
+		begun := time.Now()
+		if err := ours[1].Send(waits, large); err != nil {
+			t.Errorf("waits for the slot for %v, in which its holder has sent %d messages: %v; %+v", time.Since(begun), sent, err, ours[0].Stats())
+		}
+		cancel()
+		<-time.After(time.Second)
+		go io.Copy(io.Discard, peers[0])
+		synctest.Wait()
+	})
+}
+
+// The slot for a message larger than what the budget has left is free again when what
+// is queued fits without it, though something always is.
+func TestExemptSlotIsFreeWhenItIsNotNeeded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, err := sockhub.New(context.Background(), &sockhub.Options{OutboundLimit: 1 << 20, MaxConns: 64})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hub.Close()
+		go func() {
+			for range hub.Events() {
+			}
+		}()
+		ours, peers := attachMany(t, hub, 2)
+		large, small := make([]byte, 3<<20), make([]byte, 1000)
+		if err := ours[0].TrySend(large); err != nil {
+			t.Fatal(err)
+		}
+		for range 200 {
+			if err := ours[0].TrySend(small); err != nil {
+				t.Fatal(err)
+			}
+		}
+		sent := make(chan error, 1)
+		go func() { sent <- ours[1].Send(t.Context(), large) }()
+		go io.Copy(io.Discard, peers[1])
+		synctest.Wait()
+		if n := ours[1].Stats().QueuedMessages; n != 0 {
+			t.Fatalf("two messages of 3 MiB within 1 MiB: %d of the second connection", n)
+		}
+		for ours[0].Stats().QueuedMessages > 100 {
+			io.CopyN(io.Discard, peers[0], 4<<10)
+			synctest.Wait()
+		}
+		select {
+		case err := <-sent:
+			if err != nil {
+				t.Error(err)
+			}
+		default:
+			t.Errorf("it waits, and there are %+v", ours[0].Stats())
+		}
+		go io.Copy(io.Discard, peers[0])
+		synctest.Wait()
+	})
+}

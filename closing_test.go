@@ -35,121 +35,6 @@ func ended(t *testing.T, hub *sockhub.Hub, c *sockhub.Conn) sockhub.Disconnectio
 	panic("unreachable")
 }
 
-func TestHandshakeTimeoutIsAbsolute(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		hub, err := sockhub.New(context.Background(), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer hub.Close()
-		l := memnet.Listen(nil)
-		if _, err := hub.Serve(l, nil); err != nil {
-			t.Fatal(err)
-		}
-		c, err := l.Dial(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		start := time.Now()
-		go func() {
-			for _, b := range frame("a name that comes one byte at a time") {
-				c.Write([]byte{b})
-				<-time.After(time.Second)
-			}
-		}()
-		if n, err := c.Read(make([]byte, 1)); err == nil {
-			t.Error("answered", n)
-		}
-		if d := time.Since(start); d < 5*time.Second || d > 5*time.Second+200*time.Millisecond {
-			t.Error("ended after", d)
-		}
-		synctest.Wait()
-		if s := hub.Stats(); s.HandshakeTimeouts != 1 || s.Conns != 0 || s.Connecting != 0 {
-			t.Errorf("%+v", s)
-		}
-		<-time.After(time.Minute)
-	})
-}
-
-func TestFrameTimeoutIsOfProgressWhileWeListen(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		hub, c, peer := serveHandler(t, sockhub.Anonymous, nil, &sockhub.Options{FrameTimeout: time.Second, ConnInbound: 100})
-		peer.Write(frame(string(make([]byte, 200)))) // pauses reading
-		whole := frame("in time")
-		peer.Write(whole[:9])
-		<-time.After(time.Minute) // ours to lose
-		for n := 0; n == 0; {
-			n = len((<-hub.Events()).Received)
-			synctest.Wait()
-		}
-		for _, b := range whole[9:] {
-			<-time.After(900 * time.Millisecond)
-			peer.Write([]byte{b})
-		}
-		synctest.Wait()
-		if n := c.Stats().MessagesIn; n != 2 {
-			t.Fatalf("%d messages", n)
-		}
-		start := time.Now()
-		peer.Write(whole[:9])
-		if d := ended(t, hub, c); !errors.Is(d.Err, sockhub.ErrFrameTimeout) || time.Since(start) > 1100*time.Millisecond {
-			t.Error(d.Err, time.Since(start))
-		}
-	})
-}
-
-func TestIdleTimeout(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		hub, c, peer := serveHandler(t, sockhub.Anonymous, nil, &sockhub.Options{IdleTimeout: time.Minute})
-		for range 3 {
-			<-time.After(50 * time.Second)
-			peer.Write(frame("alive"))
-		}
-		start := time.Now()
-		if d := ended(t, hub, c); !errors.Is(d.Err, sockhub.ErrIdleTimeout) || time.Since(start) < 59*time.Second {
-			t.Error(d.Err, time.Since(start))
-		}
-	})
-}
-
-// A connection on which much happens does not look at the clock at each turn.
-// So a long IdleTimeout may be late by a tenth of a second, and never early; a
-// short one is exact.
-func TestIdleTimeoutOfABusyConnection(t *testing.T) {
-	for _, timeout := range []time.Duration{5 * time.Second, time.Minute} {
-		for _, kicked := range []bool{false, true} {
-			t.Run(fmt.Sprint(timeout, ", kicked ", kicked), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					late := time.Duration(0)
-					if timeout >= 10*time.Second {
-						late = 100 * time.Millisecond
-					}
-					hub, c, peer := serveHandler(t, sockhub.Anonymous, nil, &sockhub.Options{IdleTimeout: timeout})
-					for i := range 100 {
-						if <-time.After(7 * time.Millisecond); i == 50 {
-							<-time.After(timeout - time.Second)
-						}
-						peer.Write(frame("alive"))
-					}
-					synctest.Wait()
-					start := time.Now()
-					if kicked {
-						c.SetRaw(false) // changes nothing, but wakes the reader
-						synctest.Wait()
-					}
-					if s := c.Stats(); s.MessagesIn != 100 || s.LastRead.Before(start) || s.LastRead.After(start.Add(late)) {
-						t.Errorf("%d messages, the last one %v ago", s.MessagesIn, start.Sub(s.LastRead))
-					}
-					d := ended(t, hub, c)
-					if took := time.Since(start); !errors.Is(d.Err, sockhub.ErrIdleTimeout) || took < timeout || took > timeout+late {
-						t.Error(d.Err, took)
-					}
-				})
-			})
-		}
-	}
-}
-
 // Who reads now and then is not given up, and who stops is at WriteTimeout, to a second:
 // whatever he is sent, and whether or not what is acknowledged can be seen.
 func TestWhoStopsReadingGoesInTime(t *testing.T) {
@@ -483,44 +368,6 @@ func TestErrorsOfWhatIsGone(t *testing.T) {
 	})
 }
 
-// A Handler whose Drained has filled the queue is not called, and its peer not
-// listened to: no clock runs meanwhile.
-func TestClocksStopWhileDrainedHasFilledTheQueue(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var (
-			end  error
-			n    int
-			msgs []string
-		)
-		h := &handlerFuncs{
-			message: func(r *sockhub.Reply, m []byte) { msgs = append(msgs, string(m)); r.Send(make([]byte, 100)) },
-			drained: func(r *sockhub.Reply) {
-				if n++; n == 1 {
-					r.Send(make([]byte, 1000))
-				}
-			},
-			disconnected: func(d sockhub.Disconnection) { end = d.Err },
-		}
-		hub := openHub(t, &sockhub.Options{ConnOutbound: 500, FrameTimeout: 5 * time.Second, WriteTimeout: time.Hour})
-		c, p := serveMemory(t, hub, &memnet.Options{Buffer: 20}, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
-		w := frames("ask", "second")
-		p.Write(w[:len(w)-3])
-		expect(t, p, frame(string(make([]byte, 100))))
-		synctest.Wait()
-		p.Write(w[len(w)-3:]) // it is there, but not read
-		synctest.Wait()
-		if s := c.Stats(); n != 1 || !s.Paused {
-			t.Errorf("Drained %d times, Paused %v", n, s.Paused)
-		}
-		<-time.After(20 * time.Second)
-		expect(t, p, frame(string(make([]byte, 1000))))
-		synctest.Wait()
-		if len(msgs) != 2 || end != nil {
-			t.Errorf("%d messages, %v", len(msgs), end)
-		}
-	})
-}
-
 // A connection whose output has failed ends when nothing comes, also while a Stream is read,
 // and whenever that begins.
 func TestFailedWriteEndsAStream(t *testing.T) {
@@ -619,4 +466,99 @@ func TestSlowPeerOfAHiddenLayer(t *testing.T) {
 			t.Errorf("%v; %v", d.Err, d.Report)
 		}
 	})
+}
+
+// Finish discards what still comes in, also what came together with the message in whose
+// call it was called.
+func TestFinishWithinMessageIsTheLastCall(t *testing.T) {
+	s := newStand(t, nil, nil)
+	var calls atomic.Int32
+	h := &handlerFuncs{message: func(r *sockhub.Reply, _ []byte) { calls.Add(1); r.Conn().Finish() }}
+	l := s.listen("tcp", &sockhub.ListenOptions{Mode: sockhub.Anonymous, Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+	p := dialHub(t, l, "")
+	p.send([]byte("1"), []byte("2"), []byte("3"), []byte("4"))
+	p.atEnd()
+	if n := calls.Load(); n != 1 {
+		t.Errorf("%d calls", n)
+	}
+}
+
+// SetHandler and SetRaw have the error of Send.
+func TestSetHandlerAfterFinish(t *testing.T) {
+	s := newStand(t, &sockhub.Options{ConnOutbound: 64 << 20}, nil)
+	l := s.listen("tcp", &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+	p := dialHub(t, l, "")
+	c := s.first()
+	c.TrySend(make([]byte, 32<<20))
+	c.Finish()
+	p.Conn.(*net.TCPConn).SetLinger(0)
+	p.Close()
+	s.end(c)
+	for name, err := range map[string]error{"Send": c.TrySend(nil), "SetHandler": c.SetHandler(nil), "SetRaw": c.SetRaw(true)} {
+		if !errors.Is(err, sockhub.ErrClosed) {
+			t.Errorf("%s after Finish: %v", name, err)
+		}
+	}
+}
+
+// What Finish does not let in is discarded however it came: in the same segment, or as
+// a message that is too large for one read.
+func TestNothingIsDeliveredAfterFinish(t *testing.T) {
+	for _, size := range []int{0, 10, 5000, 200_000} {
+		for name, finish := range map[string]func(*sockhub.Reply){
+			"Conn.Finish":  func(r *sockhub.Reply) { r.Flush(); r.Conn().Finish() },
+			"Reply.Finish": (*sockhub.Reply).Finish,
+		} {
+			t.Run(fmt.Sprint(name, " ", size), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					calls := 0
+					h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { calls++; r.Send(m); finish(r) }}
+					hub, _, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+					defer hub.Close()
+					m := string(make([]byte, size))
+					go func() { peer.Write(frames(m, m, m, m)); peer.CloseWrite() }()
+					msgs, cut, err := readAll(peer)
+					if len(msgs) != 1 || len(cut) > 0 || err != nil {
+						t.Errorf("%d answers, %d bytes more, %v", len(msgs), len(cut), err)
+					}
+					synctest.Wait()
+					if calls != 1 {
+						t.Errorf("%d calls", calls)
+					}
+				})
+			})
+		}
+	}
+}
+
+// The end of what was finished says so in every call: SetHandler and SetRaw had another
+// error than Send, if the connection had failed before all was written.
+func TestCallsAfterFinishAgree(t *testing.T) {
+	for name, fail := range map[string]func(*line){
+		"reset":   func(l *line) { l.p.Reset() },
+		"Close":   func(l *line) { l.c.Close() },
+		"timeout": func(*line) { sleepFor(time.Minute) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLine(t, nil, stuck, nil)
+				l.sent("never written")
+				if err := l.c.Finish(); err != nil {
+					t.Error(err)
+				}
+				fail(l)
+				l.ended()
+				for call, err := range map[string]error{
+					"Send":       l.c.Send(t.Context(), nil),
+					"SendFrom":   l.c.SendFrom(t.Context(), 1, bytes.NewReader([]byte("x"))),
+					"SetHandler": l.c.SetHandler(nil),
+					"SetRaw":     l.c.SetRaw(true),
+				} {
+					if !errors.Is(err, sockhub.ErrClosed) {
+						t.Errorf("%s: %v", call, err)
+					}
+				}
+			})
+		})
+	}
 }

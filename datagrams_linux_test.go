@@ -2,8 +2,11 @@ package sockhub_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -253,5 +256,214 @@ func TestLongNameAndSmallMaxMessage(t *testing.T) {
 				t.Errorf("ended with %v, want ErrMessageTooLarge", err)
 			}
 		})
+	}
+}
+
+// What a dialed unixgram socket has written is with the peer's system: it was with a
+// buffer of ours.
+func TestWrittenDatagramsAreWithThePeer(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	srv, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer srv.Close()
+	s := newStand(t, nil, nil)
+	c, err := s.Dial(soon(t), "unixgram", path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		c.TrySend(make([]byte, 1000))
+	}
+	c.Close()
+	written := s.end(c).Report.WrittenMessages
+	var n uint64
+	raw, err := srv.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Read(func(fd uintptr) bool {
+		for buf := make([]byte, 2000); ; n++ {
+			if _, _, err := syscall.Recvfrom(int(fd), buf, syscall.MSG_DONTWAIT); err != nil {
+				return true
+			}
+		}
+	})
+	if n != written || n == 0 {
+		t.Errorf("%d written, %d are there", written, n)
+	}
+}
+
+// Listener.Close frees the path of a datagram socket, although a client lives, who can
+// still be answered.
+func TestListenerCloseFreesThePathOfDatagrams(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	s, other, client := newStand(t, nil, nil), newStand(t, nil, nil), newStand(t, nil, nil)
+	l, err := s.Listen(soon(t), "unixgram", path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := client.Dial(soon(t), "unixgram", path, &sockhub.DialOptions{Dialer: &net.Dialer{
+		// It took the place of the hook that gives the socket an address.
+		ControlContext: func(context.Context, string, string, syscall.RawConn) error { return nil },
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.TrySend([]byte("hello"))
+	there := s.first()
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+		t.Errorf("the file is there: %v", err)
+	}
+	if _, err := other.Listen(soon(t), "unixgram", path, nil); err != nil {
+		t.Error(err)
+	}
+	if err := there.TrySend([]byte("still")); err != nil {
+		t.Error(err)
+	}
+	client.got(c, 1)
+}
+
+// Packets over what cannot tell that one was cut are refused.
+func TestWrappedUnixpacketIsRefused(t *testing.T) {
+	s := newStand(t, nil, nil)
+	inner, err := net.Listen("unixpacket", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Serve(foreign{inner}, nil); err != nil {
+		t.Fatal(err)
+	}
+	p, err := net.Dial("unixpacket", inner.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	greet(t, p, "").atEnd()
+}
+
+// foreign is a listener of connections of a type of its own.
+type foreign struct{ net.Listener }
+
+func (l foreign) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return struct{ net.Conn }{c}, nil
+}
+
+// A client that comes back is let in as soon as its old connection has ended, though the
+// packets before that end were not read yet.
+func TestUnixpacketComesBackAtOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	s := newStand(t, &sockhub.Options{ConnInbound: 500}, nil)
+	if _, err := s.Expect("w", nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Listen(soon(t), "unixpacket", path, &sockhub.ListenOptions{Mode: sockhub.Named}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 100 {
+		nc, err := net.Dial("unixpacket", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nc.SetDeadline(time.Now().Add(patience))
+		io.WriteString(nc, "w")
+		ok := make([]byte, 10)
+		if n, err := nc.Read(ok); string(ok[:n]) != "OK" {
+			t.Fatalf("connection %d: %q, %v", i, ok[:n], err)
+		}
+		for range i % 3 {
+			nc.Write(make([]byte, 300))
+		}
+		nc.Close()
+	}
+}
+
+// Packets over what cannot tell that one was cut are no connection in ServeConn either,
+// which closes what it does not serve: they were cut in silence.
+func TestWrappedPacketsAreUnsupported(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unixpacket", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, wrapped := range []bool{false, true} {
+		s := newStand(t, nil, nil)
+		p, err := net.Dial("unixpacket", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nc, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if wrapped {
+			nc = struct{ net.Conn }{nc}
+		}
+		c, err := s.ServeConn(soon(t), nc, &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+		if wrapped {
+			if !errors.Is(err, errors.ErrUnsupported) {
+				t.Fatal(err)
+			}
+			greet(t, p, "").atEnd()
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Write([]byte("a packet"))
+		s.got(c, 1)
+		p.Close()
+	}
+}
+
+// Datagrams of a client that this side has given an address can be answered, whatever hooks
+// its Dialer has: with ControlContext it had none.
+func TestUnixgramClientsCanBeAnswered(t *testing.T) {
+	for name, d := range map[string]*net.Dialer{
+		"no Dialer":      nil,
+		"no hook":        {},
+		"Control":        {Control: func(string, string, syscall.RawConn) error { return nil }},
+		"ControlContext": {ControlContext: func(context.Context, string, string, syscall.RawConn) error { return nil }},
+		"both": {
+			Control:        func(string, string, syscall.RawConn) error { panic("ControlContext takes its place") },
+			ControlContext: func(context.Context, string, string, syscall.RawConn) error { return nil },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, client := newStand(t, nil, echo), newStand(t, nil, nil)
+			path := filepath.Join(t.TempDir(), "s")
+			if _, err := s.Listen(soon(t), "unixgram", path, nil); err != nil {
+				t.Fatal(err)
+			}
+			c, err := client.Dial(soon(t), "unixgram", path, &sockhub.DialOptions{Dialer: d})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Send(soon(t), []byte("hello")); err != nil {
+				t.Fatal(err)
+			}
+			client.got(c, 1)
+		})
+	}
+}
+
+// The hook's error is the dial's.
+func TestControlContextThatFails(t *testing.T) {
+	s := newStand(t, nil, nil)
+	path := filepath.Join(t.TempDir(), "s")
+	if _, err := s.Listen(soon(t), "unixgram", path, nil); err != nil {
+		t.Fatal(err)
+	}
+	d := &net.Dialer{ControlContext: func(context.Context, string, string, syscall.RawConn) error { return errNoRoute }}
+	if _, err := s.Dial(soon(t), "unixgram", path, &sockhub.DialOptions{Dialer: d}); !errors.Is(err, errNoRoute) {
+		t.Error(err)
 	}
 }

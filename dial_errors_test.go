@@ -173,3 +173,57 @@ func TestAddressesThatAreRight(t *testing.T) {
 		}
 	}
 }
+
+// What comes instead of OK is ErrRefused however long it is, and no name was refused.
+func TestALongAnswerThatIsNotOK(t *testing.T) {
+	s := newStand(t, &sockhub.Options{Name: "me"}, nil)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		c.Write(wire(make([]byte, 300)))
+		io.Copy(io.Discard, c)
+	}()
+	if _, err := s.Dial(soon(t), "tcp", l.Addr().String(), nil); !errors.Is(err, sockhub.ErrRefused) {
+		t.Error(err)
+	}
+	eventually(t, "it is gone", func() bool { return s.Stats().Connecting == 0 })
+	if n := s.Stats().RefusedName; n != 0 {
+		t.Errorf("RefusedName %d", n)
+	}
+}
+
+// The last attempt's error is told, also if ctx ends during the next.
+func TestTheLastAttemptIsTold(t *testing.T) {
+	s := newStand(t, &sockhub.Options{Name: "me"}, nil)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithCancel(soon(t))
+	go func() {
+		for _, then := range []func(){func() {}, cancel} {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			c.Read(make([]byte, 100))
+			if then(); ctx.Err() == nil {
+				c.Close() // refused
+			}
+		}
+	}()
+	_, err = s.Dial(ctx, "tcp", l.Addr().String(), &sockhub.DialOptions{Reconnect: &sockhub.Backoff{Min: time.Millisecond}})
+	if !errors.Is(err, sockhub.ErrRefused) || !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}

@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
+	"net"
 	"slices"
 	"strconv"
 	"testing"
@@ -21,6 +23,7 @@ func (decimal) MaxHeader() int { return 21 }
 func (decimal) AppendHeader(dst []byte, n uint64) []byte {
 	return append(strconv.AppendUint(dst, n, 10), ':')
 }
+
 func (decimal) Header(p []byte) (size int, n uint64, err error) {
 	p = p[:min(len(p), 21)]
 	digits, _, ok := bytes.Cut(p, []byte(":"))
@@ -124,4 +127,121 @@ func TestFramingThatAppendsToACopy(t *testing.T) {
 		p.Write(wire)
 		expect(t, p, wire)
 	})
+}
+
+// Raw bytes have no Framing that could be too narrow for them, and messages have it again.
+func TestRawBytesAreNotMeasuredByTheFraming(t *testing.T) {
+	s := newStand(t, nil, nil)
+	a, b := net.Pipe()
+	go io.Copy(io.Discard, b)
+	defer b.Close()
+	c, err := s.ServeConn(soon(t), a, &sockhub.ListenOptions{Mode: sockhub.Raw, Framing: sockhub.LengthPrefix(1, binary.BigEndian)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := make([]byte, 300)
+	sends := map[string]func() error{
+		"Send": func() error { return c.Send(soon(t), long) },
+		"SendMany": func() error {
+			_, err := c.SendMany(soon(t), func(yield func([]byte) bool) { yield(long) })
+			return err
+		},
+		"SendParts": func() error { return c.SendParts(soon(t), long[:100], long[100:]) },
+		"SendFrom":  func() error { return c.SendFrom(soon(t), 300, bytes.NewReader(long)) },
+	}
+	for name, send := range sends {
+		if err := send(); err != nil {
+			t.Errorf("%s of 300 raw bytes: %v", name, err)
+		}
+	}
+	if err := c.SetRaw(false); err != nil {
+		t.Fatal(err)
+	}
+	for name, send := range sends {
+		if err := send(); !errors.Is(err, sockhub.ErrMessageTooLarge) {
+			t.Errorf("%s of 300 bytes behind a header of one: %v", name, err)
+		}
+	}
+}
+
+// What the Framing cannot express is refused before room is made for it: no other message
+// is dropped, and nobody given up.
+func TestWhatCannotBeExpressedDisplacesNothing(t *testing.T) {
+	for _, policy := range []sockhub.OverflowPolicy{sockhub.BlockSender, sockhub.DropNewest, sockhub.DropOldest, sockhub.DisconnectPeer} {
+		s := newStand(t, &sockhub.Options{ConnOutbound: 2000, Overflow: policy}, nil)
+		a, b := net.Pipe()
+		defer b.Close()
+		c, err := s.ServeConn(soon(t), a, &sockhub.ListenOptions{Mode: sockhub.Anonymous, Framing: sockhub.LengthPrefix(1, binary.BigEndian)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for c.Stats().QueuedOut < 2000 {
+			if err := c.TrySend(make([]byte, 200)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := c.Stats().QueuedMessages
+		if err := c.TrySend(make([]byte, 300)); !errors.Is(err, sockhub.ErrMessageTooLarge) {
+			t.Errorf("policy %d: %v", policy, err)
+		}
+		if after := c.Stats().QueuedMessages; after != before || c.TrySend(nil) == sockhub.ErrClosed {
+			t.Errorf("policy %d: %d were queued, and then %d", policy, before, after)
+		}
+	}
+}
+
+// What a Handler answers in raw bytes is not measured by the Framing either, and messages
+// are again: raw bytes were refused like a message of their length.
+func TestRawAnswersAreNotMeasuredByTheFraming(t *testing.T) {
+	long := make([]byte, 300)
+	sends := []struct {
+		name string
+		send func(*sockhub.Reply) error
+	}{
+		{"Send", func(r *sockhub.Reply) error { return r.Send(long) }},
+		{"SendParts", func(r *sockhub.Reply) error { return r.SendParts(long[:100], long[100:]) }},
+		{"SendMany", func(r *sockhub.Reply) error { _, err := r.SendMany(slices.Values([][]byte{long})); return err }},
+		{"SendFrom", func(r *sockhub.Reply) error { return r.SendFrom(300, io.NopCloser(bytes.NewReader(long))) }},
+	}
+	for _, mode := range []sockhub.Mode{sockhub.Raw, sockhub.Anonymous} {
+		t.Run(mode.String(), func(t *testing.T) {
+			s := newStand(t, nil, nil)
+			type outcome struct {
+				name string
+				raw  bool
+				err  error
+			}
+			all := make(chan outcome, 2*len(sends)+1)
+			h := &handlerFuncs{message: func(r *sockhub.Reply, _ []byte) {
+				r.SetRaw(true)
+				for _, s := range sends {
+					all <- outcome{s.name, true, s.send(r)}
+				}
+				r.SetRaw(false)
+				for _, s := range sends {
+					all <- outcome{s.name, false, s.send(r)}
+				}
+				all <- outcome{"Send of one byte", true, r.Send([]byte("x"))}
+				close(all)
+				r.Finish()
+			}}
+			l := s.listen("tcp", &sockhub.ListenOptions{Mode: mode, Framing: sockhub.LengthPrefix(1, binary.BigEndian),
+				Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+			p := dialHub(t, l, "")
+			p.Write([]byte{1, 'x'})
+			got, err := io.ReadAll(p)
+			if want := slices.Concat(bytes.Repeat(long, len(sends)), []byte{1, 'x'}); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%d bytes, %v; want %d", len(got), err, len(want))
+			}
+			p.Close()
+			for o := range all {
+				switch {
+				case o.raw && o.err != nil:
+					t.Errorf("%s of raw bytes: %v", o.name, o.err)
+				case !o.raw && !errors.Is(o.err, sockhub.ErrMessageTooLarge):
+					t.Errorf("%s of 300 bytes behind a header of one: %v", o.name, o.err)
+				}
+			}
+		})
+	}
 }

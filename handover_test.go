@@ -9,6 +9,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -253,32 +254,6 @@ func TestStreamIsReadWhileItsConnectionEnds(t *testing.T) {
 	}
 }
 
-func TestIdleTimeoutHoldsWithinAStream(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		hub := openHub(t, &sockhub.Options{StreamOver: 1000, FrameTimeout: -1, IdleTimeout: time.Minute})
-		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
-		_ = c
-		go p.Write(frame(string(make([]byte, 5000)))[:3000])
-		var s *sockhub.Stream
-		for s == nil {
-			for _, d := range (<-hub.Events()).Received {
-				s = d.Stream
-			}
-		}
-		<-time.After(2 * time.Minute) // ours
-		done := make(chan error, 1)
-		go func() { _, err := io.Copy(io.Discard, s); done <- err }()
-		select {
-		case err := <-done:
-			if !errors.Is(err, sockhub.ErrIdleTimeout) {
-				t.Fatal(err)
-			}
-		case <-time.After(time.Hour):
-			t.Fatal("nothing came for an hour, and IdleTimeout is a minute")
-		}
-	})
-}
-
 func TestUnreadOfWhatWasWithdrawnKeepsWhatFollows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := openHub(t, nil)
@@ -302,33 +277,6 @@ func TestUnreadOfWhatWasWithdrawnKeepsWhatFollows(t *testing.T) {
 		all := strings.Join(got, "")
 		if !strings.Contains(all, "\x05\x00\x00!") {
 			t.Fatalf("%q: three bytes that were read are lost", got)
-		}
-	})
-}
-
-func TestTimeInDrainedIsNotIdle(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		end := make(chan error, 1)
-		n := 0
-		h := &handlerFuncs{
-			drained: func(*sockhub.Reply) {
-				if n++; n == 1 {
-					<-time.After(90 * time.Second)
-				}
-			},
-			disconnected: func(d sockhub.Disconnection) { end <- d.Err },
-		}
-		hub := openHub(t, &sockhub.Options{IdleTimeout: time.Minute})
-		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
-		go io.Copy(io.Discard, p)
-		<-time.After(time.Second)
-		if err := c.TrySend([]byte("x")); err != nil {
-			t.Fatal(err)
-		}
-		start := time.Now()
-		err := <-end
-		if d := time.Since(start) - 90*time.Second; d < 50*time.Second {
-			t.Fatalf("ended with %v, %v after Drained had returned", err, d)
 		}
 	})
 }
@@ -381,150 +329,6 @@ func TestUnreadOfWhatWasWithdrawnLeavesNoSpareCapacity(t *testing.T) {
 			t.Errorf("%q, want %q", got, want)
 		}
 	})
-}
-
-// What Drained has sent fills the queue, so the peer is not listened to.
-func TestIdleClockStopsWhileWhatDrainedHasSentWaits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		n := 0
-		got := make(chan string, 1)
-		h := &handlerFuncs{
-			message: func(r *sockhub.Reply, m []byte) { got <- string(m) },
-			drained: func(r *sockhub.Reply) {
-				if n++; n == 1 {
-					r.Send(make([]byte, 200_000))
-				}
-			},
-		}
-		hub := openHub(t, &sockhub.Options{IdleTimeout: time.Minute, ConnOutbound: 100_000, WriteTimeout: -1})
-		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
-		c.TrySend([]byte("x"))
-		<-time.After(time.Second)
-		if !c.Stats().Paused {
-			t.Errorf("not paused: %+v", c.Stats())
-		}
-		p.Write(frame("hello"))
-		<-time.After(10 * time.Minute)
-		if err := context.Cause(c.Context()); err != nil {
-			t.Fatalf("ended while we did not listen: %v", err)
-		}
-		go io.Copy(io.Discard, p)
-		if m := <-got; m != "hello" {
-			t.Error(m)
-		}
-		start := time.Now()
-		<-c.Context().Done()
-		if d := time.Since(start); d < 59*time.Second || d > 61*time.Second {
-			t.Errorf("ended with %v %v later", context.Cause(c.Context()), d)
-		}
-	})
-}
-
-// A connection that is given to Events waits until the end of the same client's
-// last one is taken, and its peer with it.
-func TestIdleClockStopsWhileAConnectionWaitsToBeReported(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRoom(t, &sockhub.Options{IdleTimeout: time.Minute}, nil)
-		var conns []*sockhub.Conn
-		_, err := r.Expect("alice", &sockhub.ClientOptions{Handler: func(c *sockhub.Conn) sockhub.Handler {
-			if conns = append(conns, c); len(conns) == 1 {
-				return nil
-			}
-			return new(handlerFuncs)
-		}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		p := r.claim("alice")
-		expect(t, p, frame("OK"))
-		r.take()
-		p.Close()
-		r.take()
-		p = r.claim("alice")
-		expect(t, p, frame("OK"))
-		<-time.After(time.Second)
-		conns[1].SetHandler(nil)
-		<-time.After(10 * time.Minute)
-		if err := context.Cause(conns[1].Context()); err != nil {
-			t.Fatalf("ended before it was reported: %v", err)
-		}
-		if b := r.take(); len(b.Disconnected) != 1 {
-			t.Errorf("%q", batchText(b))
-		}
-		if b := r.take(); len(b.Connected) != 1 {
-			t.Errorf("%q", batchText(b))
-		}
-	})
-}
-
-// The time in a callback is no silence of the peer's, whatever called it.
-func TestTimeInCallbacksIsNotIdle(t *testing.T) {
-	var returned chan time.Time
-	long := func() {
-		<-time.After(90 * time.Second)
-		returned <- time.Now()
-	}
-	for what, begin := range map[string]func(t *testing.T, hub *sockhub.Hub) *sockhub.Conn{
-		"the function that makes a Handler": func(t *testing.T, hub *sockhub.Hub) *sockhub.Conn {
-			c, _ := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
-				long()
-				return sockhub.BaseHandler{}
-			}})
-			return c
-		},
-		"Message of what was withdrawn": func(t *testing.T, hub *sockhub.Hub) *sockhub.Conn {
-			c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
-			<-hub.Events()
-			p.Write(frame("x"))
-			synctest.Wait()
-			c.SetHandler(&handlerFuncs{message: func(*sockhub.Reply, []byte) { long() }})
-			return c
-		},
-		"Message of what had to wait for room": func(t *testing.T, hub *sockhub.Hub) *sockhub.Conn {
-			n := 0
-			h := &handlerFuncs{message: func(r *sockhub.Reply, _ []byte) {
-				if n++; n == 1 {
-					r.Send(make([]byte, 200_000)) // more than the peer has room for
-					return
-				}
-				long()
-			}}
-			c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
-			p.Write(frames("1", "2"))
-			<-time.After(5 * time.Second)
-			go io.Copy(io.Discard, p)
-			return c
-		},
-		"Drained soon after input": func(t *testing.T, hub *sockhub.Hub) *sockhub.Conn {
-			h := &handlerFuncs{
-				message: func(r *sockhub.Reply, m []byte) { r.Send(m) },
-				drained: func(*sockhub.Reply) { long() },
-			}
-			_, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
-			p.Write(frame("x"))
-			for c := range hub.Conns() {
-				return c
-			}
-			return nil
-		},
-	} {
-		t.Run(what, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				returned = make(chan time.Time, 1)
-				hub := openHub(t, &sockhub.Options{IdleTimeout: time.Minute, ConnOutbound: 100_000})
-				c := begin(t, hub)
-				<-c.Context().Done()
-				select {
-				case at := <-returned:
-					if d := time.Since(at); d < 59*time.Second {
-						t.Errorf("ended with %v, %v after the call", context.Cause(c.Context()), d)
-					}
-				default:
-					t.Errorf("ended with %v before the call returned", context.Cause(c.Context()))
-				}
-			})
-		})
-	}
 }
 
 // What it waited for to be taken is its Handler's, so it does not wait any more.
@@ -974,3 +778,96 @@ func TestNothingIsToldOfAConnectionThatWasNotReported(t *testing.T) {
 type streamIgnored struct{ *handlerFuncs }
 
 func (streamIgnored) Stream(*sockhub.Reply, *sockhub.Stream) {}
+
+// The end of a connection is told to its old Handler if Events has not heard of it: one
+// that its Handler gave to Events while the Disconnected of the client's last connection
+// was not taken. Shutdown flushes it.
+func TestTheEndOfWhoWaitsForEventsIsTold(t *testing.T) {
+	const size = 16 << 20
+	for _, end := range []string{"Close", "Shutdown"} {
+		t.Run(end, func(t *testing.T) {
+			hub, err := sockhub.New(t.Context(), &sockhub.Options{ConnOutbound: 2 * size})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer hub.Close()
+			if _, err := hub.Expect("bob", nil); err != nil {
+				t.Fatal(err)
+			}
+			given := make(chan *sockhub.Conn, 1)
+			var told atomic.Int32
+			h := &handlerFuncs{
+				message:      func(r *sockhub.Reply, _ []byte) { r.SetHandler(nil); given <- r.Conn() },
+				disconnected: func(sockhub.Disconnection) { told.Add(1) },
+			}
+			join := func(o *sockhub.ListenOptions) *peer {
+				l, err := hub.Listen(t.Context(), "tcp", "127.0.0.1:0", o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return dialHub(t, l, "bob")
+			}
+			join(nil)
+			first := <-conns(hub)
+			first.Close()
+			<-first.Context().Done()
+			p := join(&sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+			p.send([]byte("go"))
+			c := <-given
+			if err := c.TrySend(make([]byte, size)); err != nil {
+				t.Fatal(err)
+			}
+			if end == "Close" {
+				eventually(t, "it waits", func() bool { return c.Stats().Paused })
+				c.Close()
+				<-c.Context().Done()
+				go hub.Close()
+			} else {
+				go hub.Shutdown(soon(t))
+				if n, err := io.Copy(io.Discard, p); n != size+8 || err != nil {
+					t.Errorf("%d bytes of %d, %v", n, size+8, err)
+				}
+			}
+			for b := range hub.Events() {
+				for _, d := range b.Disconnected {
+					if d.Conn == c {
+						told.Add(1)
+					}
+				}
+			}
+			if n := told.Load(); n != 1 {
+				t.Errorf("told %d times", n)
+			}
+		})
+	}
+}
+
+// Messages that are withdrawn from Events for a Handler reach it, also if the connection
+// finishes meanwhile.
+func TestWithdrawnMessagesReachTheirHandler(t *testing.T) {
+	hub, err := sockhub.New(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Close()
+	l, err := hub.Listen(t.Context(), "tcp", "127.0.0.1:0", &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := dialHub(t, l, "")
+	p.send([]byte("1"), []byte("2"), []byte("3"))
+	c := <-conns(hub)
+	eventually(t, "they came", func() bool { return c.Stats().MessagesIn == 3 })
+	entered, goOn, gone := make(chan struct{}, 3), make(chan struct{}), make(chan struct{})
+	c.SetHandler(&handlerFuncs{
+		message:      func(*sockhub.Reply, []byte) { entered <- struct{}{}; <-goOn },
+		disconnected: func(sockhub.Disconnection) { close(gone) },
+	})
+	<-entered
+	c.Finish()
+	close(goOn)
+	<-gone
+	if n := 1 + len(entered); n != 3 {
+		t.Errorf("%d messages of 3", n)
+	}
+}

@@ -430,3 +430,18 @@ func sameBodies(got, want [][]byte) error {
 	}
 	return nil
 }
+
+// conns yields a connection of the hub when there is one.
+func conns(hub *sockhub.Hub) <-chan *sockhub.Conn {
+	found := make(chan *sockhub.Conn, 1)
+	go func() {
+		for deadline := time.Now().Add(patience); time.Now().Before(deadline); <-time.After(time.Millisecond) {
+			for c := range hub.Conns() {
+				found <- c
+				return
+			}
+		}
+		close(found)
+	}()
+	return found
+}

@@ -576,6 +576,7 @@ func (c *onePacket) ReadFrom(p []byte) (int, net.Addr, error) {
 		return 0, nil, net.ErrClosed
 	}
 }
+
 func (c *onePacket) WriteTo(p []byte, _ net.Addr) (int, error) { return len(p), nil }
 func (c *onePacket) Close() error                              { c.once.Do(func() { close(c.closed) }); return nil }
 func (c *onePacket) LocalAddr() net.Addr                       { return &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 2} }
@@ -627,5 +628,33 @@ func TestSessionsEndAsTheHubsIdleTimeoutSays(t *testing.T) {
 				t.Errorf("%v of the hub, %v of the listener: ended after %v, want %v", tt.hub, tt.listener, got, tt.want)
 			}
 		})
+	}
+}
+
+// A socket that ServePacket refuses stays its owner's.
+func TestServePacketThatFailsLeavesTheSocket(t *testing.T) {
+	s := newStand(t, &sockhub.Options{MaxMessage: 1024, InboundLimit: 200 << 10}, nil)
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	if _, err := s.ServePacket(pc, &sockhub.ListenOptions{MaxMessage: 65507}); err == nil {
+		t.Fatal("served")
+	}
+	if _, err := pc.WriteTo([]byte("x"), pc.LocalAddr()); err != nil {
+		t.Error(err)
+	}
+}
+
+// A socket without a peer is nobody's connection: it was one client that heard everybody.
+func TestAnUnconnectedSocketIsNoConnection(t *testing.T) {
+	s := newStand(t, nil, nil)
+	pc, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.ServeConn(soon(t), pc, nil); !errors.Is(err, errors.ErrUnsupported) {
+		t.Error(err)
 	}
 }

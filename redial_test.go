@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/iotest"
@@ -630,4 +631,43 @@ func TestForgetWhileARedialIsAnswered(t *testing.T) {
 		l.Close()
 	}
 	s.until("all ends", func() bool { return len(s.gone) == len(s.conns) })
+}
+
+// The wait before a dial goes on from the one before, if the connection did not last.
+func TestTheWaitGoesOnAfterAConnection(t *testing.T) {
+	s := newStand(t, nil, nil)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var attempts atomic.Int32
+	dialer := &net.Dialer{Control: func(string, string, syscall.RawConn) error {
+		if attempts.Add(1) == 1 {
+			return errors.New("not yet")
+		}
+		return nil
+	}}
+	const first = 200 * time.Millisecond // the wait; the next is of an hour
+	if _, err := s.Dial(soon(t), "tcp", l.Addr().String(), &sockhub.DialOptions{Mode: sockhub.Anonymous, Dialer: dialer,
+		Reconnect: &sockhub.Backoff{Min: first, Factor: 18000, Max: time.Hour, Jitter: -1}}); err != nil {
+		t.Fatal(err)
+	}
+	dialer.Control = nil // it was copied
+	nc, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc.Close()
+	c := s.first()
+	if s.end(c); time.Since(c.Stats().Since) >= first {
+		t.Skip("this machine is so slow that the connection has lasted longer than the wait before it")
+	}
+	l.(*net.TCPListener).SetDeadline(time.Now().Add(2 * first))
+	if _, err := l.Accept(); err == nil {
+		t.Error("dialed again without the wait")
+	}
+	if n := attempts.Load(); n != 2 {
+		t.Errorf("%d attempts", n)
+	}
 }

@@ -183,3 +183,48 @@ func TestDialEndsWithTheCauseOfItsContext(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A message that was cut is the report's, and not queued any more.
+func TestNothingIsQueuedAfterTheEnd(t *testing.T) {
+	s := newStand(t, nil, nil)
+	s.readers = true
+	l := s.listen("tcp", &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+	dialHub(t, l, "")
+	c := s.first()
+	r, w := io.Pipe()
+	done := async(func() (int, error) { return 0, c.SendFrom(soon(t), 1<<40, r) })
+	w.Write(make([]byte, 300_000))
+	eventually(t, "a part is written", func() bool { return c.Stats().QueuedMessages == 1 })
+	c.Close()
+	w.CloseWithError(io.ErrClosedPipe)
+	<-done
+	s.end(c)
+	if n := c.Stats().QueuedMessages; n != 0 {
+		t.Errorf("%d messages are queued", n)
+	}
+}
+
+// What was cut is in the report, and not queued any more: it was counted as both, if its
+// sender had given it up.
+func TestStatsAfterTheEndOfACutMessage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLine(t, nil, nil, nil)
+		r, w := io.Pipe()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := async(func() (int, error) { return 0, l.c.SendFrom(ctx, 1<<20, r) })
+		go w.Write(make([]byte, 400_000))
+		io.ReadFull(l.p, make([]byte, 1000)) // it has begun
+		synctest.Wait()
+		cancel() // within it
+		w.CloseWithError(net.ErrClosed)
+		if res := <-done; res.err == nil {
+			t.Error("SendFrom has sent all")
+		}
+		for range 3 {
+			l.take()
+		}
+		if st := l.c.Stats(); st.QueuedMessages != 0 || st.QueuedOut != 0 {
+			t.Errorf("%+v", st)
+		}
+	})
+}

@@ -1,6 +1,6 @@
 package sockhub_test
 
-// Drained that once was lost, or came to the wrong one, in a corner.
+// When Drained is told, to whom, and how often.
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -421,55 +422,6 @@ func TestDrainedWhileEventsGetsTheConnectionBack(t *testing.T) {
 	})
 }
 
-// A large message is delayed by another that has the exempt slot, and not by the small
-// ones that are sent behind that for ever.
-func TestExemptSlotIsNotKeptForSmallMessages(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		hub := openHub(t, &sockhub.Options{OutboundLimit: 200 << 10, MaxConns: 64})
-		go func() {
-			for range hub.Events() {
-			}
-		}()
-		ours, peers := attachMany(t, hub, 2)
-		large := make([]byte, 3<<20)
-		if n, err := ours[0].SendMany(t.Context(), func(yield func([]byte) bool) {
-			for range 240 {
-				if !yield(make([]byte, 1000)) {
-					return
-				}
-			}
-		}); n != 240 {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		sent := 0
-		go func() {
-			for ours[0].Send(ctx, make([]byte, 1000)) == nil {
-				sent++
-			}
-		}()
-		go func() {
-			for ctx.Err() == nil { // 4 MB/s
-				io.CopyN(io.Discard, peers[0], 4<<10)
-				<-time.After(time.Millisecond)
-			}
-		}()
-		go io.Copy(io.Discard, peers[1])
-		<-time.After(10 * time.Millisecond)
-		waits, cancel2 := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel2()
-		begun := time.Now()
-		if err := ours[1].Send(waits, large); err != nil {
-			t.Errorf("waits for the slot for %v, in which its holder has sent %d messages: %v; %+v", time.Since(begun), sent, err, ours[0].Stats())
-		}
-		cancel()
-		<-time.After(time.Second)
-		go io.Copy(io.Discard, peers[0])
-		synctest.Wait()
-	})
-}
-
 // What a Handler's factory sends is output like any other: its Drained is told.
 func TestDrainedOfWhatTheFactorySent(t *testing.T) {
 	for _, waits := range []time.Duration{0, time.Second} {
@@ -503,4 +455,292 @@ func TestDrainedOfWhatTheFactorySent(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A Handler that sends the next part in each Drained comes to its end also where no more
+// input comes: after 16 in a row the reader parked.
+func TestAChainOfDrainedEnds(t *testing.T) {
+	const parts = 100
+	for _, end := range []string{"the peer's", "Shutdown"} {
+		t.Run(end, func(t *testing.T) {
+			s := newStand(t, nil, nil)
+			n := 0
+			h := &handlerFuncs{
+				ended: func(r *sockhub.Reply) { r.Send([]byte("x")) },
+				drained: func(r *sockhub.Reply) {
+					if n++; n < parts {
+						r.Send([]byte("x"))
+					} else {
+						r.Finish()
+					}
+				},
+			}
+			l := s.listen("tcp", &sockhub.ListenOptions{Mode: sockhub.Anonymous, HalfOpen: true, Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+			p := dialHub(t, l, "")
+			if end == "Shutdown" {
+				eventually(t, "the connection is there", func() bool { return s.Stats().Conns == 1 })
+				go s.Shutdown(soon(t))
+			} else {
+				p.closeWrite()
+			}
+			all, err := io.ReadAll(p)
+			if len(all) != parts*9 || err != nil {
+				t.Errorf("%d messages, %v; want %d", len(all)/9, err, parts)
+			}
+		})
+	}
+}
+
+// NotifyDrained may be called before anybody has heard of the connection.
+func TestNotifyDrainedInTheFactory(t *testing.T) {
+	for _, handled := range []bool{false, true} {
+		drained := make(chan struct{}, 10)
+		s := newStand(t, nil, func(b *sockhub.Batch) {
+			for range b.Drained {
+				drained <- struct{}{}
+			}
+		})
+		l := s.listen("tcp", &sockhub.ListenOptions{Mode: sockhub.Anonymous, Handler: func(c *sockhub.Conn) sockhub.Handler {
+			c.NotifyDrained()
+			if !handled {
+				return nil
+			}
+			return &handlerFuncs{drained: func(*sockhub.Reply) { drained <- struct{}{} }}
+		}})
+		dialHub(t, l, "")
+		select {
+		case <-drained:
+		case <-time.After(patience):
+			t.Errorf("handled %v: no Drained", handled)
+		}
+	}
+}
+
+// The last Drained comes, whoever has asked for the end.
+func TestDrainedComesBeforeAnEndInOrder(t *testing.T) {
+	for _, end := range []string{"Finish", "the peer's", "Shutdown"} {
+		t.Run(end, func(t *testing.T) {
+			s := newStand(t, nil, nil)
+			drained, gone := 0, make(chan int, 1)
+			h := &handlerFuncs{
+				message: func(r *sockhub.Reply, _ []byte) {
+					r.Send(make([]byte, 8<<20)) // more than a system takes at once
+					switch end {
+					case "Finish":
+						r.Flush()
+						r.Conn().Finish()
+					case "Shutdown":
+						go s.Shutdown(soon(t))
+					}
+				},
+				drained:      func(*sockhub.Reply) { drained++ },
+				disconnected: func(sockhub.Disconnection) { gone <- drained },
+			}
+			l := s.listen("tcp", &sockhub.ListenOptions{Mode: sockhub.Anonymous, Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+			p := dialHub(t, l, "")
+			p.send([]byte("x"))
+			if end == "the peer's" {
+				p.closeWrite()
+			}
+			p.receive()
+			p.atEnd()
+			p.Close()
+			if n := <-gone; n != 1 {
+				t.Errorf("%d times", n)
+			}
+		})
+	}
+}
+
+// Who gave himself to Events, and waits there for the end of the client's last connection,
+// was told of a Drained before Events had heard of him, or never.
+func TestDrainedOfWhoWaitsForEventsComesAfterHe(t *testing.T) {
+	for name, test := range map[string]struct {
+		within func(*sockhub.Reply)               // the Handler's last call
+		after  func(*sockhub.Conn, io.ReadCloser) // while the connection waits
+	}{
+		"due before": {
+			within: func(r *sockhub.Reply) { r.Conn().NotifyDrained() },
+		},
+		"due with an answer": {
+			within: func(r *sockhub.Reply) { r.Send([]byte("bye")); r.Conn().NotifyDrained() },
+		},
+		"due while it waits": {
+			after: func(c *sockhub.Conn, _ io.ReadCloser) { c.NotifyDrained() },
+		},
+		"written while it waits": {
+			after: func(c *sockhub.Conn, p io.ReadCloser) {
+				c.TrySend(make([]byte, 1<<20))
+				c.NotifyDrained()
+				go io.Copy(io.Discard, p)
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				drained, early := 0, 0
+				h := &handlerFuncs{
+					message: func(r *sockhub.Reply, _ []byte) {
+						if test.within != nil {
+							test.within(r)
+						}
+						r.SetHandler(nil)
+					},
+					drained: func(*sockhub.Reply) { early++ },
+				}
+				made := 0
+				r := newRoom(t, nil, &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
+					if made++; made == 1 {
+						return nil
+					}
+					return h
+				}})
+				r.expected("bob", nil)
+				r.join("bob")
+				r.conn("bob").Close()
+				synctest.Wait() // its end waits in Events, untaken
+				p := r.join("bob")
+				c := r.conn("bob")
+				p.Write(frame("go"))
+				synctest.Wait()
+				if test.after != nil {
+					test.after(c, p)
+				}
+				there := false
+				for range 10 {
+					b := r.take()
+					there = there || slices.Contains(b.Connected, c)
+					for _, d := range b.Drained {
+						if drained++; d != c || !there {
+							t.Errorf("Drained of %v before its Connected", d)
+						}
+					}
+				}
+				if !there || drained != 1 {
+					t.Errorf("connected: %v; %d Drained, want 1, after %d of the Handler", there, drained, early)
+				}
+			})
+		})
+	}
+}
+
+// Nothing was due, so nothing is told: what was written while nobody could hear of it is
+// no reason for a Drained.
+func TestNoDrainedOfWhoWaitsForEventsUnasked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		made := 0
+		r := newRoom(t, nil, &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
+			if made++; made == 1 {
+				return nil
+			}
+			return &handlerFuncs{message: func(r *sockhub.Reply, _ []byte) { r.SetHandler(nil) }}
+		}})
+		r.expected("bob", nil)
+		r.join("bob")
+		r.conn("bob").Close()
+		synctest.Wait()
+		p := r.join("bob")
+		c := r.conn("bob")
+		p.Write(frame("go"))
+		synctest.Wait()
+		if err := c.TrySend([]byte("x")); err != nil {
+			t.Error(err)
+		}
+		expect(t, p, frame("x"))
+		for range 10 {
+			if b := r.take(); len(b.Drained) > 0 {
+				t.Errorf("%d Drained", len(b.Drained))
+			}
+		}
+	})
+}
+
+// A TrySend that a run of somebody else's has refused hears of the run's end, though the
+// run leaves nothing to write.
+func TestDrainedComesAfterARunThatHasRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &stalling{sockhub.Uvarint(), 77, make(chan struct{}), make(chan struct{})}
+		l := newLine(t, &sockhub.Options{WriteTimeout: -1}, nil, &sockhub.ListenOptions{Framing: f})
+		go io.Copy(io.Discard, l.p)
+		<-time.After(time.Minute) // now no clock runs that would find it by chance
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			defer func() { recover() }()
+			l.c.SendMany(t.Context(), func(yield func([]byte) bool) {
+				yield(make([]byte, 300<<10))
+				yield(make([]byte, f.size)) // hands the first one over
+			})
+		}()
+		<-f.at
+		synctest.Wait()
+		for l.c.Stats().QueuedOut > 0 || len(l.take().Drained) > 0 {
+			synctest.Wait()
+		}
+		if err := l.c.TrySend([]byte("x")); !errors.Is(err, sockhub.ErrBackpressure) {
+			t.Fatalf("TrySend during a run: %v", err)
+		}
+		close(f.on)
+		<-ended
+		told := 0
+		for range time.Tick(time.Second) {
+			select {
+			case b := <-l.Events():
+				told += len(b.Drained)
+				continue
+			default:
+			}
+			break
+		}
+		if told != 1 {
+			t.Errorf("Drained came %d times", told)
+		}
+	})
+}
+
+// drainedOf returns how many messages were queued at each Drained of a connection whose
+// Handler is called with one message.
+func drainedOf(t *testing.T, message func(r *sockhub.Reply, m []byte), during func(c *sockhub.Conn)) (queued []int) {
+	h := &handlerFuncs{
+		message: message,
+		drained: func(r *sockhub.Reply) { queued = append(queued, r.Conn().Stats().QueuedMessages) },
+	}
+	_, c, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+	peer.Write(frame("go"))
+	synctest.Wait()
+	during(c)
+	synctest.Wait()
+	go io.Copy(io.Discard, peer)
+	synctest.Wait()
+	return queued
+}
+
+func TestDrainedWaitsForWhatIsAnsweredAfterFlush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		queued := drainedOf(t, func(r *sockhub.Reply, m []byte) {
+			r.Send([]byte("first"))
+			r.Flush()
+			r.Send(make([]byte, 1<<20)) // more than the transport takes
+		}, func(*sockhub.Conn) {})
+		if !slices.Equal(queued, []int{0}) {
+			t.Errorf("messages queued at each Drained: %v", queued)
+		}
+	})
+}
+
+func TestDrainedWaitsForTheAnswerOfTheCallUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		on := make(chan struct{})
+		queued := drainedOf(t, func(r *sockhub.Reply, m []byte) {
+			<-on
+			r.Send(make([]byte, 1<<20))
+		}, func(c *sockhub.Conn) {
+			c.Send(t.Context(), []byte("of another's")) // is written, which is for Drained to tell
+			synctest.Wait()
+			close(on)
+		})
+		if !slices.Equal(queued, []int{0}) {
+			t.Errorf("messages queued at each Drained: %v", queued)
+		}
+	})
 }
