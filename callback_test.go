@@ -705,3 +705,11 @@ func TestFramingThatCannotExpressTheHandshake(t *testing.T) {
 		}
 	})
 }
+
+// leave leaves a callback in a way that it should not.
+func leave(how string) {
+	if how == "panic" {
+		panic("boom")
+	}
+	runtime.Goexit()
+}

@@ -114,7 +114,7 @@ func (f notInPlace) AppendHeader(dst []byte, n uint64) []byte {
 
 func TestFramingThatAppendsToACopy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := sockhub.LengthPrefix(4, leOrder)
+		f := sockhub.LengthPrefix(4, binary.LittleEndian)
 		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }}
 		_, p := serveMemory(t, openHub(t, nil), nil, sockhub.ListenOptions{
 			Framing: notInPlace{f},

@@ -3,6 +3,7 @@ package sockhub_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -67,7 +68,7 @@ func serveHandler(t *testing.T, mode sockhub.Mode, h sockhub.Handler, o *sockhub
 
 // frame is m on the wire.
 func frame(m string) []byte {
-	return append(sockhub.LengthPrefix(8, leOrder).AppendHeader(nil, uint64(len(m))), m...)
+	return append(sockhub.LengthPrefix(8, binary.LittleEndian).AppendHeader(nil, uint64(len(m))), m...)
 }
 
 func frames(ms ...string) (wire []byte) {

@@ -3,6 +3,7 @@ package sockhub_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"math"
@@ -236,7 +237,7 @@ func TestStreamEndsWithItsConnection(t *testing.T) {
 						}
 					}()
 				}
-				peer.Write(sockhub.LengthPrefix(8, leOrder).AppendHeader(nil, math.MaxUint64))
+				peer.Write(sockhub.LengthPrefix(8, binary.LittleEndian).AppendHeader(nil, math.MaxUint64))
 				peer.Write(make([]byte, 5000))
 				synctest.Wait()
 				go e.end(hub, c, peer)

@@ -109,20 +109,3 @@ func TestAnswersBehindARunAreUnsentInOrder(t *testing.T) {
 		}
 	})
 }
-
-// stalling is a Framing that takes its time for one size, and then panics.
-type stalling struct {
-	sockhub.Framing
-	size uint64
-	at   chan struct{} // closed when it has begun
-	on   chan struct{}
-}
-
-func (s *stalling) AppendHeader(dst []byte, n uint64) []byte {
-	if n == s.size {
-		close(s.at)
-		<-s.on
-		panic("stalling")
-	}
-	return s.Framing.AppendHeader(dst, n)
-}
