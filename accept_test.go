@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Accept that fails, and the ends of listeners.
+
 import (
 	"context"
 	"errors"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// What Handlers answer over transports that fail: the reports balance.
+
 import (
 	"context"
 	"crypto/tls"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Broadcast, and what small messages in a burst share.
+
 import (
 	"bytes"
 	"context"

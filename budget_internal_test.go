@@ -1,5 +1,7 @@
 package sockhub
 
+// The memory that is lent to messages that have begun.
+
 import "testing"
 
 // Memory that lies about is lent to messages that have only begun, but not without

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// The limits that connections, and hubs, share.
+
 import (
 	"bytes"
 	"context"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Every public call in every state.
+
 import (
 	"bytes"
 	"context"

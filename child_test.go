@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Tests that need another process run this test binary as one.
+
 import (
 	"bufio"
 	"context"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// How connections and hubs end: Close, Finish, Shutdown, and WriteTimeout.
+
 import (
 	"bytes"
 	"context"

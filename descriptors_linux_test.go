@@ -1,5 +1,7 @@
 package sockhub_test
 
+// A process that has no more descriptors.
+
 import (
 	"fmt"
 	"net"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Dials that fail, and with which error.
+
 import (
 	"context"
 	"errors"

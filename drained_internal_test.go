@@ -1,5 +1,7 @@
 package sockhub
 
+// Handlers that have their Drained from BaseHandler, and are spared the calls.
+
 import (
 	"io"
 	"net"

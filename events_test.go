@@ -1,5 +1,7 @@
 package sockhub_test
 
+// What a receiver of Events sees, whatever he does.
+
 import (
 	"bytes"
 	"cmp"

@@ -1,5 +1,7 @@
 package sockhub
 
+// The decoder, and the headers on the wire; framing_test.go has whole connections.
+
 import (
 	"bytes"
 	"encoding/binary"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Framings over whole connections; frame_test.go has the decoder alone.
+
 import (
 	"bytes"
 	"context"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Anything as the input of a handshake; script_test.go has what comes after it.
+
 import (
 	"bytes"
 	"context"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Answers of a Handler about the time at which its connection ends.
+
 import (
 	"errors"
 	"io"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Handler and Reply: the calls, their order, and what is refused.
+
 import (
 	"bytes"
 	"context"

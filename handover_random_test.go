@@ -1,5 +1,7 @@
 package sockhub_test
 
+// The subject of handover_test.go, at random.
+
 import (
 	"context"
 	"fmt"

@@ -1,5 +1,7 @@
 package sockhub
 
+// What a handshake leaves behind: no claim, and no end of one that was let in.
+
 import (
 	"net"
 	"testing"

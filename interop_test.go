@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Peers in Python that speak the wire format.
+
 import (
 	"bufio"
 	"bytes"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Names at the same moment: one owner at a time.
+
 import (
 	"context"
 	"errors"

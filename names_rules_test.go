@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Who may have a name, and the other options of one.
+
 import (
 	"context"
 	"errors"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Names, IDs, claims, and how clients come and go.
+
 import (
 	"bytes"
 	"context"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Orderly ends, at random.
+
 import (
 	"context"
 	"errors"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// UDP, unixgram and unixpacket; datagrams_linux_test.go has what is of Linux alone.
+
 import (
 	"bytes"
 	"context"

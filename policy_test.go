@@ -1,5 +1,7 @@
 package sockhub
 
+// Rules, and what a Peer is.
+
 import (
 	"crypto/ecdsa"
 	"crypto/elliptic"

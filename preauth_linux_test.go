@@ -1,5 +1,7 @@
 package sockhub_test
 
+// The subject of preauth_test.go over sockets, from many addresses.
+
 import (
 	"fmt"
 	"net"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// What peers can do before they are admitted, and how much of it.
+
 import (
 	"bytes"
 	"context"

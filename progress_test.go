@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Many senders and little room, at random: everybody gets on.
+
 import (
 	"context"
 	"errors"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// PROXY headers.
+
 import (
 	"context"
 	"crypto/tls"

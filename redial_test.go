@@ -1,5 +1,7 @@
 package sockhub_test
 
+// DialOptions.Reconnect.
+
 import (
 	"context"
 	"errors"

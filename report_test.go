@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Report: what was written, cut and not sent.
+
 import (
 	"context"
 	"errors"

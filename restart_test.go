@@ -2,6 +2,8 @@
 
 package sockhub_test
 
+// A listening socket that is handed to another process.
+
 import (
 	"bytes"
 	"context"

@@ -2,6 +2,8 @@
 
 package sockhub_test
 
+// The race detector sees a message that is used after its Release.
+
 import (
 	"context"
 	"net"

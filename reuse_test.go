@@ -1,5 +1,7 @@
 package sockhub_test
 
+// ReuseBuffers, Release, and messages that are passed on.
+
 import (
 	"bytes"
 	"context"

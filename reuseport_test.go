@@ -1,5 +1,7 @@
 package sockhub_test
 
+// ReusePort.
+
 import (
 	"errors"
 	"fmt"

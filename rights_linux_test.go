@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Descriptors that a peer sends along (SCM_RIGHTS).
+
 import (
 	"net"
 	"os"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// The contract of Events, at random.
+
 import (
 	"context"
 	"encoding/binary"

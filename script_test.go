@@ -1,5 +1,7 @@
 package sockhub_test
 
+// The contract of one connection, as a fuzzer writes its life.
+
 import (
 	"bytes"
 	"context"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// SendFrom of files.
+
 import (
 	"bytes"
 	"context"

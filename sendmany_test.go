@@ -1,5 +1,7 @@
 package sockhub_test
 
+// What is answered during a SendMany; writer_test.go has SendMany itself.
+
 import (
 	"context"
 	"errors"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Peers on real sockets that die, stall, come back and misbehave.
+
 import (
 	"context"
 	"encoding/binary"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// What Linux sockets do: resets behind data, keep-alive, credentials.
+
 import (
 	"errors"
 	"fmt"

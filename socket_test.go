@@ -1,5 +1,7 @@
 package sockhub_test
 
+// The same program over every kind of socket.
+
 import (
 	"context"
 	"errors"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Readers that have moved to a new stack (see Conn.serve).
+
 import (
 	"fmt"
 	"io"

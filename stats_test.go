@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Stats and ConnStats; counters_test.go has what counts as input.
+
 import (
 	"context"
 	"errors"

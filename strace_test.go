@@ -2,6 +2,8 @@
 
 package sockhub_test
 
+// Which system calls are made, as strace sees them.
+
 import (
 	"context"
 	"errors"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// SendFrom, and Stream on the other side.
+
 import (
 	"bytes"
 	"context"

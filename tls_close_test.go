@@ -1,5 +1,7 @@
 package sockhub_test
 
+// How connections over TLS end.
+
 import (
 	"crypto/tls"
 	"io"

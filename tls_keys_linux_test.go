@@ -1,5 +1,7 @@
 package sockhub_test
 
+// A TLS peer that asks for new keys and reads nothing.
+
 import (
 	"crypto/aes"
 	"crypto/cipher"

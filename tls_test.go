@@ -1,5 +1,7 @@
 package sockhub_test
 
+// TLS, and Classify by the first bytes.
+
 import (
 	"bufio"
 	"bytes"

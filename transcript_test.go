@@ -1,5 +1,7 @@
 package sockhub_test
 
+// The bytes on the wire, against those in testdata/wire.
+
 import (
 	"bytes"
 	"crypto/tls"

@@ -1,5 +1,7 @@
 package sockhub_test
 
+// Sends: their order, what waits, what is refused and dropped.
+
 import (
 	"bytes"
 	"context"
