@@ -86,10 +86,10 @@ type Conn struct {
 
 	ends atomic.Uint32 // whether, and how: 0, endsInOrder or endsNow. Set with mu held
 
-	// inCall: the reader is in code of the user's, which may take any time, or, between
-	// the calls of one turn, just before or behind it. Four rely on it: recoverCall, which
-	// takes a panic for the user's; check, whose clocks of silence stand still; restLocked;
-	// and Hub.join and drain, which do not wait for such a reader. Only the reader sets it.
+	// inCall: the reader is in code of the user's, which may take any time, or just before
+	// or behind it, between the calls of one turn. So a panic is the user's (recoverCall,
+	// lastCall), the clocks of silence stand still (check, restLocked), quick may go on, and
+	// Hub.join and drain do not wait for the reader. Only the reader sets it.
 	inCall atomic.Bool
 
 	// refuses: out.refuse is set, for a look without mu. Set with it held.
@@ -112,10 +112,9 @@ type Conn struct {
 	dec       decoder
 	reply     Reply // the handler's
 
-	// mu guards what follows, up to the next empty line. Lock order: hub.mu, mu,
-	// casts.mu, cast.mu; for the others see Hub.mu. With mu held neither fan.mu is taken
-	// nor Give, Poke, Wait or Done of the budget of input called, as these call readOn,
-	// which locks a Conn.
+	// mu guards what follows, up to the next empty line. The lock order is that of Hub.mu.
+	// With mu held nobody calls Give, Poke, Wait or Done of the budget of input, which call
+	// readOn, which locks a Conn.
 	mu       gatheringLock
 	out      output
 	inMsgs   uint64
@@ -1850,7 +1849,7 @@ func (c *Conn) took() {
 	c.turnBytes += c.handed
 }
 
-// call calls the handler otherwise.
+// call calls the handler with anything else than a message, by itself.
 func (c *Conn) call(f func(*Reply)) {
 	var begun time.Duration
 	timed := c.timed()
@@ -2394,7 +2393,7 @@ type Stream struct {
 	told bool          // it was delivered; the reader's
 	wake chan struct{} // capacity 1; sent to without waiting to make the reader attend, never closed; nil: of a Handler
 
-	mu   sync.Mutex  // serializes the use of the transport by the user and by the reader; Conn.mu may be taken inside it
+	mu   sync.Mutex  // serializes the use of the transport by the user and by the reader; see Hub.mu
 	over atomic.Bool // the input is the reader's again; set with mu held
 	err  error       // what Read returns from now on
 }

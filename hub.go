@@ -100,10 +100,10 @@ type Hub struct {
 	packets packet.Stats  // of all sockets
 	table   registry.Table[client, *client]
 
-	// mu guards what follows. The lock order of the package: mu; and then fan.mu or a
-	// Conn.mu, never one of these inside the other. The locks of the registry, the budget,
-	// the watch, the packet sockets and the transports may be taken inside any of them, and
-	// none of them inside those.
+	// mu guards what follows. The lock order of the package: mu, or a Stream.mu; then fan.mu
+	// or a Conn.mu, never one of these inside the other; inside a Conn.mu casts.mu, and then
+	// cast.mu. The locks of the registry, the budget, the watch, the packet sockets and the
+	// transports may be taken inside any of them, and none of them inside those.
 	mu        sync.Mutex
 	stage     stage
 	live      map[*Conn]struct{} // every connection whose reader runs, handshakes included

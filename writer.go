@@ -598,8 +598,7 @@ type cast struct {
 	limit   int64  // of run.Charge
 	longest uint64 // message that all who joined may be sent; constant once others may add
 
-	// mu guards what follows. Conn.mu or casts.mu may be held; nothing is locked
-	// inside it.
+	// mu guards what follows. Nothing is locked inside it; see Hub.mu.
 	mu   sync.Mutex
 	run  outq.Run
 	gone []bool // of each connection, by its seat: has left, or did not join

@@ -39,16 +39,17 @@ const (
 	MaxUnix = 256 << 10
 )
 
-// Options are the limits of a socket, and what it asks of its owner. The
-// functions are called by the receiver, and must not wait nor call back.
+// Options are the limits of a socket, and what it asks of its owner.
 type Options struct {
 	Max      int    // longest datagram; longer ones are dropped and counted
 	Sessions int    // how many may be let in (LetIn)
 	Evicted  error  // the end of one that has to make place
 	Stats    *Stats // counts; several sockets may share it
 
-	Room func(n int) bool // there is room for n more bytes of what sessions have received; nil: always
-	Free func(n int)      // so many of them are free again; nil if Room is. It may lock what it likes
+	// Room reports whether there is room for n more bytes of what sessions have received;
+	// nil: always. It is called with locks held, and must neither wait nor call back.
+	Room func(n int) bool
+	Free func(n int) // so many of them are free again; nil if Room is. No lock of this package is held
 }
 
 // Stats counts datagrams that were lost here.

@@ -27,7 +27,7 @@ type session struct {
 
 	ending atomic.Bool // err or hung is set
 
-	mu      sync.Mutex // nothing is locked inside it
+	mu      sync.Mutex // guards what follows, up to the writer's; nothing is locked inside it
 	changed sync.Cond  // mu; anything that Read or Write wait for
 	in      []byte     // frames that were received and not read; from the pool while there are any
 	r       int        // where in in the next one begins, or what is left of it
