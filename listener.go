@@ -85,7 +85,7 @@ func (l *Listener) Close() error {
 	conns, _ := l.hub.everything()
 	for _, c := range conns {
 		if c.listener == l {
-			c.failIf(func() bool { return c.shaking }, ErrClosed)
+			c.giveUp(ErrClosed)
 		}
 	}
 	return err
@@ -407,18 +407,15 @@ type preface struct {
 	late    *time.Timer   // HandshakeTimeout; nil: there is none
 	failed  bool          // guarded by hub.mu
 
-	why atomic.Pointer[error] // of the first fail
+	why atomic.Pointer[error] // of the first giveUp
 }
 
-// fail ends it.
-func (p *preface) fail(err error) {
+// giveUp implements pendingPeer: it ends the preface.
+func (p *preface) giveUp(err error) {
 	p.why.CompareAndSwap(nil, &err)
 	p.nc.SetDeadline(time.Unix(1, 0)) // Close may say goodbye first
 	p.nc.Close()
 }
-
-// giveUp implements pendingPeer.
-func (p *preface) giveUp(err error) { p.fail(err) }
 
 // start runs it, unless the hub has no place for it.
 func (p *preface) start() {
@@ -459,7 +456,7 @@ func (h *Hub) failPrefaces(l *Listener) {
 	}
 	h.mu.Unlock()
 	for _, p := range failed {
-		p.fail(ErrClosed)
+		p.giveUp(ErrClosed)
 	}
 }
 
@@ -474,7 +471,7 @@ func (p *preface) run() {
 	defer func() { p.end(set, rule, err) }() // deferred because Classify may end the goroutine
 	p.nc.SetDeadline(time.Time{})            // one that is left from before would be taken for its end
 	if t := p.hub.o.HandshakeTimeout; t > 0 {
-		p.late = time.AfterFunc(t, func() { p.fail(ErrHandshakeTimeout) }) // not each net.Conn has deadlines
+		p.late = time.AfterFunc(t, func() { p.giveUp(ErrHandshakeTimeout) }) // not each net.Conn has deadlines
 	}
 	set, rule, err = p.serveWith()
 }
@@ -495,7 +492,7 @@ func (p *preface) end(set *settings, rule Rule, err error) {
 		h.someoneLeft()
 	}()
 	if p.late != nil && !p.late.Stop() {
-		p.fail(ErrHandshakeTimeout) // as it does just now
+		p.giveUp(ErrHandshakeTimeout) // as it does just now
 	}
 	if why := p.why.Load(); why != nil && !p.refused {
 		err = *why
