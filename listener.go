@@ -820,11 +820,9 @@ func (d *dialing) bind(dial func() (net.Conn, error)) (net.Conn, error) {
 	return nc, err
 }
 
-// attempt dials once.
-func (d *dialing) attempt(all context.Context) (*Conn, error) {
-	ctx, cancel := withTimeout(all, d.o.Timeout)
-	defer cancel()
-	defer context.AfterFunc(d.hub.dials, cancel)()
+// dialer is the user's, or none, with our keep-alive, and on unixgram with a hook that
+// gives our end an address to be answered at.
+func (d *dialing) dialer() net.Dialer {
 	var dialer net.Dialer
 	if d.o.Dialer != nil {
 		dialer = *d.o.Dialer
@@ -832,19 +830,29 @@ func (d *dialing) attempt(all context.Context) (*Conn, error) {
 	if dialer.KeepAliveConfig == (net.KeepAliveConfig{}) && dialer.KeepAlive == 0 {
 		dialer.KeepAliveConfig = keepAlive
 	}
-	if d.network == "unixgram" && dialer.LocalAddr == nil {
-		// ControlContext takes the place of Control.
-		if first := dialer.ControlContext; first != nil {
-			dialer.ControlContext = func(ctx context.Context, network, address string, c syscall.RawConn) error {
-				if err := first(ctx, network, address, c); err != nil {
-					return err
-				}
-				return sockopt.Autobind(network, address, c)
-			}
-		} else {
-			dialer.Control = sockopt.Then(dialer.Control, sockopt.Autobind)
-		}
+	if d.network != "unixgram" || dialer.LocalAddr != nil {
+		return dialer
 	}
+	first := dialer.ControlContext
+	if first == nil {
+		dialer.Control = sockopt.Then(dialer.Control, sockopt.Autobind)
+		return dialer
+	}
+	dialer.ControlContext = func(ctx context.Context, network, address string, c syscall.RawConn) error { // takes the place of Control
+		if err := first(ctx, network, address, c); err != nil {
+			return err
+		}
+		return sockopt.Autobind(network, address, c)
+	}
+	return dialer
+}
+
+// attempt dials once.
+func (d *dialing) attempt(all context.Context) (*Conn, error) {
+	ctx, cancel := withTimeout(all, d.o.Timeout)
+	defer cancel()
+	defer context.AfterFunc(d.hub.dials, cancel)()
+	dialer := d.dialer()
 	nc, err := d.bind(func() (net.Conn, error) { return dialer.DialContext(ctx, d.network, d.address) })
 	if err == nil {
 		var c *Conn
