@@ -65,7 +65,7 @@ type fast struct {
 	s   *socket
 	err syscall.Errno
 
-	gso bool // runs are sent as one; of who has the turn to send
+	gso bool // runs are sent as one; of who has the pen
 }
 
 func newFastBatcher(pc net.PacketConn, max int) batcher {
@@ -83,7 +83,7 @@ func newFastBatcher(pc net.PacketConn, max int) batcher {
 		return nil
 	}
 	f := &fast{pc: pc, raw: raw, slots: &unixSlots, pauses: newPauses()}
-	f.readable = f.turn
+	f.readable = f.readTurn
 	own, udp := pc.LocalAddr().(*net.UDPAddr)
 	f.udp = udp
 	raw.Control(func(fd uintptr) { f.setup(int(fd), own) })
@@ -199,9 +199,9 @@ func (f *fast) receive(s *socket) error {
 	return err
 }
 
-// turn is the callback of RawConn.Read. When fewer came than there was room for,
+// readTurn is the callback of RawConn.Read. When fewer came than there was room for,
 // there is nothing more, or an edge has come with it that the wait will find.
-func (f *fast) turn(fd uintptr) (done bool) {
+func (f *fast) readTurn(fd uintptr) (done bool) {
 	b := f.slots.Get().(*slots)
 	defer f.slots.Put(b)
 	for !f.s.over.Load() {

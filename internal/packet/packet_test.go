@@ -47,7 +47,7 @@ func TestDatagramsAreCutOutOfWhatIsWritten(t *testing.T) {
 			bodies = append(bodies, b)
 		}
 		s := newSocket(nowhere{}, Options{Max: MaxUDP, Stats: new(Stats)})
-		s.out.turn, s.out.stalled = taken, true // so that nothing is sent
+		s.out.pen, s.out.stalled = taken, true // so that nothing is sent
 		x := s.newSession(source{key: []byte("x")})
 		var got [][]byte
 		take := func() {

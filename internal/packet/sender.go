@@ -13,7 +13,7 @@ const (
 
 	// Who sends less often than this does so alone: then waiting for others
 	// saves nothing. Who sends more often has a goroutine started that will
-	// send, and may have gathered many when its turn comes.
+	// send, and may have gathered many when it runs.
 	alone = 30 * time.Microsecond
 )
 
@@ -26,25 +26,25 @@ type sender struct {
 	epoch  time.Time
 
 	mu      sync.Mutex // guards what follows; nothing is locked inside it
-	turn    turn
+	pen     pen
 	started bool   // a goroutine was started that has not looked yet
 	box     outbox // to be sent
 	spare   outbox // the memory of the one before
 	waiting []*session
-	stalled bool          // who has the turn waits for the socket
+	stalled bool          // who has the pen waits for the socket
 	swapped sync.Cond     // mu; the outbox was taken to be sent, or stalled
 	last    time.Duration // since epoch, when something was sent
 	running int           // goroutines
-	free    sync.Cond     // mu; turn is nobodys and running 0
+	free    sync.Cond     // mu; pen is nobodys and running 0
 }
 
-// turn is whose turn it is to send.
-type turn uint8
+// pen is who has the pen, as of a connection's output: he sends, and nobody else.
+type pen uint8
 
 const (
-	nobodys turn = iota
-	due          // that of the goroutine that was started, or of who takes it from there
-	taken        // whoever has taken it sends until there is nothing more
+	nobodys pen = iota
+	due         // the goroutine that was started is to take it, unless somebody else does before
+	taken       // whoever has taken it sends until there is nothing more
 )
 
 func (s *sender) init(io batcher, failed func(*session, error)) {
@@ -52,7 +52,7 @@ func (s *sender) init(io batcher, failed func(*session, error)) {
 	s.free.L, s.swapped.L = &s.mu, &s.mu
 }
 
-// acquire takes the turn, unless somebody is sending: what is queued from now on
+// acquire takes the pen, unless somebody is sending: what is queued from now on
 // waits for flush.
 func (s *sender) acquire() bool {
 	if !s.io.tries() {
@@ -60,10 +60,10 @@ func (s *sender) acquire() bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.turn == taken {
+	if s.pen == taken {
 		return false
 	}
-	s.turn = taken
+	s.pen = taken
 	return true
 }
 
@@ -80,13 +80,13 @@ func (s *sender) write(x *session, v [][]byte) (n int) {
 		many := len(s.box.items)
 		switch {
 		case many == 0:
-		case s.turn == taken:
+		case s.pen == taken:
 			if full && s.io.tries() && !s.stalled {
 				s.swapped.Wait()
 				continue
 			}
-		case s.io.tries() && (many >= writeBatch || s.turn == nobodys && time.Since(s.epoch)-s.last > alone):
-			s.turn = taken
+		case s.io.tries() && (many >= writeBatch || s.pen == nobodys && time.Since(s.epoch)-s.last > alone):
+			s.pen = taken
 			s.sendLocked(noFD)
 			if full && !s.stalled {
 				continue
@@ -130,9 +130,9 @@ func (at *place) advance(v [][]byte, n int) {
 	at.off += n
 }
 
-// startLocked gives the turn to a goroutine.
+// startLocked leaves the pen to a goroutine.
 func (s *sender) startLocked() {
-	s.turn = due
+	s.pen = due
 	if !s.started {
 		s.started = true
 		s.running++
@@ -144,8 +144,8 @@ func (s *sender) startLocked() {
 func (s *sender) run() {
 	s.mu.Lock()
 	defer s.exitLocked()
-	if s.started = false; s.turn == due {
-		s.turn = taken
+	if s.started = false; s.pen == due {
+		s.pen = taken
 		s.sendLocked(wait)
 	}
 }
@@ -158,7 +158,7 @@ func (s *sender) exitLocked() {
 }
 
 // flush sends what is queued, without waiting: if the socket is full, a
-// goroutine goes on. The caller has the turn, and loses it.
+// goroutine goes on. The caller has the pen, and loses it.
 func (s *sender) flush(fd int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -195,7 +195,7 @@ func (s *sender) sendLocked(fd int) {
 		}
 		s.sentLocked(&box)
 	}
-	s.turn = nobodys
+	s.pen = nobodys
 	s.last = time.Since(s.epoch)
 	s.free.Broadcast()
 }
@@ -231,7 +231,7 @@ func (s *sender) sentLocked(box *outbox) {
 func (s *sender) join() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.turn != nobodys || s.running > 0 {
+	for s.pen != nobodys || s.running > 0 {
 		s.free.Wait()
 	}
 }

@@ -200,7 +200,7 @@ type round struct {
 	s       *socket
 	last    *session // that of the datagram before, which is often the next one's too
 	woken   bool
-	sending bool // the sender's token is ours
+	sending bool // the sender's pen is ours
 }
 
 // begin also keeps the sessions' readers from sending one by one.
