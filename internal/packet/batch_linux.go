@@ -124,13 +124,13 @@ func (f *fast) setup(fd int, own *net.UDPAddr) {
 // slots is what one recvmmsg fills. They are pooled: a socket that waits has
 // none.
 type slots struct {
-	size  int // of a buffer
-	mem   []byte
-	used  int // headers that the last call has changed
-	hdrs  []mmsghdr
-	iovs  []unix.Iovec
-	ctls  []received
-	names []unix.RawSockaddrAny
+	stride int // from one buffer to the next
+	mem    []byte
+	used   int // headers that the last call has changed
+	hdrs   []mmsghdr
+	iovs   []unix.Iovec
+	ctls   []received
+	names  []unix.RawSockaddrAny
 }
 
 var (
@@ -144,7 +144,7 @@ var (
 // descriptors (SCM_RIGHTS), and the system opens those that there is room for.
 func newSlots(n, size, stride, controls int) *slots {
 	b := &slots{
-		size: stride, mem: make([]byte, n*stride), used: n,
+		stride: stride, mem: make([]byte, n*stride), used: n,
 		hdrs: make([]mmsghdr, n), iovs: make([]unix.Iovec, n), ctls: make([]received, controls), names: make([]unix.RawSockaddrAny, n),
 	}
 	for i := range b.hdrs {
@@ -178,7 +178,7 @@ func (b *slots) receive(fd int) (n int, errno syscall.Errno) {
 			b.used = int(r)
 			if raceReceived != nil {
 				for i := range b.used {
-					raceReceived(fd, b.mem[i*b.size:][:b.hdrs[i].n])
+					raceReceived(fd, b.mem[i*b.stride:][:b.hdrs[i].n])
 				}
 			}
 			return b.used, 0
@@ -254,7 +254,7 @@ func (f *fast) drain(s *socket) {
 // size but for the last, from one source.
 func (f *fast) hand(r *round, b *slots, i int) {
 	m := &b.hdrs[i]
-	body := b.mem[i*b.size:][:m.n]
+	body := b.mem[i*b.stride:][:m.n]
 	from := source{key: unsafe.Slice((*byte)(unsafe.Pointer(&b.names[i])), m.hdr.Namelen)}
 	if len(b.ctls) > 0 {
 		from.control = unsafe.Slice((*byte)(unsafe.Pointer(&b.ctls[i])), m.hdr.Controllen)
