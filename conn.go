@@ -66,7 +66,7 @@ type Conn struct {
 
 	// Owned by the reader goroutine.
 	handler  Handler    // nil: Events
-	work     *turn      // the one that the reader is in, or nil
+	scratch  *scratch   // of the turn that the reader is in, or nil
 	stream   *Stream    // input waits for it to be read; nil: none
 	greet    *greeting  // the handshake under way; nil after it
 	diverted *diversion // input waits for what Events has not given away yet; nil mostly
@@ -434,13 +434,13 @@ const (
 	maxRead   = 256 << 10 // at once, into a message's own buffer, for Events
 	maxHeard  = 1 << 20   // ... for a Handler, whose call finds it in the caches
 	minRate   = 64 << 10  // bytes per second that who was given the budget's token has to come up to
-	readTurn  = 128 << 10 // after this much, others get their turn
+	maxTurn   = 128 << 10 // after this much, others get their turn
 	doubt     = 100 * time.Millisecond
 )
 
-// turn is what a reader needs while there is something to read. It is pooled,
+// scratch is what a reader needs while there is something to read. It is pooled,
 // so that a connection that waits holds nothing.
-type turn struct {
+type scratch struct {
 	vec       vec            // to write what a handler answers
 	gathering *gathering     // of what a handler answers; nil until it is used first
 	chunk     *chunk.Chunk   // that free lies in, with ReuseBuffers
@@ -451,55 +451,55 @@ type turn struct {
 	delivered int64          // of what is held, now the hub's
 }
 
-var turns = sync.Pool{New: func() any { return new(turn) }}
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
-// borrowing turns have a chunk to read into that is used again.
-var borrowing = sync.Pool{New: func() any { return &turn{chunk: chunk.Get(chunk.Size)} }}
+// reuseScratches have a chunk to read into that is used again.
+var reuseScratches = sync.Pool{New: func() any { return &scratch{chunk: chunk.Get(chunk.Size)} }}
 
-// getTurn takes a turn, to be given back by putTurn.
-func (c *Conn) getTurn() *turn {
+// getScratch takes what a turn needs, to be given back by putScratch.
+func (c *Conn) getScratch() *scratch {
 	if c.set.reuse {
-		return borrowing.Get().(*turn)
+		return reuseScratches.Get().(*scratch)
 	}
-	return turns.Get().(*turn)
+	return scratches.Get().(*scratch)
 }
 
-func (c *Conn) putTurn(t *turn) {
+func (c *Conn) putScratch(s *scratch) {
 	if c.reply.gathering != nil {
 		c.mu.Lock()
 		c.reply.gatherNoMoreLocked()
 		c.mu.Unlock()
 	}
-	c.work = nil
+	c.scratch = nil
 	if c.set.reuse {
-		borrowing.Put(t)
+		reuseScratches.Put(s)
 	} else {
-		turns.Put(t)
+		scratches.Put(s)
 	}
 }
 
-// reserve makes free at least n bytes long.
-func (t *turn) reserve(n int) {
+// grow makes free at least n bytes long.
+func (s *scratch) grow(n int) {
 	switch {
-	case t.chunk == nil && len(t.free) < n:
-		t.free = make([]byte, max(n, readChunk))
-	case t.chunk != nil && t.chunk.Alone() && len(t.chunk.Mem()) >= n:
-		t.free = t.chunk.Mem() // nobody has messages in it any more
-	case t.chunk != nil && len(t.free) < n:
-		t.chunk.Release()
-		t.chunk = chunk.Get(max(n, chunk.Size))
-		t.free = t.chunk.Mem()
+	case s.chunk == nil && len(s.free) < n:
+		s.free = make([]byte, max(n, readChunk))
+	case s.chunk != nil && s.chunk.Alone() && len(s.chunk.Mem()) >= n:
+		s.free = s.chunk.Mem() // nobody has messages in it any more
+	case s.chunk != nil && len(s.free) < n:
+		s.chunk.Release()
+		s.chunk = chunk.Get(max(n, chunk.Size))
+		s.free = s.chunk.Mem()
 	}
 }
 
 // spend takes away the first n bytes of free, which messages lie in now.
-func (t *turn) spend(n int) {
+func (s *scratch) spend(n int) {
 	const line = 64 // the next reader's bytes begin on a cache line of their own
-	if n = (n + line - 1) &^ (line - 1); len(t.free)-n < minFree {
-		t.free = nil // the next turn gets another
+	if n = (n + line - 1) &^ (line - 1); len(s.free)-n < minFree {
+		s.free = nil // the next turn gets another
 		return
 	}
-	t.free = t.free[n:]
+	s.free = s.free[n:]
 }
 
 // serve is the reader goroutine: it begins the handshake, reads to the end,
@@ -537,7 +537,7 @@ func (c *Conn) serve() {
 			} // else it has begun since attend looked, and is the handler's
 			continue
 		}
-		if err := c.t.Read(c.turn); err != nil && err != transport.ErrKicked {
+		if err := c.t.Read(c.readTurn); err != nil && err != transport.ErrKicked {
 			c.fail(c.opError("read", err))
 		}
 	}
@@ -678,8 +678,8 @@ func (c *Conn) drainedComesLocked() bool {
 	return c.handler != nil && !c.stopped && !o.frozen && (o.drained || o.handled && o.writing && o.drainedDue())
 }
 
-// turn reads until nothing more is there. It runs inside transport.Conn.Read.
-func (c *Conn) turn() (park bool) {
+// readTurn reads until nothing more is there. It runs inside transport.Conn.Read.
+func (c *Conn) readTurn() (park bool) {
 	switch {
 	case c.input == ended:
 		return c.watchPeer() && !c.owesDrained()
@@ -689,20 +689,20 @@ func (c *Conn) turn() (park bool) {
 		c.hold()
 		return !c.owesDrained()
 	}
-	t, long := c.getTurn(), false
-	c.work = t
+	s, long := c.getScratch(), false
+	c.scratch = s
 	if c.input == discarding {
-		t.reserve(minChunk)
-		park = c.discard(t.free)
+		s.grow(minChunk)
+		park = c.discard(s.free)
 	} else {
-		t.reserve(c.dec.need())
-		c.dec.move(t.free)
-		park, long = c.readSome(t)
-		t.spend(c.dec.park())
-		c.settle(t, c.dec.partial())
+		s.grow(c.dec.need())
+		c.dec.move(s.free)
+		park, long = c.readSome(s)
+		s.spend(c.dec.park())
+		c.settle(s, c.dec.partial())
 		c.starve()
 	}
-	c.putTurn(t)
+	c.putScratch(s)
 	if long {
 		// Only now: who yields comes last, and would keep meanwhile what others wait
 		// for. With 1,000 echoes of 1 MiB, all of InboundLimit was in such hands.
@@ -753,23 +753,23 @@ func (c *Conn) timed() bool {
 	return c.stream == nil && (c.set.idleTimeout != 0 || c.dec.partial() > 0)
 }
 
-// readSome is turn, with something to read into. long: it was enough for once, and
+// readSome is readTurn, with something to read into. long: it was enough for once, and
 // others are to have their turn.
-func (c *Conn) readSome(t *turn) (park, long bool) {
+func (c *Conn) readSome(s *scratch) (park, long bool) {
 	var (
 		read, n     int
 		drained     bool
 		ok          = true
-		called, err = c.cut(t) // what came behind the handshake or before a pause
+		called, err = c.cut(s) // what came behind the handshake or before a pause
 	)
 	if called {
 		c.listening()
 		c.afterCalls()
 	}
-	for err == nil && ok && !drained && read < readTurn && !c.holdsBack() {
-		if n, drained, ok, err = c.receive(t); n > 0 {
+	for err == nil && ok && !drained && read < maxTurn && !c.holdsBack() {
+		if n, drained, ok, err = c.receive(s); n > 0 {
 			read += n
-			called, e := c.cut(t)
+			called, e := c.cut(s)
 			if e != nil {
 				err = e
 			}
@@ -787,17 +787,17 @@ func (c *Conn) readSome(t *turn) (park, long bool) {
 		c.fail(err)
 		return false, false
 	}
-	long = read >= readTurn
+	long = read >= maxTurn
 	return !long && !c.stopped && !c.reply.drained && c.stream == nil, long
 }
 
 // receive reads once. ok is false if the budget does not let it.
-func (c *Conn) receive(t *turn) (n int, drained, ok bool, err error) {
+func (c *Conn) receive(s *scratch) (n int, drained, ok bool, err error) {
 	if c.dec.full() {
-		c.nextChunk(t)
+		c.nextChunk(s)
 	}
-	if t.chunk != nil && c.dec.atEnd() && t.chunk.Alone() {
-		c.dec.move(t.chunk.Mem()) // the front is warm
+	if s.chunk != nil && c.dec.atEnd() && s.chunk.Alone() {
+		c.dec.move(s.chunk.Mem()) // the front is warm
 	}
 	space := c.dec.space()
 	most := maxRead
@@ -815,12 +815,12 @@ func (c *Conn) receive(t *turn) (n int, drained, ok bool, err error) {
 		// is read either before the peer is admitted.
 		space = space[:min(len(space), max(1, handshakeBytes-c.dec.partial()))]
 	}
-	if space = c.reserve(t, space); len(space) == 0 {
+	if space = c.reserve(s, space); len(space) == 0 {
 		return 0, false, false, nil
 	}
 	n, drained, err = c.t.TryRead(space)
 	c.dec.advance(n)
-	t.credit -= int64(n)
+	s.credit -= int64(n)
 	if err != nil && err != io.EOF {
 		err = c.opError("read", err)
 	}
@@ -829,41 +829,41 @@ func (c *Conn) receive(t *turn) (n int, drained, ok bool, err error) {
 
 // nextChunk gives the decoder another chunk. The bytes of the one before are
 // messages', and those of the unfinished one, which move.
-func (c *Conn) nextChunk(t *turn) {
+func (c *Conn) nextChunk(s *scratch) {
 	need := c.dec.need()
-	if t.chunk == nil {
-		t.free = nil
-		t.reserve(need)
-		c.dec.move(t.free)
+	if s.chunk == nil {
+		s.free = nil
+		s.grow(need)
+		c.dec.move(s.free)
 		return
 	}
-	if t.chunk.Alone() && len(t.chunk.Mem()) >= need {
-		c.dec.move(t.chunk.Mem()) // to its front
+	if s.chunk.Alone() && len(s.chunk.Mem()) >= need {
+		c.dec.move(s.chunk.Mem()) // to its front
 		return
 	}
-	old := t.chunk
-	t.chunk = chunk.Get(max(need, chunk.Size))
-	t.free = t.chunk.Mem()
-	c.dec.move(t.free)
+	old := s.chunk
+	s.chunk = chunk.Get(max(need, chunk.Size))
+	s.free = s.chunk.Mem()
+	c.dec.move(s.free)
 	old.Release()
 }
 
 // reserve takes room in the budget for reading into space, or into less of it.
-func (c *Conn) reserve(t *turn, space []byte) []byte {
-	lacks := int64(len(space)) - t.credit
+func (c *Conn) reserve(s *scratch, space []byte) []byte {
+	lacks := int64(len(space)) - s.credit
 	if lacks <= 0 {
 		return space
 	}
 	if !c.token && c.hub.budget.in.Reserve(lacks) {
-		t.credit += lacks
+		s.credit += lacks
 		c.held += lacks
 		return space
 	}
 	if c.token && c.dec.lacks > 0 {
 		space = space[:min(len(space), c.dec.lacks)]
-		if lacks = int64(len(space)) - t.credit; lacks > 0 {
+		if lacks = int64(len(space)) - s.credit; lacks > 0 {
 			c.hub.budget.in.Force(lacks)
-			t.credit += lacks
+			s.credit += lacks
 			c.held += lacks
 		}
 		return space
@@ -878,10 +878,10 @@ func (c *Conn) reserve(t *turn, space []byte) []byte {
 // settle makes what is held of the budget what it is to be at the end of a
 // turn, when kept bytes of an unfinished message are left and the rest was
 // delivered, for which the hub holds so much.
-func (c *Conn) settle(t *turn, kept int) {
-	c.hub.budget.in.Give(c.held - int64(kept) - t.delivered)
+func (c *Conn) settle(s *scratch, kept int) {
+	c.hub.budget.in.Give(c.held - int64(kept) - s.delivered)
 	c.held = int64(kept)
-	t.credit, t.delivered = 0, 0
+	s.credit, s.delivered = 0, 0
 }
 
 // endToken gives the budget's token back, when the message is complete.
@@ -913,9 +913,9 @@ func (c *Conn) readOn(token bool) {
 	c.kickReader()
 }
 
-// discard is turn after Finish: what comes is dropped.
+// discard is readTurn after Finish: what comes is dropped.
 func (c *Conn) discard(p []byte) (park bool) {
-	for read := 0; read < readTurn; {
+	for read := 0; read < maxTurn; {
 		n, drained, err := c.t.TryRead(p)
 		read += n
 		switch {
@@ -935,13 +935,13 @@ func (c *Conn) discard(p []byte) (park bool) {
 
 // cut takes the complete messages out of what was received and delivers them. If it has
 // called the handler, afterCalls is to follow.
-func (c *Conn) cut(t *turn) (called bool, err error) {
+func (c *Conn) cut(s *scratch) (called bool, err error) {
 	for !c.holdsBack() {
 		if called && !c.reply.shouldGather() && c.quick() {
 			continue
 		}
 		if c.handler == nil && c.greet == nil && !c.token {
-			t.msgs = c.dec.whole(t.msgs)
+			s.msgs = c.dec.whole(s.msgs)
 		}
 		msg, ok, e := c.dec.next()
 		if e != nil {
@@ -985,16 +985,16 @@ func (c *Conn) cut(t *turn) (called bool, err error) {
 				c.dec.own = nil
 			}
 		default:
-			t.msgs = append(t.msgs, msg)
+			s.msgs = append(s.msgs, msg)
 			if c.dec.own != nil {
-				t.own = append(t.own, c.dec.own)
+				s.own = append(s.own, c.dec.own)
 				c.dec.own = nil
 			}
 		}
 	}
-	if n := len(t.msgs); n > 0 {
+	if n := len(s.msgs); n > 0 {
 		c.turnMsgs += int32(n)
-		c.turnBytes += c.deliver(t)
+		c.turnBytes += c.deliver(s)
 	}
 	return called, err
 }
@@ -1068,16 +1068,16 @@ func (c *Conn) afterCalls() {
 	c.reply.side.Free()
 }
 
-// deliver hands the messages in t to the hub, and returns the bytes of their bodies.
-func (c *Conn) deliver(t *turn) (size int) {
-	size = sizeOf(t.msgs)
-	if c.hub.fan.deliver(c, t, int64(size)+int64(len(t.msgs))*MessageCharge) {
+// deliver hands the messages in s to the hub, and returns the bytes of their bodies.
+func (c *Conn) deliver(s *scratch) (size int) {
+	size = sizeOf(s.msgs)
+	if c.hub.fan.deliver(c, s, int64(size)+int64(len(s.msgs))*MessageCharge) {
 		c.paused = true
 	}
-	clear(t.msgs)
-	t.msgs = t.msgs[:0]
-	clear(t.own)
-	t.own = t.own[:0]
+	clear(s.msgs)
+	s.msgs = s.msgs[:0]
+	clear(s.own)
+	s.own = s.own[:0]
 	return size
 }
 
@@ -1088,7 +1088,7 @@ func (c *Conn) deliver(t *turn) (size int) {
 func (c *Conn) parking(doubtful, progress bool) {
 	if c.handler != nil && progress && c.hub.sent.Load() {
 		c.hub.sent.Store(false)
-		c.hub.turn.Add(1)
+		c.hub.epoch.Add(1)
 	}
 	partial := c.dec.partial() > 0 || c.dec.stream > 0
 	holding := c.input == reading && c.holdsBack()
@@ -1201,7 +1201,7 @@ func (c *Conn) reportEnd() {
 	c.endTaken()
 }
 
-// watchPeer is the turn of a reader that has seen the end of the input: it
+// watchPeer is readTurn of a reader that has seen the end of the input: it
 // stays parked, to see it when the peer dies.
 func (c *Conn) watchPeer() (park bool) {
 	gone := c.t.Gone()
@@ -1751,12 +1751,12 @@ func (c *Conn) undivert() {
 		return
 	}
 	if len(d.msgs) > 0 && c.handler == nil {
-		t := c.getTurn()
-		t.msgs = append(t.msgs, d.msgs...)
-		c.deliver(t)
-		c.hub.budget.in.Force(t.delivered)
-		t.delivered = 0
-		c.putTurn(t)
+		s := c.getScratch()
+		s.msgs = append(s.msgs, d.msgs...)
+		c.deliver(s)
+		c.hub.budget.in.Force(s.delivered)
+		s.delivered = 0
+		c.putScratch(s)
 	}
 	if d.stream && c.stream != nil {
 		c.stream.told = false // it was taken back
@@ -1899,19 +1899,19 @@ func (c *Conn) starve() {
 
 // cutRest delivers what was read and had to wait for room.
 func (c *Conn) cutRest() {
-	t := c.getTurn()
-	t.reserve(c.dec.need())
-	c.dec.move(t.free)
-	called, err := c.cut(t)
+	s := c.getScratch()
+	s.grow(c.dec.need())
+	c.dec.move(s.free)
+	called, err := c.cut(s)
 	if called {
 		c.afterCalls()
 	}
 	if err != nil {
 		c.fail(err)
 	}
-	t.spend(c.dec.park())
-	c.settle(t, c.dec.partial())
-	c.putTurn(t)
+	s.spend(c.dec.park())
+	c.settle(s, c.dec.partial())
+	c.putScratch(s)
 }
 
 // makeRoom writes what the handler has answered, and pauses the input if that
@@ -2034,14 +2034,14 @@ func (r *Reply) gather() {
 // gatherLocked makes the next calls' answers gather in the turn's slab: when one
 // call has answered, and more messages have come, more answers are likely.
 func (r *Reply) gatherLocked() {
-	t := r.c.work
-	if r.refused = r.refused || r.c.out.refuse != nil; t == nil || r.full || r.refused {
+	s := r.c.scratch
+	if r.refused = r.refused || r.c.out.refuse != nil; s == nil || r.full || r.refused {
 		return
 	}
-	if t.gathering == nil {
-		t.gathering = new(gathering)
+	if s.gathering == nil {
+		s.gathering = new(gathering)
 	}
-	g := t.gathering
+	g := s.gathering
 	o := &r.c.out
 	charge := o.charge()
 	g.slab.Reset(min(o.limit-charge, r.c.hub.budget.out.Left(&o.share, charge)))

@@ -95,8 +95,8 @@ type Hub struct {
 
 	budget  *Budget
 	poke    atomic.Bool   // readers that wait for the budget are to be told; the hub goroutine does
-	turn    atomic.Uint64 // counts batches taken, and turns of Handlers after which sent was set; see Conn.sendLocked
-	sent    atomic.Bool   // a Send has happened since the last turn of a Handler
+	epoch   atomic.Uint64 // the number of one, which ends with a batch that is taken, or a turn of a Handler's reader if sent is set; see Conn.sendLocked
+	sent    atomic.Bool   // a Send has happened since the last turn of a Handler's reader
 	packets packet.Stats  // of all sockets
 	table   registry.Table[client, *client]
 
@@ -406,7 +406,7 @@ func (e *BroadcastError) Unwrap() []error {
 // it yielded before has the message.
 func (h *Hub) Broadcast(to iter.Seq[*Conn], msg []byte) (n int, err error) {
 	b := broadcast{hub: h, msg: msg}
-	b.again, b.to, b.begin = h.casts.find(h.turn.Load(), len(msg))
+	b.again, b.to, b.begin = h.casts.find(h.epoch.Load(), len(msg))
 	defer func() { // also when to panics
 		if b.end(); b.refused != nil {
 			err = &BroadcastError{b.refused}
@@ -1519,18 +1519,18 @@ func (f *fan) adoptedLocked(b batch, c *Conn) {
 // deliver reports what came, and takes over what that is charged; but not when
 // nobody receives any more. The caller is to pause reading if it says so, until the
 // connection is told to go on.
-func (f *fan) deliver(c *Conn, t *turn, bytes int64) (pause bool) {
+func (f *fan) deliver(c *Conn, s *scratch, bytes int64) (pause bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.over {
 		return false
 	}
-	t.delivered += bytes
-	f.receivedLocked(f.next, c, t.msgs, bytes, nil)
-	if t.chunk != nil {
+	s.delivered += bytes
+	f.receivedLocked(f.next, c, s.msgs, bytes, nil)
+	if s.chunk != nil {
 		l := f.next.loan()
-		l.keep(t.chunk)
-		l.chunks = append(l.chunks, t.own...)
+		l.keep(s.chunk)
+		l.chunks = append(l.chunks, s.own...)
 	}
 	f.untaken += bytes
 	c.ev.untaken += bytes
@@ -1860,7 +1860,7 @@ func (f *fan) Taken(*Batch) {
 	f.doneLocked(n)
 	f.mu.Unlock()
 
-	f.hub.turn.Add(1)
+	f.hub.epoch.Add(1)
 	f.hub.budget.in.Give(taken)
 	for _, c := range resumed {
 		c.resumeReading()

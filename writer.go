@@ -121,7 +121,7 @@ func (n *counter) addBig(size uint64) {
 
 // waiter is a Send that waits for its turn.
 type waiter struct {
-	turn  chan struct{} // closed, under mu, when it is this waiter's turn
+	ready chan struct{} // closed, under mu, when it is this waiter's turn
 	woken bool
 	mine  bool // it is the one that has the run
 }
@@ -292,7 +292,7 @@ func (c *Conn) queue(ctx context.Context, size int, put func(*outq.Queue, *outq.
 func (c *Conn) sendLocked() {
 	o := &c.out
 	c.hub.noteSend()
-	o.sends.enter(c.hub.turn.Load())
+	o.sends.enter(c.hub.epoch.Load())
 	o.sends.now++
 	single := o.sends.now == 1 && o.sends.before <= 1
 	if (single || c.set.sessions()) && !o.writing && len(o.waiters) == 0 && !o.idle() {
@@ -306,29 +306,29 @@ func (c *Conn) sendLocked() {
 	}
 }
 
-// noteSend makes the end of the next turn of a Handler one of the hub's.
+// noteSend makes the epoch end with the next turn of a Handler's reader.
 func (h *Hub) noteSend() {
 	if !h.sent.Load() {
 		h.sent.Store(true)
 	}
 }
 
-// pace is how often something was sent in a turn of the hub's, and in the one before:
-// more than once in a turn is a burst, which is gathered. It is guarded by its owner's
+// pace is how often something was sent in an epoch of the hub's, and in the one before:
+// more than once in an epoch is a burst, which is gathered. It is guarded by its owner's
 // lock.
 type pace struct {
-	turn        uint64
+	epoch       uint64
 	now, before int
 }
 
-// enter begins to count anew if it is another turn.
-func (p *pace) enter(turn uint64) {
-	if p.turn != turn {
+// enter begins to count anew if it is another epoch.
+func (p *pace) enter(epoch uint64) {
+	if p.epoch != epoch {
 		p.before = 0
-		if p.turn == turn-1 {
+		if p.epoch == epoch-1 {
 			p.before = p.now
 		}
-		p.turn, p.now = turn, 0
+		p.epoch, p.now = epoch, 0
 	}
 }
 
@@ -397,18 +397,18 @@ func (c *Conn) admitLocked(ctx context.Context, charge int64, mine bool) error {
 		case ctx.Err() != nil:
 			return c.leaveLocked(w, context.Cause(ctx))
 		case w == nil && mine:
-			w = &waiter{turn: make(chan struct{}), mine: true}
+			w = &waiter{ready: make(chan struct{}), mine: true}
 			o.waiters = slices.Insert(o.waiters, 0, w)
 		case w == nil:
-			w = &waiter{turn: make(chan struct{})}
+			w = &waiter{ready: make(chan struct{})}
 			o.waiters = append(o.waiters, w)
 		case w.woken:
-			w.turn, w.woken = make(chan struct{}), false
+			w.ready, w.woken = make(chan struct{}), false
 		}
-		turn := w.turn
+		ready := w.ready
 		c.mu.Unlock()
 		select {
-		case <-turn:
+		case <-ready:
 		case <-ctx.Done():
 		}
 		c.mu.Lock()
@@ -460,7 +460,7 @@ func (c *Conn) roomLocked() {
 		}
 		if !w.woken {
 			w.woken = true
-			close(w.turn)
+			close(w.ready)
 		}
 	}
 }
@@ -634,7 +634,7 @@ func (k *cast) join(c *Conn, size int) (joined bool) {
 	if room := o.charge() + k.limit; int64(size)+MessageCharge > k.limit || room > o.limit || !c.hub.budget.out.Has(&o.share, room) {
 		return false
 	}
-	o.sends.enter(c.hub.turn.Load())
+	o.sends.enter(c.hub.epoch.Load())
 	if o.sends.now == 0 && o.sends.before <= 1 && !o.writing {
 		return false // to be written at once: see sendLocked
 	}
@@ -699,7 +699,7 @@ func (c *Conn) leaveCastLocked() {
 }
 
 // casts is a hub's last cast, and whether the next Broadcast should begin one: there
-// are several in a turn of the hub's, and the last casts were of use.
+// are several in an epoch of the hub's, and the last casts were of use.
 type casts struct {
 	mu      sync.Mutex
 	last    *cast   // to which messages may be added, or nil
@@ -712,12 +712,12 @@ type casts struct {
 // find returns what a Broadcast of a message of this size may add to, or nil, and
 // whether it may begin a cast if that does not do. It waits for nobody: where
 // several Broadcast at the same time, some do without.
-func (s *casts) find(turn uint64, size int) (k *cast, to []*Conn, begin bool) {
+func (s *casts) find(epoch uint64, size int) (k *cast, to []*Conn, begin bool) {
 	if size > castSize || !s.mu.TryLock() {
 		return nil, nil, false
 	}
 	defer s.mu.Unlock()
-	s.pace.enter(turn)
+	s.pace.enter(epoch)
 	s.pace.now++
 	begin = s.pace.now > 1 || s.pace.before > 1
 	if begin && s.skip > 0 {
@@ -1691,10 +1691,10 @@ func (c *Conn) writeNow() (drained bool) {
 // left. It gives mu up while it writes.
 func (c *Conn) tryLocked() {
 	o := &c.out
-	inTurn := o.inline && c.work != nil
+	inTurn := o.inline && c.scratch != nil
 	var v *vec
 	if inTurn {
-		v = &c.work.vec
+		v = &c.scratch.vec
 	} else {
 		v = vecs.Get().(*vec)
 	}
