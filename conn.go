@@ -2282,7 +2282,7 @@ func (r *Reply) SendFrom(size uint64, rc io.ReadCloser) error {
 // under way.
 func (c *Conn) feedAnswerLocked(f *feed) {
 	o := &c.out
-	o.accepted.addBig(f.size)
+	o.accepted.addOne(f.size)
 	if !o.run {
 		c.startFeederLocked(f)
 		return

@@ -614,7 +614,7 @@ func (h *Hub) liveConns() (n, inCall, fed int) {
 		switch {
 		case c.inCall.Load():
 			inCall++
-		case c.fed():
+		case c.hasFeeders():
 			fed++
 		}
 	}

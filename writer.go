@@ -92,17 +92,17 @@ type output struct {
 	last    time.Duration // of the last progress
 	unacked int           // at the last look during a lack of progress, -1 at first
 
-	finish error         // not nil: the connection ends after the queue, for this reason
-	err    error         // of the write that failed
-	failed time.Duration // when it did
-	gone   chan struct{} // made by who waits for the pen's release, closed by it
-	late   *outq.Queue   // of a Handler's, answered before its call saw the end of the output: unsent. nil: none
+	finish   error         // not nil: the connection ends after the queue, for this reason
+	err      error         // of the write that failed
+	failed   time.Duration // when it did
+	released chan struct{} // made by who waits for the pen's release, closed by it
+	late     *outq.Queue   // of a Handler's, answered before its call saw the end of the output: unsent. nil: none
 
 	dropped counter
 	policy  OverflowPolicy
 
-	feeders int           // goroutines of Reply.SendFrom
-	alone   chan struct{} // made by who waits until there are none, closed by the last
+	feeders   int           // goroutines of Reply.SendFrom
+	noFeeders chan struct{} // made by who waits until there are none, closed by the last
 }
 
 // counter counts messages and the bytes of their bodies.
@@ -113,8 +113,8 @@ func (n *counter) add(msgs int, bytes int64) {
 	n.bytes += uint64(bytes)
 }
 
-// addBig adds one message of any size.
-func (n *counter) addBig(size uint64) {
+// addOne adds one message of any size.
+func (n *counter) addOne(size uint64) {
 	n.msgs++
 	n.bytes += size
 }
@@ -1038,22 +1038,22 @@ func (c *Conn) tellDrainedLocked() bool {
 // From its first piece on, it holds the run until its last one is written. Its
 // fields are guarded by Conn.mu, but size, from, framing and moved, which are constant.
 type feed struct {
-	size     uint64
-	from     io.ReadCloser // of Reply.SendFrom, else nil
-	framing  *outq.Framing // of that call
-	closing  sync.Once     // of from
-	pieces   outq.Queue    // not taken by the writer
-	queued   int           // pieces that were queued
-	fed      int           // and of these written
-	file     *os.File      // the rest comes from its descriptor, behind the pieces; nil: not, or not any more
-	left     uint64        // bytes of that
-	fileErr  error         // why it did not come to its end
-	wire     uint64        // bytes written, the header's included
-	header   int
-	complete bool          // the last piece was queued
-	withdraw bool          // it is to leave the queue if nothing of it was written
-	gone     bool          // it has left it: its feeder has withdrawn it, and feeds no more
-	moved    chan struct{} // capacity 1; sent to without waiting when the feeder may have to look again: something was written, the file is done, or the output has frozen; never closed
+	size      uint64
+	from      io.ReadCloser // of Reply.SendFrom, else nil
+	framing   *outq.Framing // of that call
+	closing   sync.Once     // of from
+	pieces    outq.Queue    // not taken by the writer
+	queued    int           // pieces that were queued
+	fed       int           // and of these written
+	file      *os.File      // the rest comes from its descriptor, behind the pieces; nil: not, or not any more
+	left      uint64        // bytes of that
+	fileErr   error         // why it did not come to its end
+	wire      uint64        // bytes written, the header's included
+	header    int
+	complete  bool          // the last piece was queued
+	withdraw  bool          // it is to leave the queue if nothing of it was written
+	withdrawn bool          // it has left it so, and its feeder feeds no more
+	moved     chan struct{} // capacity 1; sent to without waiting when the feeder may have to look again: something was written, the file is done, or the output has frozen; never closed
 }
 
 const (
@@ -1126,7 +1126,7 @@ func (c *Conn) beginFrom(ctx context.Context, f *feed, first []byte) error {
 	}
 	f.begin(c.out.framing, first) // a Framing of the user's may panic
 	c.out.run = true
-	c.out.accepted.addBig(f.size)
+	c.out.accepted.addOne(f.size)
 	c.queueFeedLocked(f)
 	return nil
 }
@@ -1328,7 +1328,7 @@ func (c *Conn) cutFeed(f *feed, err error) error {
 	}
 	c.mu.Lock()
 	f.withdraw = true
-	for f.wire == 0 && !f.gone && !c.out.frozen {
+	for f.wire == 0 && !f.withdrawn && !c.out.frozen {
 		if !c.out.writing || !c.out.feeding {
 			c.withdrawLocked()
 			break
@@ -1342,12 +1342,12 @@ func (c *Conn) cutFeed(f *feed, err error) error {
 		<-f.moved
 		c.mu.Lock()
 	}
-	gone, whole := f.gone, !f.gone && c.out.feed != f
+	withdrawn, whole := f.withdrawn, !f.withdrawn && c.out.feed != f
 	c.mu.Unlock()
 	switch {
 	case whole:
 		return nil // it was written to its end meanwhile
-	case !gone:
+	case !withdrawn:
 		c.fail(err)
 	}
 	return err
@@ -1368,7 +1368,7 @@ func (c *Conn) withdrawLocked() {
 	o.feed = nil
 	o.accepted.msgs--
 	o.accepted.bytes -= f.size
-	f.gone = true
+	f.withdrawn = true
 	f.signal()
 	c.hub.budget.out.Fell(&o.share, o.charge())
 	c.endRunLocked()
@@ -1438,7 +1438,7 @@ func (c *Conn) sentFileLocked(n int) {
 
 func (c *Conn) feedWrittenLocked() {
 	o := &c.out
-	o.written.addBig(o.feed.size)
+	o.written.addOne(o.feed.size)
 	o.feed, o.feeding = nil, false
 	c.endRunLocked()
 }
@@ -1460,8 +1460,8 @@ func (c *Conn) feedFrom(f *feed) {
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.out.feeders--; c.out.feeders == 0 && c.out.alone != nil {
-			close(c.out.alone)
+		if c.out.feeders--; c.out.feeders == 0 && c.out.noFeeders != nil {
+			close(c.out.noFeeders)
 		}
 	}()
 	defer c.closeFeed(f)
@@ -1486,8 +1486,8 @@ func (c *Conn) beginFeed(f *feed, first []byte) bool {
 	return true
 }
 
-// fed reports whether there is a reader of Reply.SendFrom that may be called.
-func (c *Conn) fed() bool {
+// hasFeeders reports whether there is a reader of Reply.SendFrom that may be called.
+func (c *Conn) hasFeeders() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.out.feeders > 0
@@ -1507,8 +1507,8 @@ func (c *Conn) joinFeedersLocked() {
 	if c.out.feeders == 0 {
 		return
 	}
-	alone := make(chan struct{})
-	c.out.alone = alone
+	noFeeders := make(chan struct{})
+	c.out.noFeeders = noFeeders
 	// One at most still reads. Others were written, and are being closed; then
 	// feed is nil, or it may be a Conn.SendFrom's.
 	f := c.out.feed
@@ -1516,7 +1516,7 @@ func (c *Conn) joinFeedersLocked() {
 	if f != nil && f.from != nil {
 		c.closeFeed(f)
 	}
-	<-alone
+	<-noFeeders
 	c.mu.Lock()
 }
 
@@ -1553,11 +1553,11 @@ func (c *Conn) freezeLocked(refuse error) {
 // so nobody takes it again.
 func (c *Conn) joinWriterLocked() {
 	for c.out.writing {
-		gone := make(chan struct{})
-		c.out.gone = gone
+		released := make(chan struct{})
+		c.out.released = released
 		c.mu.Unlock()
 		c.t.Hangup()
-		<-gone
+		<-released
 		c.mu.Lock()
 	}
 }
@@ -1834,9 +1834,9 @@ func (c *Conn) releaseLocked() (released bool) {
 		return false
 	}
 	o.writing, o.since, o.probing = false, 0, false
-	if o.gone != nil {
-		close(o.gone)
-		o.gone = nil
+	if o.released != nil {
+		close(o.released)
+		o.released = nil
 	}
 	if o.finish != nil || o.err != nil || o.drained && !o.inline {
 		c.kickReader() // it may have waited for this
