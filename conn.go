@@ -136,7 +136,7 @@ type Conn struct {
 	shaking  bool          // the handshake is under way
 	overdue  bool          // the drain's deadline has passed
 	over     bool          // the reader has left
-	again    bool          // the handshake waits for the owner of its name to end, and looks again then: that may be stuck by now
+	reclaim  bool          // the next check has the handshake claim its name again, whose owner may be stuck by now
 	endErr   error         // what ended the input
 	lacks    int           // bytes left of the message that the token is for
 	tokenBy  time.Duration // until when its owner has to have read them; 0: nobody
@@ -559,7 +559,7 @@ func (c *Conn) recoverCall() {
 // attend looks at what others have asked of this connection while its reader
 // was busy or parked, and reports whether it is over, or else the reader is to rest.
 func (c *Conn) attend() (over, rest bool) {
-	if c.greet != nil && c.greet.busy || c.gated {
+	if c.greet != nil && c.greet.claiming || c.gated {
 		if err := c.enter(); err != nil {
 			c.fail(err)
 		}
@@ -722,7 +722,7 @@ func (c *Conn) mayCall() bool {
 
 // holdsBack reports whether the input has to wait.
 func (c *Conn) holdsBack() bool {
-	return c.paused || c.gated || c.stopped || c.stream != nil || c.ends.Load() != 0 || c.diverted != nil || c.greet != nil && c.greet.busy
+	return c.paused || c.gated || c.stopped || c.stream != nil || c.ends.Load() != 0 || c.diverted != nil || c.greet != nil && c.greet.claiming
 }
 
 // hold stops the clocks of silence, where the input has come to wait outside of a
@@ -1262,8 +1262,8 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 			c.overdue, kick = true, true
 		}
 	}
-	if c.again {
-		c.again, kick = false, true
+	if c.reclaim {
+		c.reclaim, kick = false, true
 	}
 	if c.input == reading && !c.holding && !c.shaking && (!c.inCall.Load() || c.waiting) {
 		if t := c.hub.o.FrameTimeout; t > 0 && c.partial && due(c.quiet+t) {

@@ -1027,11 +1027,11 @@ func withTimeout(ctx context.Context, d time.Duration) (context.Context, context
 // greeting is a handshake under way.
 type greeting struct {
 	// Owned by the reader goroutine.
-	admit  Rule           // the listener's
-	asked  *ClientOptions // the name's registration whose rule was asked, or nil
-	client *client        // that is dialed again; nil: a new one
-	busy   bool           // waits for the end of the connection that has the name
-	done   chan error     // capacity 1, sent to once by the reader; nil: nobody waits
+	admit    Rule           // the listener's
+	asked    *ClientOptions // the name's registration whose rule was asked, or nil
+	client   *client        // that is dialed again; nil: a new one
+	claiming bool           // it is in claims of the name's client, and waits for the end of the owner
+	done     chan error     // capacity 1, sent to once by the reader; nil: nobody waits
 
 	// Of who waits for the outcome; guarded by the connection's mu. At most one is true.
 	told bool // he is told, or about to be, that all went well
@@ -1378,9 +1378,9 @@ func (c *Conn) enter() error {
 		if replaced != nil {
 			replaced.fail(ErrReplaced)
 		}
-		if g.busy = a == nameBusy; g.busy {
+		if g.claiming = a == nameBusy; g.claiming {
 			c.mu.Lock() // the owner may be sent something meanwhile that its peer does not take
-			c.again = true
+			c.reclaim = true
 			c.mu.Unlock()
 			c.arm(c.hub.watch.Now() + doubt)
 			return nil
