@@ -88,7 +88,7 @@ type Conn struct {
 
 	// inCall: the reader is in code of the user's, which may take any time, or just before
 	// or behind it, between the calls of one turn. So a panic is the user's (recoverCall,
-	// lastCall), the clocks of silence stand still (check, restLocked), quick may go on, and
+	// lastCall), the clocks of silence stand still (check, shrinkLocked), quick may go on, and
 	// Hub.join and drain do not wait for the reader. Only the reader sets it.
 	inCall atomic.Bool
 
@@ -126,7 +126,7 @@ type Conn struct {
 	holding  bool          // it has parked because the input is held back (holdsBack): no clock of silence runs
 	waiting  bool          // the user of a Stream waits for input, so these clocks run though a callback may
 	asked    bool          // Close or Finish was called before the connection ended by itself
-	rest     bool          // the reader is to move to a new stack when it attends next
+	shrink   bool          // the reader is to move to a new stack, which is small, when it attends next
 	lean     bool          // it was told to, and nothing has come since
 	naps     uint8         // how often something came after it was lean, at most maxNaps
 	resume   bool          // the reader is to read on
@@ -509,11 +509,11 @@ func (s *scratch) spend(n int) {
 // it took to read something. So a reader that has had nothing to do for a while
 // hands over to another, which waits on a stack of the least size: half of what
 // an idle connection would cost otherwise. What is called to find that there is
-// nothing to read has room on that. See restLocked.
+// nothing to read has room on that. See shrinkLocked.
 func (c *Conn) serve() {
-	rest := false
+	shrink := false
 	defer func() {
-		if rest {
+		if shrink {
 			go c.serve()
 		} else {
 			c.end()
@@ -528,7 +528,7 @@ func (c *Conn) serve() {
 	}
 	for {
 		var over bool
-		if over, rest = c.attend(); over || rest {
+		if over, shrink = c.attend(); over || shrink {
 			return
 		}
 		if s := c.stream; s != nil {
@@ -557,8 +557,9 @@ func (c *Conn) recoverCall() {
 }
 
 // attend looks at what others have asked of this connection while its reader
-// was busy or parked, and reports whether it is over, or else the reader is to rest.
-func (c *Conn) attend() (over, rest bool) {
+// was busy or parked, and reports whether it is over, or else the reader is to move to a
+// new stack.
+func (c *Conn) attend() (over, shrink bool) {
 	if c.greet != nil && c.greet.claiming || c.gated {
 		if err := c.enter(); err != nil {
 			c.fail(err)
@@ -567,7 +568,7 @@ func (c *Conn) attend() (over, rest bool) {
 	c.mu.Lock()
 	ch := c.change
 	c.change = nil
-	rest, c.rest = c.rest, false
+	shrink, c.shrink = c.shrink, false
 	ending := c.endRead && c.input == reading
 	resumed := c.resume
 	if resumed {
@@ -624,7 +625,7 @@ func (c *Conn) attend() (over, rest bool) {
 	if before == reading && c.input == shut {
 		c.reportEnd()
 	}
-	return over, rest && !over
+	return over, shrink && !over
 }
 
 // letGoInput gives back what is held of messages that will not be completed, when
@@ -1282,7 +1283,7 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 	if c.doubtful && due(c.lastRead+doubt) {
 		c.doubtful, poll = false, true
 	}
-	kick = c.restLocked(due) || kick
+	kick = c.shrinkLocked(due) || kick
 	c.roomLocked() // there may be, in the budget
 	drained := c.roomAgainLocked() && !c.tellDrainedLocked()
 	stuck := c.out.since != 0 && c.hub.o.WriteTimeout > 0 && c.stuckLocked(now, due)
@@ -1316,15 +1317,15 @@ const (
 	maxNaps = 5
 )
 
-// restLocked reports whether the reader is to move to a new stack now.
-func (c *Conn) restLocked(due func(time.Duration) bool) bool {
+// shrinkLocked reports whether the reader is to move to a new stack now.
+func (c *Conn) shrinkLocked(due func(time.Duration) bool) bool {
 	if c.lean || c.shaking || c.input != reading || c.holding || c.waiting || c.partial || c.inCall.Load() {
 		return false
 	}
 	if !due(max(c.lastRead, c.born) + nap<<c.naps) {
 		return false
 	}
-	c.lean, c.rest = true, true
+	c.lean, c.shrink = true, true
 	return true
 }
 
