@@ -1409,19 +1409,19 @@ type fan struct {
 
 	// mu guards what follows and every Conn.ev. It may be taken with hub.mu held. Inside
 	// it only a transport's lock is taken, by kickReader; no Conn.mu.
-	mu      sync.Mutex
-	put     batch   // in Events, and not known to be taken; or nothing
-	next    batch   // what is reported now goes here
-	some    bool    // there is something in next
-	seq     uint64  // of the last batch that was taken
-	ended   []*Conn // Ended waits until their last data was taken
-	diverts []*Conn // what of them is in no batch that was taken is withdrawn
-	paused  int     // connections that do not read because too much of theirs was not taken
-	untaken int64   // charged to input that was not taken
-	likely  int     // connections whose input was in the last batch
-	spare   *notes  // of a batch that was taken, for the next; or nil
-	made    uint64  // batches
-	over    bool    // the last batch was put: nothing is reported any more
+	mu       sync.Mutex
+	put      batch   // in Events, and not known to be taken; or nothing
+	next     batch   // what is reported now goes here
+	some     bool    // there is something in next
+	seq      uint64  // of the last batch that was taken
+	endLater []*Conn // Ended waits until their last data was taken
+	diverts  []*Conn // what of them is in no batch that was taken is withdrawn
+	paused   int     // connections that do not read because too much of theirs was not taken
+	untaken  int64   // charged to input that was not taken
+	likely   int     // connections whose input was in the last batch
+	spare    *notes  // of a batch that was taken, for the next; or nil
+	made     uint64  // batches
+	over     bool    // the last batch was put: nothing is reported any more
 }
 
 // connEvents is what the fan knows of one connection.
@@ -1429,7 +1429,7 @@ type connEvents struct {
 	published bool     // it was reported
 	adopted   bool     // by Expect, after that
 	over      bool     // its Disconnected was, or it never will be
-	ending    bool     // it is in fan.ended
+	endLater  bool     // it is in fan.endLater
 	paused    bool     // it does not read
 	untaken   int64    // charged to input that was not taken
 	last      uint64   // the batch that its last data is in
@@ -1589,8 +1589,8 @@ func (f *fan) endedInput(c *Conn) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if c.ev.last > f.seq {
-		c.ev.ending = true
-		f.ended = append(f.ended, c)
+		c.ev.endLater = true
+		f.endLater = append(f.endLater, c)
 		f.hub.signal()
 		return
 	}
@@ -1626,9 +1626,9 @@ func (f *fan) disconnected(c *Conn, d Disconnection) (reported bool) {
 	defer f.mu.Unlock()
 	c.ev.over = true
 	f.pauseLocked(c, false)
-	if c.ev.ending {
-		c.ev.ending = false
-		f.ended = without(f.ended, c)
+	if c.ev.endLater {
+		c.ev.endLater = false
+		f.endLater = without(f.endLater, c)
 	}
 	if c.client.next == c {
 		c.client.next = nil
@@ -1681,11 +1681,11 @@ func (f *fan) withdrawLocked(b batch, c *Conn) (charged int64) {
 		b.Received, b.charges = b.Received[:last], b.charges[:last]
 		in.received = 0
 	}
-	if c.ev.ending || slices.Contains(b.ended, c) {
-		f.ended = without(f.ended, c)
+	if c.ev.endLater || slices.Contains(b.ended, c) {
+		f.endLater = without(f.endLater, c)
 		b.ended = without(b.ended, c)
 		b.Ended = without(b.Ended, c)
-		c.ev.ending, d.ended = false, true
+		c.ev.endLater, d.ended = false, true
 	}
 	d.paused = c.ev.paused
 	f.pauseLocked(c, false)
@@ -1816,7 +1816,7 @@ func (f *fan) Wanted(*Batch) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	n := f.put.notes
-	return len(f.ended) > 0 || f.paused > 0 || len(n.ended) > 0 || len(n.gone) > 0 ||
+	return len(f.endLater) > 0 || f.paused > 0 || len(n.ended) > 0 || len(n.gone) > 0 ||
 		len(n.charges) > 0 && f.hub.budget.in.Waiting()
 }
 
@@ -1839,11 +1839,11 @@ func (f *fan) Taken(*Batch) {
 			resumed = append(resumed, ch.conn)
 		}
 	}
-	f.ended = slices.DeleteFunc(f.ended, func(c *Conn) bool {
+	f.endLater = slices.DeleteFunc(f.endLater, func(c *Conn) bool {
 		if c.ev.last > f.seq {
 			return false
 		}
-		c.ev.ending = false
+		c.ev.endLater = false
 		f.endLocked(c)
 		return true
 	})
