@@ -1386,7 +1386,7 @@ func (c *Conn) enter() error {
 			return nil
 		}
 		if a == admitted {
-			c.admitted()
+			c.welcome()
 			c.makeHandler()
 		}
 	}
@@ -1446,9 +1446,9 @@ func (c *Conn) makeHandler() {
 	}
 }
 
-// admitted ends the handshake proper: the answer is queued, as the first of
+// welcome ends the handshake proper: the answer is queued, as the first of
 // the output, and the limits of what may come are lifted.
-func (c *Conn) admitted() {
+func (c *Conn) welcome() {
 	if c.set.mode.named() && !c.peer.Dialed {
 		c.say(answer)
 	}
@@ -1485,7 +1485,7 @@ func (c *Conn) say(text string) {
 	c.inCall.Store(true) // a Framing may panic where it cannot express this; see recoverCall
 	c.out.q.Append(c.out.framing, []byte(text))
 	c.inCall.Store(false)
-	c.out.greeting = uint16(len(text)) + 1 // a name, or OK
+	c.out.said = uint16(len(text)) + 1 // a name, or OK
 	c.startWriterLocked()
 }
 

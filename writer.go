@@ -68,9 +68,9 @@ type output struct {
 	fresh       bool // last was in this turn of the reader
 	probing     bool // the next write without progress is the last
 
-	// greeting is the length plus 1 of the handshake's message, which is the
+	// said is the length plus 1 of the handshake's message (Conn.say), which is the
 	// first of all and nobody's, until it is written.
-	greeting uint16
+	said uint16
 
 	refuse   error        // what a Send gets now; nil: it is accepted
 	q        outq.Queue   // accepted, and nobody writes it yet
@@ -554,7 +554,7 @@ func (c *Conn) makeRoomLocked(charge int64, mine bool) bool {
 				return false // even with nothing else in the queue
 			}
 		}
-		for !o.q.Empty() && (o.greeting == 0 || !o.w.Empty()) {
+		for !o.q.Empty() && (o.said == 0 || !o.w.Empty()) {
 			if !full && c.hasRoomLocked(charge, mine) {
 				return true
 			}
@@ -1875,9 +1875,9 @@ func (c *Conn) wroteLocked(n, size int, err error, now time.Duration) {
 			c.fedLocked(msgs, n)
 			msgs, bytes = 0, 0
 		}
-		handshakes := o.greeting > 0
+		handshakes := o.said > 0
 		if handshakes && msgs > 0 {
-			msgs, bytes, o.greeting = msgs-1, bytes-int64(o.greeting-1), 0
+			msgs, bytes, o.said = msgs-1, bytes-int64(o.said-1), 0
 		}
 		o.written.add(msgs, bytes)
 		o.flushed = o.flushed || !handshakes || msgs > 0
@@ -2107,11 +2107,11 @@ func (o *output) report(t transport.Conn) Report {
 	msgs, bytes := uint64(l.w.Len()+l.q.Len()), uint64(l.w.Bytes()+l.q.Bytes())
 	body, written, cut := l.w.Cut()
 	switch {
-	case o.greeting == 0 && cut:
+	case o.said == 0 && cut:
 		r.Cut, r.CutSize, r.CutWritten, l.cut = true, uint64(len(body)), uint64(written), body
 		msgs, bytes = msgs-1, bytes-r.CutSize
-	case o.greeting > 0:
-		msgs, bytes = msgs-1, bytes-uint64(o.greeting-1)
+	case o.said > 0:
+		msgs, bytes = msgs-1, bytes-uint64(o.said-1)
 		if !cut {
 			l.skip = 1
 		}
