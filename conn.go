@@ -1702,7 +1702,7 @@ func (c *Conn) useHandler(h Handler) {
 	c.reply.c = c
 	c.mu.Lock()
 	if c.out.handled = h != nil; c.out.deaf {
-		c.out.hearLocked()
+		c.out.hear()
 	}
 	c.reply.refused = c.out.refuse != nil
 	c.frameAnswers(c.dec.raw)
@@ -2255,7 +2255,7 @@ func (r *Reply) SendMany(m iter.Seq[[]byte]) (n int, err error) {
 // SendFrom refuses it. If rc fails, the connection ends.
 func (r *Reply) SendFrom(size uint64, rc io.ReadCloser) error {
 	c := r.conn()
-	err := c.set.check(size)
+	err := c.set.checkPacket(size)
 	if err == nil {
 		err = c.set.fits(r.framing, size)
 	}

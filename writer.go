@@ -332,7 +332,8 @@ func (p *pace) enter(epoch uint64) {
 	}
 }
 
-// checkSize says whether a message of this size may be sent, but for what fits does.
+// checkSize says whether a message of this size may be sent, if the framing can express
+// it: see fits.
 func (c *Conn) checkSize(size int) error {
 	if size > 0 && uint64(size) <= c.set.maxMessage {
 		return nil // and nothing else can be wrong with it
@@ -345,7 +346,7 @@ func (c *Conn) checkOdd(size int) error {
 	if uint64(size) > c.set.maxMessage {
 		return tooLarge(uint64(size))
 	}
-	return c.set.check(uint64(size))
+	return c.set.checkPacket(uint64(size))
 }
 
 func tooLarge(size uint64) error { return fmt.Errorf("%w: %d bytes to send", ErrMessageTooLarge, size) }
@@ -359,8 +360,8 @@ func (s *settings) fits(framing *outq.Framing, size uint64) error {
 	return tooLarge(size)
 }
 
-// check says whether a message of this size can be sent at all, but for what fits does.
-func (s *settings) check(size uint64) error {
+// checkPacket says whether a message of this size can be a packet, if it is to be one.
+func (s *settings) checkPacket(size uint64) error {
 	switch {
 	case s.network != "" && size > s.maxMessage:
 		return tooLarge(size)
@@ -920,7 +921,7 @@ func (r *run) flush() error {
 		r.acceptLocked()
 	}
 	o := &r.c.out
-	r.room = min(o.limit-o.charge()+o.behindCharge(), gather)
+	r.room = min(o.limit-o.charge()+o.behindCharge(), portion)
 	r.framing = o.framing
 	return nil
 }
@@ -1005,9 +1006,9 @@ func (c *Conn) endRunLocked() {
 	}
 }
 
-// gather is the charge after which SendMany hands over what it has, so that the
+// portion is the charge after which SendMany hands over what it has, so that the
 // writer has something to do meanwhile.
-const gather = 256 << 10
+const portion = 256 << 10
 
 // NotifyDrained asks for one Drained: now if nothing is queued, else when
 // everything queued is with the kernel.
@@ -1081,7 +1082,7 @@ const (
 // io.ErrUnexpectedEOF if r ended early; the cause of ctx's end; ErrNotConnected, or
 // ErrClosed, also if the connection ended in the middle, and so the message is cut.
 func (c *Conn) SendFrom(ctx context.Context, size uint64, r io.Reader) error {
-	if err := c.set.check(size); err != nil {
+	if err := c.set.checkPacket(size); err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -1699,7 +1700,7 @@ func (c *Conn) tryLocked() {
 		v = vecs.Get().(*vec)
 	}
 	if o.w.Empty() {
-		o.takeLocked()
+		o.take()
 	}
 	slices := o.w.Vec(v.slices[:0], writeBytes)
 	if size := sizeOf(slices); size > 0 {
@@ -1764,7 +1765,7 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int, file *os.File) {
 			continue
 		}
 		if o.w.Empty() {
-			o.takeLocked()
+			o.take()
 		}
 		switch {
 		case !o.w.Empty():
@@ -1810,9 +1811,9 @@ func (o *output) drainedDue() bool {
 	return o.empty() && !o.deaf && !o.unheard && (o.waited || o.notify || o.handled && o.flushed)
 }
 
-// hearLocked is for a Handler, or the hub, that comes after one that did not
+// hear is for a Handler, or the hub, that comes after one that did not
 // want to hear of Drained: what that missed is not due any more.
-func (o *output) hearLocked() {
+func (o *output) hear() {
 	if o.deaf = false; o.empty() {
 		o.drainedTold()
 	}
@@ -1845,8 +1846,8 @@ func (c *Conn) releaseLocked() (released bool) {
 	return true
 }
 
-// takeLocked moves what is to be written next to w.
-func (o *output) takeLocked() {
+// take moves what is to be written next to w.
+func (o *output) take() {
 	if o.feeding = o.q.Empty() && o.feed != nil; o.feeding {
 		o.w.Take(&o.feed.pieces)
 	} else {
