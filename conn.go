@@ -1034,7 +1034,7 @@ func (c *Conn) quick() (some bool) {
 			if r.gathering != nil {
 				r.gathering.slab.Publish()
 			}
-		} else if !c.handled() {
+		} else if !c.betweenCalls() {
 			break
 		}
 	}
@@ -1042,9 +1042,9 @@ func (c *Conn) quick() (some bool) {
 	return some
 }
 
-// handled is what follows a call of the handler. It reports whether the next may
-// follow at once.
-func (c *Conn) handled() bool {
+// betweenCalls is what follows a call of the handler with a message. It reports whether
+// the next may follow at once.
+func (c *Conn) betweenCalls() bool {
 	r := &c.reply
 	r.over()
 	if !c.dec.buffered() {
@@ -1840,7 +1840,7 @@ func (c *Conn) handle(msg []byte) {
 	c.inHand, c.handed = true, len(msg)
 	c.handler.Message(r, msg)
 	c.took()
-	c.handled()
+	c.betweenCalls()
 }
 
 // took counts the message that the handler was called with.
