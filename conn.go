@@ -1233,6 +1233,7 @@ type clocks Conn
 // Check implements watch.Target: all clocks of a connection.
 func (k *clocks) Check(now time.Duration) (next time.Duration) { return (*Conn)(k).check(now) }
 
+// check looks at all clocks, and does what is due.
 func (c *Conn) check(now time.Duration) (next time.Duration) {
 	var (
 		reason     error
@@ -1266,16 +1267,8 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 	if c.reclaim {
 		c.reclaim, kick = false, true
 	}
-	if c.input == reading && !c.holding && !c.shaking && (!c.inCall.Load() || c.waiting) {
-		if t := c.hub.o.FrameTimeout; t > 0 && c.partial && due(c.quiet+t) {
-			reason = ErrFrameTimeout
-		}
-		if t := c.set.idleTimeout; t > 0 && due(c.quiet+t) {
-			reason = ErrIdleTimeout
-		}
-		if c.out.err != nil && due(max(c.out.failed, c.quiet)+c.hub.endAfterFailure()) {
-			reason = c.out.err
-		}
+	if err := c.silenceLocked(due); err != nil {
+		reason = err
 	}
 	if c.tokenBy != 0 && due(c.tokenBy) {
 		reason = ErrFrameTimeout
@@ -1306,6 +1299,23 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 		c.kickReader()
 	}
 	return next
+}
+
+// silenceLocked is why the connection is to end because its peer has been silent, or nil.
+func (c *Conn) silenceLocked(due func(time.Duration) bool) (reason error) {
+	if c.input != reading || c.holding || c.shaking || c.inCall.Load() && !c.waiting {
+		return nil
+	}
+	if t := c.hub.o.FrameTimeout; t > 0 && c.partial && due(c.quiet+t) {
+		reason = ErrFrameTimeout
+	}
+	if t := c.set.idleTimeout; t > 0 && due(c.quiet+t) {
+		reason = ErrIdleTimeout
+	}
+	if c.out.err != nil && due(max(c.out.failed, c.quiet)+c.hub.endAfterFailure()) {
+		reason = c.out.err
+	}
+	return reason
 }
 
 // After nap without input a reader is told to move to a new stack. Where that
@@ -1339,19 +1349,7 @@ func (c *Conn) end() {
 	c.joinWriterLocked()
 	c.joinFeedersLocked()
 	report := c.out.report(c.t)
-	err := c.closeErr
-	if err == nil {
-		err = c.out.finish
-		if c.out.err != nil && (err == nil || report.UnsentMessages > 0 || report.Cut) {
-			err = c.out.err
-		}
-	}
-	if err == nil {
-		err = ErrClosed // the reader's goroutine was ended by something of the user's
-	}
-	if c.greet != nil {
-		err = c.notLetIn(err)
-	}
+	err := c.whyLocked(report)
 	c.closeErr, c.over = err, true
 	life := c.life
 	heir, inherited := c.heirLocked()
@@ -1389,6 +1387,24 @@ func (c *Conn) end() {
 	if c.handler != nil {
 		c.lastCall(d)
 	}
+}
+
+// whyLocked is the reason of the end.
+func (c *Conn) whyLocked(report Report) error {
+	err := c.closeErr
+	if err == nil {
+		err = c.out.finish
+		if c.out.err != nil && (err == nil || report.UnsentMessages > 0 || report.Cut) {
+			err = c.out.err
+		}
+	}
+	if err == nil {
+		err = ErrClosed // the reader's goroutine was ended by something of the user's
+	}
+	if c.greet != nil {
+		err = c.notLetIn(err)
+	}
+	return err
 }
 
 // heirLocked is the Handler that was to have the connection next.
