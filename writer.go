@@ -2073,16 +2073,8 @@ func (o *output) report(t transport.Conn) Report {
 	if n, ok := t.Unacked(); ok {
 		r.Unacked = int64(n)
 	}
-	if f := o.feed; f != nil {
-		switch {
-		case f.wire > 0:
-			r.Cut, r.CutSize, r.CutWritten = true, f.size, f.wire-min(f.wire, uint64(f.header))
-		case f.from == nil && !f.complete: // its SendFrom fails
-			r.AcceptedMessages--
-			r.AcceptedBytes -= f.size
-		default:
-			r.UnsentMessages, r.UnsentBytes = 1, f.size
-		}
+	if o.feed != nil {
+		o.feed.report(&r)
 	}
 	if o.feeding {
 		o.w = outq.Writing{}
@@ -2098,9 +2090,27 @@ func (o *output) report(t transport.Conn) Report {
 	if o.late != nil {
 		o.q.Splice(o.late)
 	}
-	if o.q.Empty() && o.w.Empty() {
-		return r
+	if !o.q.Empty() || !o.w.Empty() {
+		o.reportLeft(&r)
 	}
+	return r
+}
+
+// report tells what became of the message that f is.
+func (f *feed) report(r *Report) {
+	switch {
+	case f.wire > 0:
+		r.Cut, r.CutSize, r.CutWritten = true, f.size, f.wire-min(f.wire, uint64(f.header))
+	case f.from == nil && !f.complete: // its SendFrom fails
+		r.AcceptedMessages--
+		r.AcceptedBytes -= f.size
+	default:
+		r.UnsentMessages, r.UnsentBytes = 1, f.size
+	}
+}
+
+// reportLeft tells of what is in w and q.
+func (o *output) reportLeft(r *Report) {
 	o.w.Own() // what is told is the caller's for good
 	o.q.Own()
 	l := &leftover{w: o.w, q: o.q}
@@ -2122,5 +2132,4 @@ func (o *output) report(t transport.Conn) Report {
 	if msgs > 0 || l.cut != nil {
 		r.left = l
 	}
-	return r
 }
