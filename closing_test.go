@@ -485,24 +485,6 @@ func TestFinishWithinMessageIsTheLastCall(t *testing.T) {
 	}
 }
 
-// SetHandler and SetRaw have the error of Send.
-func TestSetHandlerAfterFinish(t *testing.T) {
-	s := newStand(t, &sockhub.Options{ConnOutbound: 64 << 20}, nil)
-	l := s.listen("tcp", &sockhub.ListenOptions{Mode: sockhub.Anonymous})
-	p := dialHub(t, l, "")
-	c := s.first()
-	c.TrySend(make([]byte, 32<<20))
-	c.Finish()
-	p.Conn.(*net.TCPConn).SetLinger(0)
-	p.Close()
-	s.end(c)
-	for name, err := range map[string]error{"Send": c.TrySend(nil), "SetHandler": c.SetHandler(nil), "SetRaw": c.SetRaw(true)} {
-		if !errors.Is(err, sockhub.ErrClosed) {
-			t.Errorf("%s after Finish: %v", name, err)
-		}
-	}
-}
-
 // What Finish does not let in is discarded however it came: in the same segment, or as
 // a message that is too large for one read.
 func TestNothingIsDeliveredAfterFinish(t *testing.T) {
