@@ -26,7 +26,7 @@ func TestMemoryLentToMessagesThatHaveBegunIsLimited(t *testing.T) {
 	held := 0
 	for i := range ds {
 		d := &ds[i]
-		*d = decoder{max: size, over: noStreams, borrow: true, lender: b}
+		*d = decoder{max: size, streamOver: noStreams, borrow: true, lender: b}
 		if msg, ok := receive(d, size); !ok || len(msg) != size {
 			t.Fatalf("a message of %d bytes, %v", len(msg), ok)
 		}

@@ -169,12 +169,12 @@ type decoder struct {
 	r, w  int    // chunk[r:w] was received and not yet cut
 	want  int    // bytes from r on that the chunk must have room for
 
-	max    uint64 // longest message accepted into memory
-	over   uint64 // a longer one is a stream; 0: none is
-	stream uint64 // bytes of the stream that has begun which are to be read or skipped: until then next returns nothing
-	last   int    // bytes of the last message, its header included: the next is likely to be as large
-	lacks  int    // bytes left of the message that has begun, once its header is read
-	raw    bool   // no frames: whatever came is one piece
+	max        uint64 // longest message accepted into memory
+	streamOver uint64 // a longer one is a stream; 0: none is
+	stream     uint64 // bytes of the stream that has begun which are to be read or skipped: until then next returns nothing
+	last       int    // bytes of the last message, its header included: the next is likely to be as large
+	lacks      int    // bytes left of the message that has begun, once its header is read
+	raw        bool   // no frames: whatever came is one piece
 
 	// borrow makes messages with a buffer of their own lie in chunks; own is
 	// that of the message that next returned last, which is its owner's to
@@ -365,7 +365,7 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 		return nil, false, err
 	}
 	// As unsigned 64-bit numbers, before any conversion to int.
-	if d.over > 0 && n > d.over {
+	if d.streamOver > 0 && n > d.streamOver {
 		d.r += h
 		d.stream, d.want = n, 1
 		return nil, false, nil
@@ -457,7 +457,7 @@ func (d *decoder) front(p []byte) (end int, ok bool) {
 		return 0, false
 	}
 	n := binary.LittleEndian.Uint64(p)
-	if n > uint64(len(p)-headerSize) || n > d.max || d.over > 0 && n > d.over {
+	if n > uint64(len(p)-headerSize) || n > d.max || d.streamOver > 0 && n > d.streamOver {
 		return 0, false
 	}
 	return headerSize + int(n), true

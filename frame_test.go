@@ -82,7 +82,7 @@ func (m *memory) move(d *decoder, n int) {
 // decode feeds a decoder as a reader does: into chunks of its own, next after
 // each piece, parked now and then. Its messages are good until m is used again.
 func decode(t testing.TB, m *memory, f Framing, limit, over uint64, input []byte, w way) (r decoded) {
-	d := decoder{framing: f, max: limit, over: over, borrow: w.borrow}
+	d := decoder{framing: f, max: limit, streamOver: over, borrow: w.borrow}
 	defer d.drop()
 	streaming := false
 	bounds := func(received int) {
@@ -187,7 +187,7 @@ func plainly(f Framing, limit, over uint64, input []byte) (r decoded) {
 	}
 }
 
-// noStreams is a decoder.over that makes no message a stream.
+// noStreams is a decoder.streamOver that makes no message a stream.
 const noStreams = 0
 
 func always(n int) func() int { return func() int { return n } }
@@ -436,7 +436,7 @@ func TestTooLongIsRefusedBeforeAnythingIsAllocated(t *testing.T) {
 	for _, tt := range tests {
 		f := framingNamed(tt.framing)
 		in := append(appendHeader(f, nil, tt.n), "begin"...)
-		d := decoder{framing: f, max: tt.limit, over: noStreams}
+		d := decoder{framing: f, max: tt.limit, streamOver: noStreams}
 		d.move(make([]byte, readChunk))
 		d.advance(copy(d.space(), in))
 		_, _, err := d.next()
@@ -453,7 +453,7 @@ func TestTooLongIsRefusedBeforeAnythingIsAllocated(t *testing.T) {
 // nothing, or little.
 func TestAnnouncedMessageCostsNothingBeforeItComes(t *testing.T) {
 	for _, borrow := range []bool{false, true} {
-		d := decoder{max: 64 << 20, over: noStreams, borrow: borrow}
+		d := decoder{max: 64 << 20, streamOver: noStreams, borrow: borrow}
 		d.move(make([]byte, readChunk))
 		d.advance(copy(d.space(), appendHeader(nil, nil, 60<<20)))
 		body := 0
@@ -508,7 +508,7 @@ func (o odd) Header(p []byte) (int, uint64, error)     { return o.size, 1, nil }
 
 func TestFramingThatBreaksItsContractEndsTheStream(t *testing.T) {
 	for _, f := range []odd{{-1, 4}, {5, 4}, {1 << 30, 4}, {0, 4}, {math.MinInt, 1}} {
-		d := decoder{framing: f, max: 1000, over: noStreams}
+		d := decoder{framing: f, max: 1000, streamOver: noStreams}
 		d.move(make([]byte, minChunk))
 		d.advance(copy(d.space(), "four"))
 		if _, ok, err := d.next(); ok || err == nil {

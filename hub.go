@@ -1421,7 +1421,7 @@ type fan struct {
 	likely   int     // connections whose input was in the last batch
 	spare    *notes  // of a batch that was taken, for the next; or nil
 	made     uint64  // batches
-	over     bool    // the last batch was put: nothing is reported any more
+	finished bool    // the last batch was put: nothing is reported any more
 }
 
 // connEvents is what the fan knows of one connection.
@@ -1522,7 +1522,7 @@ func (f *fan) adoptedLocked(b batch, c *Conn) {
 func (f *fan) deliver(c *Conn, s *scratch, bytes int64) (pause bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.over {
+	if f.finished {
 		return false
 	}
 	s.delivered += bytes
@@ -1634,7 +1634,7 @@ func (f *fan) disconnected(c *Conn, d Disconnection) (reported bool) {
 		c.client.next = nil
 	}
 	f.diverts = without(f.diverts, c)
-	if !c.ev.published || f.over {
+	if !c.ev.published || f.finished {
 		return false
 	}
 	c.client.ending = true
@@ -1878,7 +1878,7 @@ func (f *fan) Taken(*Batch) {
 // last batch.
 func (f *fan) finish() {
 	f.mu.Lock()
-	f.over = true
+	f.finished = true
 	untaken := f.untaken
 	f.untaken = 0
 	gone := f.next.gone // since the last batch was made

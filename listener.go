@@ -1452,7 +1452,7 @@ func (c *Conn) welcome() {
 	if c.set.mode.named() && !c.peer.Dialed {
 		c.say(answer)
 	}
-	c.dec.max, c.dec.over = c.set.maxMessage, c.set.streamOver
+	c.dec.max, c.dec.streamOver = c.set.maxMessage, c.set.streamOver
 	c.dec.setRaw(c.set.mode.raw())
 	c.mu.Lock()
 	defer c.mu.Unlock()
