@@ -95,7 +95,7 @@ type Hub struct {
 
 	budget  *Budget
 	poke    atomic.Bool   // readers that wait for the budget are to be told; the hub goroutine does
-	epoch   atomic.Uint64 // the number of one, which ends with a batch that is taken, or a turn of a Handler's reader if sent is set; see Conn.sendLocked
+	epoch   atomic.Uint64 // counts batches taken, and turns of Handlers' readers that end with sent set; see pace
 	sent    atomic.Bool   // a Send has happened since the last turn of a Handler's reader
 	packets packet.Stats  // of all sockets
 	table   registry.Table[client, *client]

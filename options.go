@@ -258,9 +258,10 @@ type Backoff struct {
 // bytes for lengths; what announces too much ends with ErrMessageTooLarge.
 //
 // Raw bytes come in pieces whose borders mean nothing, of 16 KiB at most; what follows an
-// Unread comes in a piece of up to twice what was given back, if that is more. Of each Send MaxMessage is the limit, while Framing and StreamOver do nothing.
-// A Handler that parses what comes gives back with Reply.Unread what is not complete:
-// FrameTimeout and MaxMessage hold for that, and do not for what a program keeps itself.
+// Unread comes in a piece of up to twice what was given back, if that is more. MaxMessage
+// is the limit of each Send, while Framing and StreamOver do nothing. A Handler that
+// parses what comes gives back with Reply.Unread what is not complete: FrameTimeout and
+// MaxMessage hold for that, and do not for what a program keeps itself.
 //
 // On packet networks only unixpacket can be Named, and none is Raw or NamedRaw.
 type Mode int

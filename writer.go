@@ -1051,10 +1051,14 @@ type feed struct {
 	fileErr   error         // why it did not come to its end
 	wire      uint64        // bytes written, the header's included
 	header    int
-	complete  bool          // the last piece was queued
-	withdraw  bool          // it is to leave the queue if nothing of it was written
-	withdrawn bool          // it has left it so, and its feeder feeds no more
-	moved     chan struct{} // capacity 1; sent to without waiting when the feeder may have to look again: something was written, the file is done, or the output has frozen; never closed
+	complete  bool // the last piece was queued
+	withdraw  bool // it is to leave the queue if nothing of it was written
+	withdrawn bool // it has left it so, and its feeder feeds no more
+
+	// moved has capacity 1. It is sent to without waiting when the feeder may have to look
+	// again: something was written, the file is done, or the output has frozen. It is never
+	// closed.
+	moved chan struct{}
 }
 
 const (
