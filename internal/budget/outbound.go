@@ -13,7 +13,7 @@ import (
 // first served. A message that fits neither may take the exempt slot, which
 // there is one of, if nothing else is queued on its connection: so a message
 // larger than all that is left is delayed, and not refused for ever. The peak
-// is the limit and one message.
+// is the limit and one message, and beside it what Force has taken.
 type Outbound[C comparable] struct {
 	room func(c C) // called without locks of this package's
 	fell func()    // likewise
