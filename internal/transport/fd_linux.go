@@ -236,7 +236,7 @@ func (c *fdConn) goneLocked(fd int) error {
 	// output ourselves, the peer may still be reading what is under way; all
 	// that is, counts as ours until it was read or thrown away.
 	if c.fin {
-		if n, err := outq(fd); err == nil && n > 0 {
+		if n, err := sendQueue(fd); err == nil && n > 0 {
 			return nil
 		}
 	}
@@ -272,17 +272,17 @@ func (c *fdConn) goneTCPLocked(fd int) error {
 	return unix.ECONNRESET
 }
 
-// outq is what the socket still holds of its output. (Not unix.IoctlGetInt,
+// sendQueue is what the socket still holds of its output. (Not unix.IoctlGetInt,
 // which hands the kernel an int of 8 bytes to set 4 of: wrong on big-endian
 // systems.)
-func outq(fd int) (int, error) {
+func sendQueue(fd int) (int, error) {
 	n, err := unix.IoctlGetUint32(fd, unix.SIOCOUTQ)
 	return int(n), err
 }
 
 // unackedLocked is Unacked on the descriptor.
 func (c *fdConn) unackedLocked(fd int) (n int, ok bool) {
-	n, err := outq(fd)
+	n, err := sendQueue(fd)
 	if err != nil {
 		return 0, false
 	}
