@@ -1219,6 +1219,8 @@ func (c *Conn) watchPeer() (park bool) {
 	return true // what is accepted until Ended is taken is still tried, and then reported
 }
 
+// ---- the clocks ----
+
 // arm sees to it that the connection's clocks are looked at then, or before.
 func (c *Conn) arm(at time.Duration) {
 	if at < 0 {
@@ -1338,6 +1340,8 @@ func (c *Conn) shrinkLocked(due func(time.Duration) bool) bool {
 	c.lean, c.shrink = true, true
 	return true
 }
+
+// ---- the end ----
 
 // end is the last act of the reader: it waits for whoever writes, closes the
 // descriptor and reports. Nobody else closes: net.Conn.Close waits for the
@@ -1511,6 +1515,8 @@ func (c *Conn) handshaking() bool {
 	return c.shaking
 }
 
+// ---- handlers ----
+
 // PanicError is why a connection ended, or was refused, whose callback (a
 // Handler, a Rule) panicked. Value is nil if the callback left by
 // runtime.Goexit.
@@ -1527,8 +1533,6 @@ func (e *PanicError) Unwrap() error {
 	err, _ := e.Value.(error)
 	return err
 }
-
-// ---- handlers ----
 
 // Handler takes what a connection reports, on the connection's own goroutine,
 // instead of Events: the fastest way. Calls for one connection never overlap.
@@ -1594,6 +1598,8 @@ type StreamHandler interface {
 type EndHandler interface {
 	Ended(r *Reply) // no Message or Stream comes after it
 }
+
+// ---- from Events to a Handler and back ----
 
 // SetHandler gives the connection to a Handler: everything not in a batch that
 // was already taken goes to it, in order. nil gives it back to Events. It may
@@ -1842,6 +1848,8 @@ func (c *Conn) rereads(d *diversion, unread int) {
 	d.msgs = nil
 }
 
+// ---- calls of the handler ----
+
 // handle calls the handler with one message. inCall stays set, for the next:
 // the caller clears it.
 func (c *Conn) handle(msg []byte) {
@@ -1968,6 +1976,8 @@ func (r *Reply) write() {
 		r.drained = true
 	}
 }
+
+// ---- answers ----
 
 // Reply is how a Handler answers. It belongs to the call that it was given to:
 // using it later panics, and another goroutine may not use it at all. For
@@ -2394,6 +2404,8 @@ func (r *Reply) refuse() {
 	r.refused = true
 	r.easeSend()
 }
+
+// ---- streams ----
 
 // Stream is one message above StreamOver, which is read from the connection as
 // its user reads it. Until it is read to its end, or closed, the connection's

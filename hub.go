@@ -241,6 +241,8 @@ func (h *Hub) current(id ID) (*Conn, error) {
 	return nil, ErrNotConnected
 }
 
+// ---- budgets ----
+
 // Budget is a set of limits on the bytes that all connections of one or more
 // hubs hold. Give it to each of them as Options.Budget.
 type Budget struct {
@@ -365,6 +367,8 @@ func (b *Budget) forget(unsent int64) {
 		b.in.Poke()
 	}
 }
+
+// ---- all connections: Broadcast, Conns, Stats ----
 
 // SendError is one connection that a Broadcast could not queue for.
 type SendError struct {
@@ -516,6 +520,8 @@ func (s *Stats) add(c ConnStats) {
 	s.BytesOut += c.BytesOut
 	s.QueuedOut += c.QueuedOut
 }
+
+// ---- the end ----
 
 // Close ends everything now: listeners, handshakes and connections, whose
 // output that is not written yet is reported as unsent. It returns when every
@@ -1259,7 +1265,7 @@ func hasLeft(err error) bool {
 	return errors.Is(err, io.EOF) || errors.As(err, &errno)
 }
 
-// ---- the fan-in ----
+// ---- batches ----
 
 // Batch is what happened on a hub's connections since the batch before. Its
 // fields stand in the order in which to handle them. It concerns at most one
@@ -1401,6 +1407,8 @@ func (l *loan) list(before, msgs [][]byte) [][]byte {
 	l.msgs = append(l.msgs, msgs...)
 	return l.msgs[at:len(l.msgs):len(l.msgs)]
 }
+
+// ---- the fan-in ----
 
 // fan gathers what readers and writers report into the next batch, and is the
 // fanin.Source of the hub goroutine, which puts it into Events.

@@ -645,6 +645,8 @@ func (p *preface) call(f func() error) (err error) {
 	return err
 }
 
+// ---- connections that are open already, and dialing ----
+
 // ServeConn is the accepting side of a connection that is open already: a
 // net.Conn, a pipe, anything that reads, writes and closes. The hub closes it,
 // also when ServeConn fails. It returns after the handshake, with the reason

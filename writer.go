@@ -849,6 +849,8 @@ func (b *broadcast) end() {
 	}
 }
 
+// ---- runs: SendMany ----
+
 // SendMany queues the messages that m yields, in one run: nobody else's come
 // between them. It waits for room as Send does. It returns how many were
 // accepted, which are the first n that m yielded; m may have been asked for
@@ -1033,7 +1035,7 @@ func (c *Conn) tellDrainedLocked() bool {
 	return c.out.handled
 }
 
-// ---- messages from a reader ----
+// ---- messages from a reader: SendFrom ----
 
 // A feed is a message whose body comes in pieces from a reader of the user's.
 // From its first piece on, it holds the run until its last one is written. Its
