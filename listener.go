@@ -204,7 +204,8 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interv
 // may be one that was inherited (net.FileListener) or wrapped. What Listen does to a
 // socket before it is bound (ReusePort, FileMode, Config) was up to whoever made it.
 // The connections of a *net.TCPListener get the same keep-alive as those of Listen;
-// one that is wrapped keeps its own.
+// one that is wrapped keeps its own. What ServeConn says of a tls.Conn holds for those
+// of a tls.Listener.
 //
 // A listener of another's making must return from Accept when it is closed:
 // Listener.Close, Hub.Close and Shutdown wait for that and for its Close, which so must
@@ -659,6 +660,9 @@ func (p *preface) call(f func() error) (err error) {
 // What has neither a descriptor nor deadlines can be ended only by its Close;
 // where that does not unblock a Read, the promises about closing in time do
 // not hold. The options of a socket, keep-alive among them, stay as they are.
+//
+// A tls.Conn of the user's own, or what embeds one, does its handshake first, in any mode.
+// It has HandshakeTimeout for that too; in Attach DialOptions.Timeout.
 //
 // Errors: those of Listen for options, and one that matches errors.ErrUnsupported
 // for TLS over what is no net.Conn, a UDP socket without a peer, and unixpacket over
@@ -1304,13 +1308,13 @@ var errTLSHandshake = errors.New("sockhub: TLS handshake")
 
 // startHandshake is the first act of the reader.
 func (c *Conn) startHandshake() error {
+	c.inCall.Store(true)            // it calls the user's functions in tls.Config
+	err := transport.Handshake(c.t) // Hangup ends it
+	c.inCall.Store(false)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errTLSHandshake, err)
+	}
 	if c.tls != nil {
-		c.inCall.Store(true)                   // it calls the user's functions in tls.Config
-		err := transport.Handshake(c.tls, c.t) // Hangup ends it
-		c.inCall.Store(false)
-		if err != nil {
-			return fmt.Errorf("%w: %w", errTLSHandshake, err)
-		}
 		state := c.tls.ConnectionState()
 		c.peer.TLS = &state
 	}

@@ -30,15 +30,29 @@ func NewTLS(nc net.Conn, first []byte, direct bool, wrap func(net.Conn) *tls.Con
 }
 
 // Handshake runs the handshake of a TLS connection, before any Read, Write or
-// WriteNow of its transport. Hangup ends it.
-func Handshake(t *tls.Conn, c Conn) error {
-	if err := t.Handshake(); err != nil {
-		return err
-	}
-	if c, ok := c.(*tlsConn); ok {
+// WriteNow of its transport. Hangup ends it. It does so too for a tls.Conn that
+// NewBlocking was given, or what embeds one: were the handshake left to the first Read,
+// a Kick would end it for good.
+func Handshake(c Conn) error {
+	switch c := c.(type) {
+	case *tlsConn:
+		if err := c.tls.Handshake(); err != nil {
+			return err
+		}
 		c.gate.open = true
+	case *blocking:
+		if s, ok := c.rwc.(shaker); ok {
+			return s.Handshake()
+		}
 	}
 	return nil
+}
+
+// shaker is a tls.Conn, or embeds one. The method Handshake of others may do something
+// each time that it is called.
+type shaker interface {
+	Handshake() error
+	ConnectionState() tls.ConnectionState
 }
 
 // tlsConn is the transport of a TLS connection over a descriptor. Reading and

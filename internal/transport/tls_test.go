@@ -39,12 +39,12 @@ func tlsLine(t *testing.T, network string, direct bool) (transport.Conn, tlsPeer
 	a, b := sockets(t, network)
 	server := selfSigned(t)
 	server.DynamicRecordSizingDisabled = true
-	ours, c := transport.NewTLS(a, nil, direct, func(nc net.Conn) *tls.Conn { return tls.Server(nc, server) })
+	_, c := transport.NewTLS(a, nil, direct, func(nc net.Conn) *tls.Conn { return tls.Server(nc, server) })
 	// Without tickets, so that nothing comes before what a test sends.
 	peer := tls.Client(b, &tls.Config{InsecureSkipVerify: true, SessionTicketsDisabled: true})
 	shaken := make(chan error, 1)
 	go func() { shaken <- peer.Handshake() }()
-	if err := transport.Handshake(ours, c); err != nil {
+	if err := transport.Handshake(c); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-shaken; err != nil {
@@ -179,13 +179,13 @@ func TestTLSCloseNotifyAfterAFullSocket(t *testing.T) {
 func TestTLSRecordInPieces(t *testing.T) {
 	a, b := sockets(t, "tcp")
 	server := selfSigned(t)
-	ours, c := transport.NewTLS(a, nil, true, func(nc net.Conn) *tls.Conn { return tls.Server(nc, server) })
+	_, c := transport.NewTLS(a, nil, true, func(nc net.Conn) *tls.Conn { return tls.Server(nc, server) })
 	defer c.Close()
 	slow := &byteByByte{Conn: b}
 	peer := tls.Client(slow, &tls.Config{InsecureSkipVerify: true})
 	shaken := make(chan error, 1)
 	go func() { shaken <- peer.Handshake() }()
-	if err := transport.Handshake(ours, c); err != nil {
+	if err := transport.Handshake(c); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-shaken; err != nil {
@@ -236,8 +236,8 @@ func TestTLSHelloThatWasReadBefore(t *testing.T) {
 			t.Fatal(err)
 		}
 		server := selfSigned(t)
-		ours, c := transport.NewTLS(a, first, direct, func(nc net.Conn) *tls.Conn { return tls.Server(nc, server) })
-		if err := transport.Handshake(ours, c); err != nil {
+		_, c := transport.NewTLS(a, first, direct, func(nc net.Conn) *tls.Conn { return tls.Server(nc, server) })
+		if err := transport.Handshake(c); err != nil {
 			t.Fatal(err)
 		}
 		got, buf := 0, make([]byte, 10)

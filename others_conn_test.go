@@ -1,0 +1,93 @@
+package sockhub_test
+
+// Connections of another's making.
+
+import (
+	"crypto/tls"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/memnet"
+)
+
+// A deadline that passes within a TLS handshake ends that for good, so nothing of the
+// hub's may set one there.
+func TestTLSConnOfTheUsersOwnShakesHandsFirst(t *testing.T) {
+	for _, what := range []string{"a slow peer", "SetHandler at once"} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ca := newAuthority()
+				r := newRoom(t, nil, nil)
+				l := memnet.Listen(nil)
+				if _, err := r.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{ca.certify("hub.example")}}),
+					&sockhub.ListenOptions{Mode: sockhub.Anonymous}); err != nil {
+					t.Fatal(err)
+				}
+				go func() {
+					for b := range r.Events() {
+						for _, c := range b.Unknown {
+							if what == "SetHandler at once" {
+								c.SetHandler(&handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }})
+							}
+						}
+						for c, m := range b.Messages() {
+							c.TrySend(m)
+						}
+					}
+				}()
+				p, err := l.Dial(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				<-time.After(time.Second)
+				peer := tls.Client(p, &tls.Config{RootCAs: ca.pool, ServerName: "hub.example"})
+				defer peer.Close()
+				if err := peer.Handshake(); err != nil {
+					t.Fatal(err)
+				}
+				peer.Write(frame("x"))
+				expect(t, peer, frame("x"))
+			})
+		})
+	}
+	t.Run("Attach", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			ca := newAuthority()
+			r := newRoom(t, nil, nil)
+			ours, theirs := memnet.Pair(nil)
+			peer := tls.Server(theirs, &tls.Config{Certificates: []tls.Certificate{ca.certify("hub.example")}})
+			defer peer.Close()
+			time.AfterFunc(time.Second, func() { peer.Handshake() })
+			c, err := r.Attach(t.Context(), tls.Client(ours, &tls.Config{RootCAs: ca.pool, ServerName: "hub.example"}),
+				&sockhub.DialOptions{Mode: sockhub.Anonymous})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.TrySend([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			expect(t, peer, frame("x"))
+		})
+	})
+}
+
+// It has HandshakeTimeout for that, as with ListenOptions.TLS.
+func TestTLSConnOfTheUsersOwnThatStalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newAuthority()
+		r := newRoom(t, nil, nil)
+		ours, theirs := memnet.Pair(nil)
+		defer theirs.Close()
+		var err error
+		took := within(func() {
+			_, err = r.ServeConn(t.Context(), tls.Server(ours, &tls.Config{Certificates: []tls.Certificate{ca.certify("hub.example")}}),
+				&sockhub.ListenOptions{Mode: sockhub.Anonymous})
+		})
+		if !errors.Is(err, sockhub.ErrHandshakeTimeout) || took != sockhub.DefaultHandshakeTimeout {
+			t.Errorf("%v, after %v", err, took)
+		}
+	})
+}
