@@ -1329,9 +1329,11 @@ const (
 	maxNaps = 5
 )
 
-// shrinkLocked reports whether the reader is to move to a new stack now.
+// shrinkLocked reports whether the reader is to move to a new stack now. One that waits in
+// a Read of another's making is left in peace: what it could save is little beside its
+// buffer.
 func (c *Conn) shrinkLocked(due func(time.Duration) bool) bool {
-	if c.lean || c.shaking || c.input != reading || c.holding || c.waiting || c.partial || c.inCall.Load() {
+	if c.lean || c.shaking || c.input != reading || c.holding || c.waiting || c.partial || c.inCall.Load() || transport.Waits(c.t) {
 		return false
 	}
 	if !due(max(c.lastRead, c.born) + nap<<c.naps) {

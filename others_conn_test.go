@@ -3,8 +3,10 @@ package sockhub_test
 // Connections of another's making.
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
+	"net"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -88,6 +90,42 @@ func TestTLSConnOfTheUsersOwnThatStalls(t *testing.T) {
 		})
 		if !errors.Is(err, sockhub.ErrHandshakeTimeout) || took != sockhub.DefaultHandshakeTimeout {
 			t.Errorf("%v, after %v", err, took)
+		}
+	})
+}
+
+// spent is a connection that a read deadline ends for good if it passes during a Read,
+// as it does with many that are streams over WebSockets.
+type spent struct {
+	net.Conn
+	err error
+}
+
+func (b *spent) Read(p []byte) (n int, err error) {
+	if b.err == nil {
+		n, b.err = b.Conn.Read(p)
+	}
+	return n, b.err
+}
+
+// A connection that is silent is left in peace.
+func TestSilentConnOfAnothersMakingIsNotInterrupted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		ours, theirs := net.Pipe()
+		defer theirs.Close()
+		c, err := r.ServeConn(t.Context(), &spent{Conn: ours}, &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.take()
+		<-time.After(time.Hour)
+		if err := context.Cause(c.Context()); err != nil {
+			t.Fatal(err)
+		}
+		theirs.Write(frame("x"))
+		if b := r.take(); len(b.Received) != 1 {
+			t.Error("nothing came")
 		}
 	})
 }

@@ -432,6 +432,14 @@ func (c *blocking) Kick(side Side) {
 // connection may do likewise.
 func (c *blocking) WritesWhole() bool { return c.layered || c.limits == nil }
 
+// Waits reports that a reader of c waits in a Read of another's making, and does so with
+// its buffer. A Kick interrupts that by a deadline, which some cannot bear: those on
+// WebSockets, mostly, are ended by it for good.
+func Waits(c Conn) bool {
+	_, ok := c.(*blocking)
+	return ok
+}
+
 // KeepsTrying reports that what writes to c is a Write of another's making, which goes on
 // by itself as soon as there is room, and may not survive that it is cut short.
 func KeepsTrying(c Conn) bool {
