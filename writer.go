@@ -1937,7 +1937,9 @@ const looks = 32
 // last.
 func (c *Conn) stuckLocked(now time.Duration, due func(time.Duration) bool) (again bool) {
 	o, t := &c.out, c.hub.o.WriteTimeout
-	switch n, known := c.t.Unacked(); {
+	n, known := c.t.Unacked()
+	known = known || n > 0 // that it falls will do
+	switch {
 	case known && o.unacked >= 0:
 		if n < o.unacked {
 			o.since, again = now, true

@@ -119,7 +119,8 @@ type Conn interface {
 
 	// Unacked is the number of bytes written that the peer's kernel (on
 	// local transports: the peer) has not taken, a FIN of ours not counted.
-	// ok is false where the system cannot tell.
+	// ok is false where the system cannot tell. If n is not 0 then, it is a measure of
+	// these bytes all the same, which falls only when some are taken.
 	Unacked() (n int, ok bool)
 }
 
