@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"testing"
 	"testing/synctest"
@@ -126,6 +127,46 @@ func TestSilentConnOfAnothersMakingIsNotInterrupted(t *testing.T) {
 		theirs.Write(frame("x"))
 		if b := r.take(); len(b.Received) != 1 {
 			t.Error("nothing came")
+		}
+	})
+}
+
+// curt writes less than it was given, and says nothing of it.
+type curt struct {
+	net.Conn
+	left int // bytes that it writes before that
+}
+
+func (c *curt) Write(p []byte) (int, error) {
+	if c.left -= len(p); c.left < 0 {
+		p = p[:len(p)/2]
+	}
+	return c.Conn.Write(p)
+}
+
+// Package tls relies on the error that goes with a short count.
+func TestShortCountBelowTLS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newAuthority()
+		r := newRoom(t, nil, nil)
+		ours, theirs := memnet.Pair(nil)
+		peer := tls.Client(theirs, &tls.Config{RootCAs: ca.pool, ServerName: "hub.example"})
+		defer peer.Close()
+		shaken := make(chan error, 1)
+		go func() { shaken <- peer.Handshake() }()
+		c, err := r.ServeConn(t.Context(), &curt{ours, 20_000}, &sockhub.ListenOptions{
+			Mode: sockhub.Anonymous, TLS: &tls.Config{Certificates: []tls.Certificate{ca.certify("hub.example")}}})
+		if err := errors.Join(err, <-shaken); err != nil {
+			t.Fatal(err)
+		}
+		r.take()
+		go io.Copy(io.Discard, peer)
+		for k := range 300 {
+			c.TrySend(numbered(k, 100))
+		}
+		<-c.Context().Done()
+		if d := r.endOf(c); !errors.Is(d.Err, io.ErrShortWrite) || d.Report.WrittenMessages == 300 {
+			t.Errorf("%v: %v", d.Err, d.Report)
 		}
 	})
 }

@@ -138,7 +138,10 @@ func (g *gate) Read(p []byte) (n int, err error) {
 // Write implements net.Conn.
 func (g *gate) Write(p []byte) (n int, err error) {
 	if !g.open {
-		return g.Conn.Write(p)
+		if n, err = g.Conn.Write(p); n < len(p) && err == nil {
+			err = io.ErrShortWrite // package tls looks at nothing else
+		}
+		return n, err
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
