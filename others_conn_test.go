@@ -170,3 +170,27 @@ func TestShortCountBelowTLS(t *testing.T) {
 		}
 	})
 }
+
+// mirror gives itself as what lies below it.
+type mirror struct{ net.Conn }
+
+func (m mirror) NetConn() net.Conn { return m }
+
+func TestConnWithoutAnEndOfLayers(t *testing.T) {
+	r := openHub(t, nil)
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	served := make(chan error, 1)
+	go func() {
+		_, err := r.ServeConn(t.Context(), mirror{ours}, &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+		served <- err
+	}()
+	select {
+	case err := <-served:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(patience):
+		t.Error("ServeConn does not return")
+	}
+}

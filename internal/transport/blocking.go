@@ -18,6 +18,10 @@ const (
 	firstBuffer = 4 << 10
 	growAfter   = 4
 
+	// maxLayers is how far down NewBlocking looks for what is below: who says that it
+	// lies on itself has no end.
+	maxLayers = 16
+
 	// joinSize is the size of the read buffer then, and up to which slices
 	// are joined for one Write: as much as a TLS record holds.
 	joinSize = 16 << 10
@@ -111,7 +115,7 @@ func NewBlocking(rwc io.ReadWriteCloser) Conn {
 		}
 	}
 	c.inner, _ = rwc.(net.Conn)
-	for x := any(rwc); ; {
+	for x, layers := any(rwc), 0; layers < maxLayers; layers++ {
 		l, ok := x.(interface{ NetConn() net.Conn })
 		if !ok {
 			break
