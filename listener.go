@@ -1085,12 +1085,16 @@ func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, fir
 		if !isConn {
 			return nil, fmt.Errorf("sockhub: TLS over a %T, which is no net.Conn: %w", rwc, errors.ErrUnsupported)
 		}
-		side := tls.Server
+		side, config := tls.Server, set.tls
 		if set.dials {
 			side = tls.Client
+			if s := config.ClientSessionCache; s != nil {
+				config = config.Clone()
+				config.ClientSessionCache = sessions{s, c}
+			}
 		}
-		direct := set.tls.Renegotiation == tls.RenegotiateNever
-		c.tls, c.t = transport.NewTLS(nc, first, direct, func(nc net.Conn) *tls.Conn { return side(nc, set.tls) })
+		direct := config.Renegotiation == tls.RenegotiateNever
+		c.tls, c.t = transport.NewTLS(nc, first, direct, func(nc net.Conn) *tls.Conn { return side(nc, config) })
 	}
 	if set.mode.named() {
 		c.dec.max = MaxNameLen
@@ -1106,6 +1110,25 @@ func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, fir
 	}
 	c.lastRead, c.quiet, c.shaking, c.out.unheard = c.born, c.born, true, true
 	return c, nil
+}
+
+// sessions is a ClientSessionCache, of which package tls calls Put when the handshake is
+// over too: from TryRead, where nothing else is the user's.
+type sessions struct {
+	tls.ClientSessionCache
+	c *Conn
+}
+
+// Put implements tls.ClientSessionCache. A panic ends the connection.
+func (s sessions) Put(key string, state *tls.ClientSessionState) {
+	returned := false
+	defer func() {
+		if !returned {
+			s.c.callLeft(&PanicError{Value: recover(), Stack: debug.Stack()})
+		}
+	}()
+	s.ClientSessionCache.Put(key, state)
+	returned = true
 }
 
 // errNoAddress is what a Send gets to those who have sent from a unixgram socket

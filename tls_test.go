@@ -682,3 +682,33 @@ func TestTLSHandshakeThatFailsIsCounted(t *testing.T) {
 		t.Errorf("%d are counted, want 2", n)
 	}
 }
+
+// leaving is a ClientSessionCache that leaves as it should not.
+type leaving struct{ how string }
+
+func (leaving) Get(string) (*tls.ClientSessionState, bool) { return nil, false }
+func (l leaving) Put(string, *tls.ClientSessionState)      { leave(l.how) }
+
+// In TLS 1.3 the session comes when the handshake is long over.
+func TestSessionCacheThatPanics(t *testing.T) {
+	server, client := secure()
+	for _, how := range []string{"panic", "Goexit"} {
+		_, l := echoHub(t, &sockhub.ListenOptions{Mode: sockhub.Anonymous, TLS: server})
+		s := newStand(t, nil, nil)
+		config := client.Clone()
+		config.ClientSessionCache = leaving{how}
+		c, err := s.Dial(soon(t), "tcp", l.Addr().String(), &sockhub.DialOptions{Mode: sockhub.Anonymous, TLS: config})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.TrySend([]byte("x"))
+		if d := s.end(c); !isPanic(d.Err) {
+			t.Errorf("%s: %v", how, d.Err)
+		}
+	}
+}
+
+func isPanic(err error) bool {
+	_, ok := errors.AsType[*sockhub.PanicError](err)
+	return ok
+}
