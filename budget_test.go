@@ -625,3 +625,34 @@ func TestExemptSlotIsFreeWhenItIsNotNeeded(t *testing.T) {
 		synctest.Wait()
 	})
 }
+
+// Who comes while InboundLimit is reached is let in, and who is dialed then too: only its
+// messages wait.
+func TestHandshakesAtInboundLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size, limit = 64 << 10, 2 * (64<<10 + 64<<10)
+		hub := openHub(t, &sockhub.Options{MaxMessage: size, InboundLimit: limit})
+		_, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		go p.Write(bytes.Repeat(frame(string(make([]byte, size))), 10))
+		synctest.Wait()
+		if q := hub.Stats().QueuedIn; q < limit/4 {
+			t.Fatalf("%d bytes are queued", q)
+		}
+
+		ours, peer := memnet.Pair(nil)
+		go hub.ServeConn(t.Context(), ours, nil)
+		peer.Write(frame("worker"))
+		expect(t, peer, frame("OK"))
+		peer.Close()
+
+		ours, peer = memnet.Pair(nil)
+		go func() {
+			io.ReadFull(peer, make([]byte, len(frame("me"))))
+			peer.Write(frame("OK"))
+		}()
+		if _, err := hub.Attach(t.Context(), ours, &sockhub.DialOptions{Name: "me"}); err != nil {
+			t.Error(err)
+		}
+		peer.Close()
+	})
+}

@@ -860,6 +860,14 @@ func (c *Conn) reserve(s *scratch, space []byte) []byte {
 		c.held += lacks
 		return space
 	}
+	if c.greet != nil {
+		// It is little, and who may not be read would be taken for one that says nothing:
+		// as long as InboundLimit is reached, nobody would be let in.
+		c.hub.budget.in.Force(lacks)
+		s.credit += lacks
+		c.held += lacks
+		return space
+	}
 	if c.token && c.dec.lacks > 0 {
 		space = space[:min(len(space), c.dec.lacks)]
 		if lacks = int64(len(space)) - s.credit; lacks > 0 {
