@@ -656,3 +656,48 @@ func TestHandshakesAtInboundLimit(t *testing.T) {
 		peer.Close()
 	})
 }
+
+// What SendFrom and Reply.SendFrom have read counts against OutboundLimit.
+func TestMessagesOfReadersAndOutboundLimit(t *testing.T) {
+	for _, call := range []string{"Conn.SendFrom", "Reply.SendFrom"} {
+		t.Run(call, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const limit, conns, size, piece = 1 << 20, 64, 512 << 10, 64 << 10
+				hub := openHub(t, &sockhub.Options{OutboundLimit: limit, MaxConns: conns, WriteTimeout: -1})
+				h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+					if call == "Conn.SendFrom" {
+						go r.Conn().SendFrom(t.Context(), size, bytes.NewReader(make([]byte, size)))
+					} else if err := r.SendFrom(size, io.NopCloser(bytes.NewReader(make([]byte, size)))); err != nil {
+						t.Error(err)
+					}
+				}}
+				var peers []*memnet.End
+				for range conns {
+					_, p := serveMemory(t, hub, &memnet.Options{Buffer: 4 << 10}, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+					peers = append(peers, p)
+					p.Write(frame("x"))
+					synctest.Wait()
+				}
+				most := int64(limit + conns*(piece+sockhub.MessageCharge))
+				if call == "Conn.SendFrom" { // which waits for room
+					most = limit
+				}
+				if q := hub.Stats().QueuedOut; q < limit/4 || q > most {
+					t.Errorf("%d bytes are queued, of %d", q, limit)
+				}
+				done := make(chan int64)
+				for _, p := range peers {
+					go func() {
+						n, _ := io.CopyN(io.Discard, p, 8+size)
+						done <- n
+					}()
+				}
+				for range peers {
+					if n := <-done; n != 8+size {
+						t.Errorf("%d bytes came", n)
+					}
+				}
+			})
+		})
+	}
+}

@@ -1216,7 +1216,7 @@ func (c *Conn) feedPieces(ctx context.Context, f *feed, r io.Reader, first []byt
 	}
 	stop := func() error { return c.feedOver(ctx, f) }
 	for left > 0 {
-		if err := c.awaitFeed(ctx, f, func() bool { return f.queued-f.fed < window }); err != nil {
+		if err := c.awaitFeed(ctx, f, func() bool { return c.mayReadPieceLocked(f, &buffers) }); err != nil {
 			return err
 		}
 		if over := stop(); over != nil {
@@ -1243,10 +1243,27 @@ func (c *Conn) feedPieces(ctx context.Context, f *feed, r io.Reader, first []byt
 		f.pieces.Append(nil, piece)
 		f.queued++
 		f.complete = left == 0
+		c.chargeAnswersLocked(c.out.charge(), false)
 		c.startWriterLocked()
 		c.mu.Unlock()
 	}
 	return nil
+}
+
+// mayReadPieceLocked reports whether another piece is to be read: always when nothing of
+// the message waits to be written, else as far as the hub's budget has room. Where it has
+// none, the buffers that wait for a piece are let go.
+func (c *Conn) mayReadPieceLocked(f *feed, buffers *[window][]byte) bool {
+	switch o, n := &c.out, f.queued-f.fed; {
+	case n == window:
+		return false
+	case n == 0, c.hub.budget.out.Left(&o.share, o.charge()) >= pieceSize+MessageCharge:
+		return true
+	}
+	for i := f.queued; i < f.fed+window; i++ {
+		buffers[i%window] = nil
+	}
+	return false
 }
 
 // fileToSend is the file that r reads, if the system can send it without its
@@ -1490,6 +1507,7 @@ func (c *Conn) beginFeed(f *feed, first []byte) bool {
 	}
 	f.begin(f.framing, first)
 	c.queueFeedLocked(f)
+	c.chargeAnswersLocked(c.out.charge(), false)
 	return true
 }
 
