@@ -660,3 +660,30 @@ func TestAnUnconnectedSocketIsNoConnection(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// However low InboundLimit is, a datagram as long as MaxMessage can be received.
+func TestLongDatagramsAtTheLeastInboundLimit(t *testing.T) {
+	for _, c := range []struct {
+		network string
+		size    int
+	}{{"udp4", 5000}, {"udp4", 20_000}, {"udp4", 65_507}, {"unixgram", 190_000}} {
+		t.Run(fmt.Sprint(c), func(t *testing.T) {
+			address, own := "127.0.0.1:0", net.Addr(nil)
+			if c.network == "unixgram" {
+				if runtime.GOOS != "linux" {
+					t.Skip("what can be sent depends on the system")
+				}
+				dir := t.TempDir()
+				address, own = filepath.Join(dir, "s"), &net.UnixAddr{Net: c.network, Name: filepath.Join(dir, "c")}
+			}
+			max := int64(c.size)
+			_, l := packetHub(t, c.network, address, true, &sockhub.Options{MaxMessage: max, InboundLimit: 2 * (max + 64<<10)}, sockhub.ListenOptions{})
+			p, err := (&net.Dialer{LocalAddr: own}).Dial(c.network, l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			exchange(t, p, pattern(c.size), []byte("x"), pattern(c.size))
+		})
+	}
+}

@@ -35,6 +35,7 @@ type Inbound[C comparable] struct {
 	limit   int64        // L; constant
 	line    atomic.Int64 // S
 	used    atomic.Int64 // T
+	spare   atomic.Int64 // of it, what ReserveSpare has taken
 	waiting atomic.Int64 // len(queue)
 
 	mu      sync.Mutex  // guards what follows
@@ -91,21 +92,28 @@ func (b *Inbound[C]) Reserve(n int64) bool {
 
 // ReserveSpare is Reserve for what has not been read by a connection yet, and
 // can do without: it takes half at most of what there is for those, who could
-// not take it over otherwise.
+// not take it over otherwise. But where nothing is held in this way, it takes more, as
+// long as somebody may read then: half may be less than one message.
 func (b *Inbound[C]) ReserveSpare(n int) bool {
+	first := b.spare.Add(int64(n)) == int64(n)
 	for {
-		used := b.used.Load()
-		if used+int64(n) > b.line.Load()/2 || b.over(used) {
+		used, line := b.used.Load(), b.line.Load()
+		held := used + int64(n)
+		if b.over(used) || held > line/2 && (!first || held >= line) {
+			b.spare.Add(-int64(n))
 			return false
 		}
-		if b.used.CompareAndSwap(used, used+int64(n)) {
+		if b.used.CompareAndSwap(used, held) {
 			return true
 		}
 	}
 }
 
 // GiveSpare gives back n bytes that ReserveSpare has taken.
-func (b *Inbound[C]) GiveSpare(n int) { b.Give(int64(n)) }
+func (b *Inbound[C]) GiveSpare(n int) {
+	b.spare.Add(-int64(n))
+	b.Give(int64(n))
+}
 
 // Force takes n bytes in any case: what the token's owner reads, and what
 // messages are charged beyond their bytes.

@@ -92,22 +92,29 @@ func (x *session) put(body []byte) bool {
 	return true
 }
 
-// growLocked gives the session a large buffer, if there is room for it.
+// growLocked gives the session a large buffer, if there is room for it, or else for as
+// much as it needs.
 func (x *session) growLocked(need int) bool {
 	p := large.Get().(*[]byte)
-	if cap(*p) < need {
-		*p = make([]byte, 0, max(need, 2*cap(x.in), largeBuffer))
+	size := cap(*p)
+	if size < need {
+		size = max(need, 2*cap(x.in), largeBuffer)
 	}
-	o := &x.sock.o
-	if more := cap(*p) - smallBuffer - x.roomed; o.Room != nil && more > 0 {
-		if !o.Room(more) {
-			large.Put(p)
-			if len(x.in) == 0 {
-				x.dropBufferLocked()
-			}
-			return false
+	room := x.roomLocked(size)
+	if !room && size > need {
+		large.Put(p)
+		p, size = new([]byte), need
+		room = x.roomLocked(size)
+	}
+	if !room {
+		large.Put(p)
+		if len(x.in) == 0 {
+			x.dropBufferLocked()
 		}
-		x.roomed += more
+		return false
+	}
+	if cap(*p) < size {
+		*p = make([]byte, 0, size)
 	}
 	old := x.in
 	x.in = append((*p)[:0], old...)
@@ -115,6 +122,19 @@ func (x *session) growLocked(need int) bool {
 	if cap(old) == smallBuffer {
 		small.Put(&old)
 	}
+	return true
+}
+
+// roomLocked asks for room for a buffer of this size.
+func (x *session) roomLocked(size int) bool {
+	o, more := &x.sock.o, size-smallBuffer-x.roomed
+	if o.Room == nil || more <= 0 {
+		return true
+	}
+	if !o.Room(more) {
+		return false
+	}
+	x.roomed += more
 	return true
 }
 
