@@ -6,8 +6,10 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"os"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -231,5 +233,64 @@ func until(t *testing.T, what string, cond func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain: %s", what)
 		}
+	}
+}
+
+// told is a connection that tells first of a path for which a datagram was too large.
+type told struct {
+	net.Conn
+	news  atomic.Int32
+	waits chan struct{} // closed when it is read after that, and not for a moment alone
+	brief atomic.Bool
+}
+
+func (c *told) SetReadDeadline(t time.Time) error {
+	c.brief.Store(!t.IsZero())
+	return c.Conn.SetReadDeadline(t)
+}
+
+func (c *told) Read(p []byte) (int, error) {
+	if c.news.Add(1) == 1 {
+		return 0, &net.OpError{Op: "read", Net: "udp", Err: os.NewSyscallError("read", syscall.EMSGSIZE)}
+	}
+	if c.news.Load() == 2 && !c.brief.Load() {
+		close(c.waits)
+	}
+	return c.Conn.Read(p)
+}
+
+// A router that takes no more than so much at a time is no reason to end anything.
+func TestNewsOfThePathEndNothing(t *testing.T) {
+	peer, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	nc, err := net.Dial("udp", peer.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	way := &told{Conn: nc, waits: make(chan struct{})}
+	c := Connect(way, Options{Max: 1000, Stats: new(Stats)})
+	defer c.Close()
+	x, sent, over := c.Transport(), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(sent)
+		select {
+		case <-way.waits:
+			peer.WriteTo([]byte("hello"), nc.LocalAddr())
+		case <-over:
+		}
+	}()
+	var n int
+	buf := make([]byte, 1000)
+	x.Read(func() (park bool) {
+		n, _, err = x.TryRead(buf)
+		return n == 0 && err == nil
+	})
+	close(over)
+	<-sent
+	if string(buf[:n]) != "\x05\x00\x00\x00hello" || err != nil {
+		t.Errorf("read %q, %v", buf[:n], err)
 	}
 }

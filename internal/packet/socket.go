@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 )
 
 // socket is a datagram socket and its sessions.
@@ -150,7 +151,9 @@ func (s *socket) endReceiver() {
 }
 
 // receive is the receiver goroutine. What it fails with has been met by a
-// datagram that was sent, or is a lack of memory, or the end of the socket.
+// datagram that was sent, or is a lack of memory, or the end of the socket. That a
+// datagram was too large for the way (EMSGSIZE) ends nothing: the system, which has
+// been told by a router, sends the next ones in smaller pieces.
 func (s *socket) receive() (unaccepted []*session) {
 	for {
 		err := s.io.receive(s)
@@ -164,7 +167,7 @@ func (s *socket) receive() (unaccepted []*session) {
 			return s.fail(net.ErrClosed)
 		case err == nil:
 			continue
-		case s.only != nil && !s.only.ending.Load(): // nobody is at the other end
+		case s.only != nil && !s.only.ending.Load() && !errors.Is(err, syscall.EMSGSIZE): // nobody is at the other end
 			s.io.drain(s)
 			s.only.fail(err)
 		}
