@@ -1362,7 +1362,7 @@ func (c *Conn) end() {
 	c.freezeLocked(ErrNotConnected)
 	c.joinWriterLocked()
 	c.joinFeedersLocked()
-	report := c.out.report(c.t)
+	report := c.out.report(c.t, c.set.network != "")
 	err := c.whyLocked(report)
 	c.closeErr, c.over = err, true
 	life := c.life

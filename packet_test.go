@@ -687,3 +687,54 @@ func TestLongDatagramsAtTheLeastInboundLimit(t *testing.T) {
 		})
 	}
 }
+
+// A packet leaves as a whole or not at all: so none is cut, but unsent.
+func TestPacketsAreNotCut(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("few systems have such sockets")
+	}
+	const n, size = 20, 100_000
+	path := filepath.Join(t.TempDir(), "s")
+	s := newStand(t, nil, nil)
+	if _, err := s.Listen(soon(t), "unixpacket", path, nil); err != nil {
+		t.Fatal(err)
+	}
+	p, err := net.Dial("unixpacket", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	c := s.first()
+	for i := range n {
+		if err := c.TrySend(body(1, i, size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the socket is full", func() bool {
+		st := c.Stats()
+		return st.MessagesOut > 0 && time.Since(st.LastWrite) > 100*time.Millisecond
+	})
+	c.Close()
+	r := s.end(c).Report
+	if r.Cut || r.WrittenMessages+r.UnsentMessages != n {
+		t.Errorf("%v", r)
+	}
+	i := int(r.WrittenMessages)
+	for m := range r.Unsent() {
+		if !bytes.Equal(m, body(1, i, size)) {
+			t.Errorf("message %d is unsent as %d bytes", i, len(m))
+		}
+		i++
+	}
+	p.SetDeadline(time.Now().Add(patience))
+	for i := range r.WrittenMessages {
+		got := make([]byte, size+1)
+		if m, err := p.Read(got); err != nil || !bytes.Equal(got[:m], body(1, int(i), size)) {
+			t.Fatalf("message %d: %d bytes, %v", i, m, err)
+		}
+	}
+	p.(*net.UnixConn).CloseWrite()
+	if m, err := p.Read(make([]byte, 1)); err == nil {
+		t.Errorf("%d bytes more than were written", m)
+	}
+}

@@ -2006,7 +2006,7 @@ type Report struct {
 	AcceptedMessages, WrittenMessages, UnsentMessages, DroppedMessages uint64 // whole messages, but AcceptedMessages counts the one that was cut too
 	AcceptedBytes, WrittenBytes, UnsentBytes, DroppedBytes             uint64 // of bodies of whole messages; AcceptedBytes includes CutSize
 
-	Cut                 bool   // one message was partly written
+	Cut                 bool   // one message was partly written; not on networks of packets
 	CutSize, CutWritten uint64 // its length, and how much of that was written
 
 	// Unacked is how many bytes on the wire, headers included, were written
@@ -2088,8 +2088,12 @@ func (r Report) CutMessage() []byte {
 	return r.left.cut
 }
 
-// report is made by the reader when nobody writes nor will.
-func (o *output) report(t transport.Conn) Report {
+// report is made by the reader when nobody writes nor will. A packet that is not whole has
+// not left, although a part of it was taken to be written.
+func (o *output) report(t transport.Conn, packets bool) Report {
+	if packets {
+		o.w.Restart()
+	}
 	r := Report{
 		AcceptedMessages: o.accepted.msgs, AcceptedBytes: o.accepted.bytes,
 		WrittenMessages: o.written.msgs, WrittenBytes: o.written.bytes,
@@ -2100,7 +2104,7 @@ func (o *output) report(t transport.Conn) Report {
 		r.Unacked = int64(n)
 	}
 	if o.feed != nil {
-		o.feed.report(&r)
+		o.feed.report(&r, packets)
 	}
 	if o.feeding {
 		o.w = outq.Writing{}
@@ -2123,9 +2127,9 @@ func (o *output) report(t transport.Conn) Report {
 }
 
 // report tells what became of the message that f is.
-func (f *feed) report(r *Report) {
+func (f *feed) report(r *Report, packets bool) {
 	switch {
-	case f.wire > 0:
+	case f.wire > 0 && !packets:
 		r.Cut, r.CutSize, r.CutWritten = true, f.size, f.wire-min(f.wire, uint64(f.header))
 	case f.from == nil && !f.complete: // its SendFrom fails
 		r.AcceptedMessages--

@@ -564,6 +564,9 @@ func (w *Writing) Wrote(n int) (msgs int, bytes int64) {
 	return msgs, bytes
 }
 
+// Restart counts what was written of the first message as not written.
+func (w *Writing) Restart() { w.in = 0 }
+
 // Cut tells of the message that is partly written: its body, and how many
 // bytes of the body were written. The header may have been cut too.
 func (w *Writing) Cut() (body []byte, written int, ok bool) {
