@@ -738,3 +738,52 @@ func TestPacketsAreNotCut(t *testing.T) {
 		t.Errorf("%d bytes more than were written", m)
 	}
 }
+
+// Who comes back to the path of a client that has gone is another client, also while the
+// Handler of the first is being called.
+func TestUnixgramClientThatComesBack(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("what a path that nobody is at does to a socket differs")
+	}
+	dir := t.TempDir()
+	own, to := &net.UnixAddr{Net: "unixgram", Name: filepath.Join(dir, "c")}, &net.UnixAddr{Net: "unixgram", Name: filepath.Join(dir, "s")}
+	s := newStand(t, nil, nil)
+	busy, got := make(chan struct{}), make(chan string, 2)
+	var first *sockhub.Conn
+	if _, err := s.Listen(soon(t), "unixgram", to.Name, &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
+		return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			if string(m) == "first" {
+				first = r.Conn()
+				got <- "first"
+				<-busy
+				return
+			}
+			got <- string(m)
+		}}
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	say := func(what string) net.Conn {
+		p, err := net.DialUnix("unixgram", own, to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Write([]byte(what))
+		return p
+	}
+	p := say("first")
+	<-got
+	p.Close()
+	os.Remove(own.Name)
+	first.TrySend([]byte("are you there"))
+	eventually(t, "nobody is", func() bool { return s.Stats().Dropped == 1 })
+	defer say("second").Close()
+	eventually(t, "it is let in, or dropped", func() bool { st := s.Stats(); return st.Accepted == 2 || st.Dropped == 2 })
+	close(busy)
+	if s.Stats().Dropped == 2 {
+		t.Fatal("it was dropped")
+	}
+	if m := <-got; m != "second" {
+		t.Errorf("%q came", m)
+	}
+}

@@ -159,16 +159,6 @@ func (x *session) free(roomed int) {
 	}
 }
 
-// hungUp reports whether the session is about to be closed.
-func (x *session) hungUp() bool {
-	if !x.ending.Load() {
-		return false
-	}
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.hung
-}
-
 // fail ends the session behind what it has received.
 func (x *session) fail(err error) {
 	x.mu.Lock()

@@ -238,8 +238,8 @@ func (r *round) datagram(from *source, body []byte, whole bool) {
 			x = s.sessions[string(from.key)]
 		}
 	}
-	if x != nil && s.only == nil && x.hungUp() {
-		s.forgetLocked(x) // it is about to be closed; who goes on sending is another
+	if x != nil && s.only == nil && x.ending.Load() {
+		s.forgetLocked(x) // it takes nothing more; who goes on sending is another
 		x = nil
 	}
 	if x == nil {
