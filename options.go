@@ -257,11 +257,12 @@ type Backoff struct {
 // OK comes back. Between messages and raw bytes, lengths are taken for bytes and
 // bytes for lengths; what announces too much ends with ErrMessageTooLarge.
 //
-// Raw bytes come in pieces whose borders mean nothing, of 16 KiB at most; what follows an
-// Unread comes in a piece of up to twice what was given back, if that is more. MaxMessage
-// is the limit of each Send, while Framing and StreamOver do nothing. A Handler that
-// parses what comes gives back with Reply.Unread what is not complete: FrameTimeout and
-// MaxMessage hold for that, and do not for what a program keeps itself.
+// Raw bytes come in pieces whose borders mean nothing, mostly of no more than 16 KiB, or
+// 128 KiB with ReuseBuffers; memory that another connection had for a larger message can
+// make one larger, and so can an Unread. MaxMessage is the limit of each Send, while
+// Framing and StreamOver do nothing. A Handler that parses what comes gives back with
+// Reply.Unread what is not complete: FrameTimeout and MaxMessage hold for that, and do not
+// for what a program keeps itself.
 //
 // On packet networks only unixpacket can be Named, and none is Raw or NamedRaw.
 type Mode int
