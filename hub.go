@@ -646,8 +646,8 @@ func (h *Hub) liveConns() (n, inCall, fed int) {
 // for another batch no longer than Linger, or twice that if it has one in hand
 // (DefaultLinger, if that is none), whatever ctx is. A loop that takes longer for one may
 // find its answers refused with ErrClosed, although Shutdown returns nil: it sets a longer
-// Linger, or HalfOpen. Connections with HalfOpen set are the user's to Finish until ctx
-// ends.
+// Linger, or HalfOpen. What was accepted before is written, unless Close is called then.
+// Connections with HalfOpen set are the user's to Finish until ctx ends.
 //
 // Of a hub that is closed already, Shutdown waits for the end and returns nil.
 //

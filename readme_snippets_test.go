@@ -175,8 +175,8 @@ func share(ctx context.Context, hub *sockhub.Hub, address string) (*sockhub.List
 }
 
 // serve echoes until the process is told to end. What was read from peers until then
-// is answered, and every answer that TrySend has accepted is written, if they take
-// it within 5 seconds.
+// is answered, if no batch takes longer than Linger, and every answer that TrySend has
+// accepted is written, if they take it within 5 seconds.
 func serve(ctx context.Context, hub *sockhub.Hub) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	done := make(chan error, 1)
@@ -187,8 +187,8 @@ func serve(ctx context.Context, hub *sockhub.Hub) error {
 	})
 	for b := range hub.Events() { // until everything has ended
 		for c, msg := range b.Messages() {
-			if err := c.TrySend(msg); err != nil {
-				c.Close()
+			if err := c.TrySend(msg); errors.Is(err, sockhub.ErrBackpressure) {
+				c.Close() // after ErrClosed it would discard what was accepted
 			}
 		}
 	}
