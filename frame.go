@@ -22,6 +22,9 @@ var ErrMessageTooLarge = errors.New("sockhub: message too large")
 // preceded by a header from which its length follows. An implementation must
 // be safe for concurrent use; its methods are called with hub locks held and
 // must only compute.
+//
+// Messages that end with a mark, such as lines, have no such header: they take mode Raw, and
+// a Handler that gives back with Reply.Unread what is not complete.
 type Framing interface {
 	// MaxHeader is the largest size of a header in bytes, from 1 to 64.
 	MaxHeader() int

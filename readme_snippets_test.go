@@ -97,7 +97,7 @@ func (t *totaler) Message(r *sockhub.Reply, b []byte) {
 func serveSums(ctx context.Context, hub *sockhub.Hub, address string) (*sockhub.Listener, error) {
 	return hub.Listen(ctx, "tcp", address, &sockhub.ListenOptions{
 		Mode:       sockhub.Raw,
-		MaxMessage: 1 << 10, // the longest line
+		MaxMessage: 1 << 10, // as much of a line may wait for the rest, and no answer is longer
 		Handler:    func(*sockhub.Conn) sockhub.Handler { return new(totaler) },
 	})
 }
