@@ -21,6 +21,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sockhub/sockhub"
@@ -99,6 +100,31 @@ func serveSums(ctx context.Context, hub *sockhub.Hub, address string) (*sockhub.
 		Mode:       sockhub.Raw,
 		MaxMessage: 1 << 10, // as much of a line may wait for the rest, and no answer is longer
 		Handler:    func(*sockhub.Conn) sockhub.Handler { return new(totaler) },
+	})
+}
+
+// TestSums tests the server of sums over a pipe, without a network. In a bubble of
+// synctest the 30 s of FrameTimeout are over as soon as nothing else goes on.
+func TestSums(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, err := sockhub.New(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hub.Close() // inside the bubble, which waits for its goroutines
+		ours, peer := net.Pipe()
+		if _, err := hub.ServeConn(t.Context(), ours, &sockhub.ListenOptions{
+			Mode:    sockhub.Raw,
+			Handler: func(*sockhub.Conn) sockhub.Handler { return new(totaler) },
+		}); err != nil {
+			t.Fatal(err)
+		}
+		begun := time.Now()
+		go io.WriteString(peer, "1\n2\n30") // the last line has no end
+		answers, err := io.ReadAll(peer)
+		if string(answers) != "3\n" || err != nil || time.Since(begun) != 30*time.Second {
+			t.Errorf("%q, %v, after %v", answers, err, time.Since(begun))
+		}
 	})
 }
 
