@@ -189,9 +189,10 @@ func (h *Hub) Events() <-chan *Batch { return h.events }
 // stays with that connection. ErrUnknownID and ErrNotConnected, if there is
 // none; ErrClosed once the hub is closed.
 //
-// A client that has connected again gets its new connection when the batch with the
-// Disconnected of the one before was received from Events, which may be a moment
-// before that batch was handled. A program that keeps accounts of what each connection
+// A client has its connection from when it is reported on, or when its Handler was made:
+// its peer may have heard OK before. One that has connected again gets its new connection
+// when the batch with the Disconnected of the one before was received from Events, which
+// may be a moment before that batch was handled. A program that keeps accounts of what each connection
 // was sent, to compare them with its Report, uses Conn.Send.
 func (h *Hub) Send(ctx context.Context, to ID, msg []byte) error {
 	c, err := h.current(to)
