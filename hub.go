@@ -1057,7 +1057,8 @@ func (h *Hub) beyondLocked(mine int) bool {
 
 // roomForLocked returns which limit keeps c out, or nil. One that follows the owner of its
 // name may go beyond MaxConns: the owner's slot is free when its Disconnected was taken. A
-// session of packets may take the place of another.
+// session of packets may take the place of another, and anybody that of one while these
+// have more than half of the places.
 func (h *Hub) roomForLocked(c *Conn) error {
 	mine := 0
 	if c.greet.promised {
@@ -1069,16 +1070,44 @@ func (h *Hub) roomForLocked(c *Conn) error {
 		return ErrMemoryLimit
 	case packet.Shared(c.t):
 		evicted, ok := packet.LetIn(c.t, full, h.evicted < h.surplus())
+		if !ok && full && h.evictLocked() {
+			_, ok = packet.LetIn(c.t, false, false)
+		}
 		if !ok {
 			return ErrTooManyConns
 		}
 		if evicted {
 			h.evicted++
 		}
-	case full, l != nil && l != c.greet.promisedBy && l.fullLocked():
+	case l != nil && l != c.greet.promisedBy && l.fullLocked(),
+		full && (h.beyondLocked(mine) || !h.evictLocked()):
 		return ErrTooManyConns
 	}
 	return nil
+}
+
+// evictLocked ends a session of packets, which need not share a socket with the one that
+// it makes place for, and reports whether it has. It is the one that was silent for longest
+// where there are most of them. That sessions yield is because anybody can have as many as
+// there are addresses to send from. They do not below half of the places: who connects
+// could have them all as well, one after the other.
+func (h *Hub) evictLocked() bool {
+	var most *packet.Listener
+	n, sessions := 0, 0
+	for l := range h.listeners {
+		if p, ok := l.inner.(*packet.Listener); ok {
+			k := p.Sessions()
+			sessions += k
+			if k > n {
+				most, n = p, k
+			}
+		}
+	}
+	if sessions <= h.o.MaxConns/2 || h.evicted >= h.surplus() || !most.Evict() {
+		return false
+	}
+	h.evicted++
+	return true
 }
 
 // duplicates is the policy that holds for a second claim on the name.

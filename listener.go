@@ -134,9 +134,9 @@ func (l *Listener) stop() (stopped bool, err error) {
 // client of its own, from its first packet until nothing came from it for
 // IdleTimeout (DefaultSessionIdle), or until there are more than MaxConns
 // (DefaultMaxSessions) and it is the one that was silent for longest: then it ends
-// with ErrTooManyConns. There are no names, since anybody can send from any
-// address, and nothing is sent before the program answers. Packets that are too
-// long, and those for which a client has no room, are dropped and counted
+// with ErrTooManyConns (see also Options.MaxConns). There are no names, since anybody
+// can send from any address, and nothing is sent before the program answers. Packets
+// that are too long, and those for which a client has no room, are dropped and counted
 // (Stats.ProtocolErrors, Stats.Dropped). On unixpacket there are connections, which
 // can be Named.
 //

@@ -86,7 +86,10 @@ type Options struct {
 
 	// MaxConns bounds the connections past their handshake, those included
 	// whose Disconnected was not taken yet. Default: 65,536, or fewer where
-	// the process may open fewer descriptors (some are left free).
+	// the process may open fewer descriptors (some are left free). Beyond it
+	// others are refused with ErrTooManyConns; but while more than half of the
+	// places are those of clients on udp and unixgram, the one of these that was
+	// silent for longest ends for each that comes, on whatever network.
 	MaxConns int
 
 	// MaxPending bounds the handshakes under way. When it is full, the

@@ -787,3 +787,47 @@ func TestUnixgramClientThatComesBack(t *testing.T) {
 		t.Errorf("%q came", m)
 	}
 }
+
+// Whoever has all places with datagrams from many addresses keeps nobody out, neither on
+// other networks nor on other sockets; and who comes there takes no more than half.
+func TestDatagramsKeepNobodyElseOut(t *testing.T) {
+	const places = 32
+	echo := sockhub.ListenOptions{Mode: sockhub.Anonymous}
+	hub, flooded := packetHub(t, "udp4", "127.0.0.1:0", true, &sockhub.Options{MaxConns: places}, echo)
+	echo.Handler = func(*sockhub.Conn) sockhub.Handler {
+		return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }}
+	}
+	other, err := hub.Listen(t.Context(), "udp4", "127.0.0.1:0", &echo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	streams, err := hub.Listen(t.Context(), "tcp4", "127.0.0.1:0", &echo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	send := func(l *sockhub.Listener) {
+		t.Helper()
+		c, err := net.Dial("udp4", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		exchange(t, c, []byte("x"))
+	}
+	for range places + 8 {
+		send(flooded)
+	}
+	send(other)
+	connected := 0
+	for ; connected < places; connected++ {
+		p := dialHub(t, streams, "")
+		p.send([]byte("hello"))
+		if _, err := p.tryReceive(); err != nil {
+			break
+		}
+	}
+	if connected != places/2 {
+		t.Errorf("%d connections beside datagrams, of %d", connected, places)
+	}
+	send(flooded) // in the place of one on the same socket
+}

@@ -149,6 +149,22 @@ func LetIn(c any, full, mayEvict bool) (evicted, ok bool) {
 	return x.sock.letIn(x, full, mayEvict)
 }
 
+// Sessions is how many there are that LetIn has let in, and that have not ended nor had
+// to make place.
+func (l *Listener) Sessions() int {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	return l.s.known
+}
+
+// Evict ends the session that was silent for longest, of those that Sessions counts, and
+// reports whether there is one.
+func (l *Listener) Evict() bool {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	return l.s.evictLocked()
+}
+
 // WasEvicted reports whether c, whose transport is a session or another one, is
 // a session that had to make place.
 func WasEvicted(c any) bool {

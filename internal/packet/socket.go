@@ -302,12 +302,9 @@ func (s *socket) letIn(x *session, full, mayEvict bool) (evicted, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if full || s.known >= s.o.Sessions {
-		old := s.idle.last()
-		if old == nil || !mayEvict {
+		if !mayEvict || !s.evictLocked() {
 			return false, false
 		}
-		s.forgetLocked(old)
-		old.evict(s.o.Evicted)
 		evicted = true
 	}
 	if s.sessions[x.key] == x { // else it has hung up
@@ -316,6 +313,17 @@ func (s *socket) letIn(x *session, full, mayEvict bool) (evicted, ok bool) {
 		s.idle.add(x)
 	}
 	return evicted, true
+}
+
+// evictLocked is Listener.Evict.
+func (s *socket) evictLocked() bool {
+	old := s.idle.last()
+	if old == nil {
+		return false
+	}
+	s.forgetLocked(old)
+	old.evict(s.o.Evicted)
+	return true
 }
 
 func (s *socket) forgetLocked(x *session) {
