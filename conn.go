@@ -1496,6 +1496,25 @@ func (c *Conn) peerEnded() bool {
 	return c.over || c.closeErr != nil || c.t.Ended() // under mu, so before Close
 }
 
+// unread reports whether the peer has finished and the reader still reads what it has
+// sent before.
+func (c *Conn) unread() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.input == reading && c.closeErr == nil && !c.over && c.t.Ended()
+}
+
+// patient reports whether a handshake has time left to wait for an owner of the name that
+// it might have end at once: half of what it has in all, since the owner's user may not
+// read what he holds.
+func (c *Conn) patient() bool {
+	t := c.hub.o.HandshakeTimeout
+	if t <= 0 {
+		t = DefaultHandshakeTimeout
+	}
+	return c.hub.watch.Now()-c.born < t/2
+}
+
 // finished reports whether the connection's end has been decided on.
 func (c *Conn) finished() bool {
 	c.mu.Lock()

@@ -987,6 +987,8 @@ func (h *Hub) claimLocked(cl *client, c *Conn) (replaced *Conn, err error) {
 		return nil, ErrReplaced // by one that came later, and did not have to wait, or was faster
 	case cl.owner.leaving() && (refuse || cl.owner.leavesSoon()):
 		// It ends by itself.
+	case !refuse && cl.owner.unread() && c.patient():
+		// What its peer has sent before it finished, and came back, is to be read.
 	case !refuse:
 		if err := h.promiseLocked(c, cl.owner); err != nil {
 			return nil, err

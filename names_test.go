@@ -553,6 +553,64 @@ func TestReplaceOldEndsTheOldOneFirst(t *testing.T) {
 	})
 }
 
+// What a peer has sent before it finished is not lost when it comes back at once, whether
+// it has taken what was sent to it or not.
+func TestReplaceOldOfOneThatWasNotReadToItsEnd(t *testing.T) {
+	for _, queued := range []int{0, 10 << 20} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, &sockhub.ListenOptions{ConnInbound: 100})
+			r.expected("w", nil)
+			old := r.join("w")
+			r.happened("connected w")
+			if queued > 0 {
+				r.conn("w").TrySend(make([]byte, queued))
+			}
+			for _, m := range []string{"one", "two", "three"} {
+				old.Write(frame(m))
+				synctest.Wait()
+			}
+			old.CloseWrite() // of which the reader does not hear as long as it pauses
+			synctest.Wait()
+			r.claim("w")
+			reason := "EOF"
+			if queued > 0 {
+				reason = sockhub.ErrReplaced.Error()
+			}
+			var all []string
+			for range 20 { // it looks again every 100 ms
+				<-time.After(100 * time.Millisecond)
+				all = append(all, r.news()...)
+			}
+			if d := cmp.Diff([]string{"message w one", "message w two", "message w three", "ended w", "disconnected w " + reason, "connected w"}, all); d != "" {
+				t.Errorf("%d bytes queued (-want +got):\n%s", queued, d)
+			}
+		})
+	}
+}
+
+// But it does not wait for ever for a user who reads nothing.
+func TestReplaceOldOfOneThatNobodyReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld, StreamOver: 10}, nil)
+		r.expected("w", nil)
+		old := r.join("w")
+		r.happened("connected w")
+		old.Write(frame("a message of more than ten bytes"))
+		old.CloseWrite()
+		synctest.Wait()
+		s := r.take()
+		if len(s.Received) != 1 || s.Received[0].Stream == nil {
+			t.Fatalf("%+v", s)
+		}
+		begun := time.Now()
+		r.join("w")
+		if waited := time.Since(begun).Round(100 * time.Millisecond); waited != sockhub.DefaultHandshakeTimeout/2 {
+			t.Errorf("it was let in after %v", waited)
+		}
+		r.happened("disconnected w "+sockhub.ErrReplaced.Error(), "connected w")
+	})
+}
+
 // The old one would wait for its user for ever, and the new one for it.
 func TestReplaceOldOfOneThatIsKeptOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
