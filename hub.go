@@ -776,7 +776,9 @@ func (h *Hub) Lookup(name string) (ID, bool) {
 // Expect registers a client by its name, and returns the ID that it has from
 // then on, connected or not. If a peer is connected under this name already, it
 // becomes the client, keeps its ID and is reported in Connected; but if
-// ClientOptions.Admit does not admit it, its connection ends.
+// ClientOptions.Admit does not admit it, its connection ends. (Since it was
+// in Unknown it may have ended, or another one of its name have come: the ID is that
+// one's then.)
 //
 // Errors: ErrBadName; ErrNameTaken if the name is registered; ErrClosed.
 func (h *Hub) Expect(name string, o *ClientOptions) (ID, error) {

@@ -50,6 +50,30 @@ func TestHubListenerAndNameMustAllAdmit(t *testing.T) {
 	}
 }
 
+// A rule registers who comes, so that nobody is unknown.
+func TestRuleThatExpects(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r *room
+		r = newRoom(t, &sockhub.Options{
+			Unexpected: sockhub.RefuseUnexpected,
+			Admit: func(p sockhub.Peer) error {
+				_, err := r.Expect(p.Name, &sockhub.ClientOptions{Admit: func(p sockhub.Peer) error {
+					if p.Name == "nobody" {
+						return errors.New("no")
+					}
+					return nil
+				}})
+				return err
+			},
+		}, nil)
+		r.join("w")
+		r.happened("connected w")
+		r.refused("w") // the name is registered by now
+		r.refused("nobody")
+		r.happened()
+	})
+}
+
 func TestNameBelongsWhereItsRuleSays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRoom(t, nil, nil)

@@ -19,9 +19,11 @@ import (
 //
 // A rule runs once per connection, after TLS and after the peer gave its name,
 // and before the peer hears OK. It may run on several goroutines at once and
-// must not change what p points to. The peer learns nothing of the error: every
-// refusal is the same plain close. The error goes to the Logger, wrapped in an
-// [*AdmissionError].
+// must not change what p points to. It may call [Hub.Expect] for the peer's name,
+// so that the peer is in Connected and not in Unknown.
+//
+// The peer learns nothing of the error: every refusal is the same plain close. The
+// error goes to the Logger, wrapped in an [*AdmissionError].
 //
 // What a rule of this package cannot evaluate (no credentials, no verified
 // certificate, no IP address) it denies.
@@ -409,7 +411,8 @@ func (u UnexpectedPolicy) String() string {
 // its old connection is found to be dead: after 30 s by the keep-alive of TCP, or by
 // IdleTimeout. With ReplaceOld it gets in. But the peer that is replaced sees a plain
 // close, and if it dials again, it replaces the other in turn: two programs that run
-// with one name do so for ever.
+// with one name do so for ever. Of those that come faster than Disconnected is taken, all
+// hear OK, and only the last is reported.
 //
 // If the owner's connection is about to end, since its peer has finished, and only its
 // Ended was not taken or the rest of its output not written, RefuseNew makes the new
