@@ -660,6 +660,9 @@ func (p *preface) call(f func() error) (err error) {
 // What has neither a descriptor nor deadlines can be ended only by its Close;
 // where that does not unblock a Read, the promises about closing in time do
 // not hold. The options of a socket, keep-alive among them, stay as they are.
+// Deadlines are how a Read is interrupted, by SetHandler for one. Where a deadline
+// that has passed ends a connection for good, as it does some on WebSockets, hide
+// them: struct{ io.ReadWriteCloser }{c} has none.
 //
 // A tls.Conn of the user's own, or what embeds one, does its handshake first, in any mode.
 // It has HandshakeTimeout for that too; in Attach DialOptions.Timeout.
