@@ -82,6 +82,7 @@ type Conn struct {
 	token    bool       // the budget lets it read to the end of the message that has begun
 	badInput bool       // what came is no message
 	inHand   bool       // the handler is called with a message, of handed bytes
+	inside   bool       // the reader is inside the turnstile
 	input    inputState // set with mu held, so that with mu others may read it
 
 	ends atomic.Uint32 // whether, and how: 0, endsInOrder or endsNow. Set with mu held
@@ -451,6 +452,40 @@ type scratch struct {
 	delivered int64          // of what is held, now the hub's
 }
 
+// turnstile bounds how many readers for Events have a scratch at a time. While one has it,
+// it waits neither for its user nor for its peer, but it may wait for fan.mu, or for memory,
+// and so for the system to go on with the thread of whoever has that. Each that ran meanwhile
+// took another scratch: with 1,000 connections and processors that others use too, some 760
+// of them had a chunk each.
+type turnstile struct {
+	most   int64         // constant
+	inside atomic.Int64  // and who waits
+	next   chan struct{} // one for each that has left while others waited; never closed
+}
+
+func newTurnstile() turnstile {
+	most := max(32, 4*runtime.GOMAXPROCS(0))
+	return turnstile{most: int64(most), next: make(chan struct{}, most)}
+}
+
+func (t *turnstile) enter() {
+	if t.inside.Add(1) > t.most {
+		<-t.next
+	}
+}
+
+func (t *turnstile) leave() {
+	if t.inside.Add(-1) >= t.most {
+		t.next <- struct{}{}
+	}
+}
+
+// leave ends the reader's stay inside the turnstile.
+func (c *Conn) leave() {
+	c.inside = false
+	c.hub.turnstile.leave()
+}
+
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
 // reuseScratches have a chunk to read into that is used again.
@@ -690,6 +725,10 @@ func (c *Conn) readTurn() (park bool) {
 		c.hold()
 		return !c.owesDrained()
 	}
+	if c.handler == nil && c.greet == nil { // else it may wait for the user's code
+		c.inside = true
+		c.hub.turnstile.enter()
+	}
 	s, long := c.getScratch(), false
 	c.scratch = s
 	if c.input == discarding {
@@ -704,6 +743,9 @@ func (c *Conn) readTurn() (park bool) {
 		c.starve()
 	}
 	c.putScratch(s)
+	if c.inside {
+		c.leave()
+	}
 	if long {
 		// Only now: who yields comes last, and would keep meanwhile what others wait
 		// for. With 1,000 echoes of 1 MiB, all of InboundLimit was in such hands.
@@ -1357,6 +1399,9 @@ func (c *Conn) shrinkLocked(due func(time.Duration) bool) bool {
 // descriptor and reports. Nobody else closes: net.Conn.Close waits for the
 // callbacks that are running, one of which may be a user's.
 func (c *Conn) end() {
+	if c.inside { // a Framing has ended the goroutine
+		c.leave()
+	}
 	c.mu.Lock()
 	c.bookLocked() // of a turn that a callback has left
 	c.freezeLocked(ErrNotConnected)

@@ -93,12 +93,13 @@ type Hub struct {
 	stopping sync.WaitGroup // Listeners that are being closed, by whomever
 	tasks    errgroup.Group // the hub goroutine, the watch, the listeners and who dials again; the connections are in live
 
-	budget  *Budget
-	poke    atomic.Bool   // readers that wait for the budget are to be told; the hub goroutine does
-	epoch   atomic.Uint64 // counts batches taken, and turns of Handlers' readers that end with sent set; see pace
-	sent    atomic.Bool   // a Send has happened since the last turn of a Handler's reader
-	packets packet.Stats  // of all sockets
-	table   registry.Table[client, *client]
+	budget    *Budget
+	poke      atomic.Bool   // readers that wait for the budget are to be told; the hub goroutine does
+	turnstile turnstile     // of readers for Events
+	epoch     atomic.Uint64 // counts batches taken, and turns of Handlers' readers that end with sent set; see pace
+	sent      atomic.Bool   // a Send has happened since the last turn of a Handler's reader
+	packets   packet.Stats  // of all sockets
+	table     registry.Table[client, *client]
 
 	// mu guards what follows. The lock order of the package: mu, or a Stream.mu; then fan.mu
 	// or a Conn.mu, never one of these inside the other; inside a Conn.mu casts.mu, and then
@@ -155,6 +156,7 @@ func New(ctx context.Context, o *Options) (*Hub, error) {
 		listeners: make(map[*Listener]struct{}),
 		prefaces:  make(map[*preface]struct{}),
 		names:     make(map[string]*client),
+		turnstile: newTurnstile(),
 	}
 	h.dials, h.stopDials = context.WithCancel(context.Background())
 	if h.budget = r.Budget; h.budget == nil {

@@ -1,0 +1,88 @@
+package sockhub
+
+// The turnstile, which bounds how many readers for Events have memory to read into.
+
+import (
+	"encoding/binary"
+	"net"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestTurnstileLetsSoManyInAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ts := newTurnstile()
+		var inside, most atomic.Int64
+		var all sync.WaitGroup
+		for i := range 10 * ts.most {
+			all.Go(func() {
+				for range 3 {
+					ts.enter()
+					n := inside.Add(1)
+					for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+					}
+					<-time.After(time.Duration(i%7) * time.Millisecond)
+					inside.Add(-1)
+					ts.leave()
+				}
+			})
+		}
+		all.Wait()
+		if most.Load() != ts.most || ts.inside.Load() != 0 || len(ts.next) != 0 {
+			t.Errorf("%d at a time, of %d; in the end %d, and %d may come", most.Load(), ts.most, ts.inside.Load(), len(ts.next))
+		}
+	})
+}
+
+// leavingFraming ends the goroutine that asks it about a header.
+type leavingFraming struct{ Framing }
+
+func (leavingFraming) Header([]byte) (int, uint64, error) { runtime.Goexit(); return 0, 0, nil }
+
+// Nobody stays inside, however a turn ends; and a Handler, which may wait, is never there.
+func TestNobodyStaysInsideTheTurnstile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, err := New(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hub.Close()
+		go func() {
+			for range hub.Events() {
+			}
+		}()
+		waiting, proceed := 0, make(chan struct{})
+		for _, o := range []ListenOptions{
+			{},
+			{Framing: leavingFraming{LengthPrefix(8, binary.LittleEndian)}},
+			{Handler: func(*Conn) Handler { return calling{f: func() { waiting++; <-proceed }} }},
+		} {
+			for range 3 {
+				o.Mode = Anonymous
+				ours, theirs := net.Pipe()
+				defer theirs.Close()
+				if _, err := hub.ServeConn(t.Context(), ours, &o); err != nil {
+					t.Fatal(err)
+				}
+				theirs.Write([]byte("\x01\x00\x00\x00\x00\x00\x00\x00x"))
+				synctest.Wait()
+			}
+		}
+		if n := hub.turnstile.inside.Load(); n != 0 || waiting != 3 || hub.Stats().Conns != 6 {
+			t.Errorf("%d are inside; %d Handlers wait; %+v", n, waiting, hub.Stats())
+		}
+		close(proceed)
+	})
+}
+
+// calling is a Handler that calls f for each message.
+type calling struct {
+	BaseHandler
+	f func()
+}
+
+func (h calling) Message(*Reply, []byte) { h.f() }
