@@ -452,11 +452,12 @@ type scratch struct {
 	delivered int64          // of what is held, now the hub's
 }
 
-// turnstile bounds how many readers for Events have a scratch at a time. While one has it,
-// it waits neither for its user nor for its peer, but it may wait for fan.mu, or for memory,
-// and so for the system to go on with the thread of whoever has that. Each that ran meanwhile
-// took another scratch: with 1,000 connections and processors that others use too, some 760
-// of them had a chunk each.
+// turnstile bounds how many readers for Events have a scratch at a time. Inside it, none
+// waits for its user or its peer: those who might, as in the Close of a connection of
+// another's making, stay outside. But all may wait for fan.mu, or for memory, and so for the
+// system to go on with the thread of whoever has that. Each that ran meanwhile took another
+// scratch: with 1,000 connections and processors that others use too, some 760 of them had a
+// chunk each.
 type turnstile struct {
 	most   int64         // constant
 	inside atomic.Int64  // and who waits
@@ -725,7 +726,7 @@ func (c *Conn) readTurn() (park bool) {
 		c.hold()
 		return !c.owesDrained()
 	}
-	if c.handler == nil && c.greet == nil { // else it may wait for the user's code
+	if c.handler == nil && c.greet == nil && !transport.Waits(c.t) { // else it may wait for the user's code
 		c.inside = true
 		c.hub.turnstile.enter()
 	}

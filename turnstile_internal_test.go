@@ -4,13 +4,14 @@ package sockhub
 
 import (
 	"encoding/binary"
-	"net"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/sockhub/sockhub/internal/memnet"
 )
 
 func TestTurnstileLetsSoManyInAtATime(t *testing.T) {
@@ -63,7 +64,7 @@ func TestNobodyStaysInsideTheTurnstile(t *testing.T) {
 		} {
 			for range 3 {
 				o.Mode = Anonymous
-				ours, theirs := net.Pipe()
+				ours, theirs := memnet.Pair(nil)
 				defer theirs.Close()
 				if _, err := hub.ServeConn(t.Context(), ours, &o); err != nil {
 					t.Fatal(err)
