@@ -453,11 +453,10 @@ type scratch struct {
 }
 
 // turnstile bounds how many readers for Events have a scratch at a time. Inside it, none
-// waits for its user or its peer: those who might, as in the Close of a connection of
-// another's making, stay outside. But all may wait for fan.mu, or for memory, and so for the
-// system to go on with the thread of whoever has that. Each that ran meanwhile took another
-// scratch: with 1,000 connections and processors that others use too, some 760 of them had a
-// chunk each.
+// waits for its user or its peer; those who might stay outside (mayWait). But all may wait
+// for fan.mu, or for memory, and so for the system to go on with the thread of whoever has
+// that. Each that ran meanwhile took another scratch: with 1,000 connections and processors
+// that others use too, some 760 of them had a chunk each.
 type turnstile struct {
 	most   int64         // constant
 	inside atomic.Int64  // and who waits
@@ -479,6 +478,12 @@ func (t *turnstile) leave() {
 	if t.inside.Add(-1) >= t.most {
 		t.next <- struct{}{}
 	}
+}
+
+// mayWait reports whether a turn may wait for code of the user's, beside that of a Handler:
+// a rule, a connection, or what TLS tells of on the side that dials (ClientSessionCache).
+func (c *Conn) mayWait() bool {
+	return c.greet != nil || c.tls != nil && c.peer.Dialed || transport.Waits(c.t)
 }
 
 // leave ends the reader's stay inside the turnstile.
@@ -726,7 +731,7 @@ func (c *Conn) readTurn() (park bool) {
 		c.hold()
 		return !c.owesDrained()
 	}
-	if c.handler == nil && c.greet == nil && !transport.Waits(c.t) { // else it may wait for the user's code
+	if c.handler == nil && !c.mayWait() {
 		c.inside = true
 		c.hub.turnstile.enter()
 	}
