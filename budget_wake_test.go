@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -201,6 +203,153 @@ func TestUnreadBeginningsDoNotStopTheOthers(t *testing.T) {
 		<-time.After(24 * time.Hour)
 		if lines.Load() == 0 {
 			t.Fatalf("a line is not read within a day: %+v", hub.Stats())
+		}
+	})
+}
+
+// Peers that send the most of a message, then a byte now and then, and come again when
+// they were given up, keep nobody waiting whose messages are small.
+func TestHalfReceivedMessagesDoNotStopSmallOnes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 512 << 10
+		hub := openHub(t, &sockhub.Options{MaxMessage: size, InboundLimit: 2<<20 + 256<<10, FrameTimeout: time.Second, WriteTimeout: -1})
+		answer := func(*sockhub.Conn) sockhub.Handler {
+			return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }}
+		}
+		lines := func(*sockhub.Conn) sockhub.Handler {
+			return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+				i := slices.Index(m, '\n') + 1
+				r.Send(m[:i])
+				r.Unread(m[i:])
+			}}
+		}
+		go func() { // who has no Handler is answered here
+			for b := range hub.Events() {
+				for c, m := range b.Messages() {
+					c.Send(t.Context(), m)
+				}
+			}
+		}()
+		serve := func(lo sockhub.ListenOptions) *memnet.End {
+			ours, peer := memnet.Pair(nil)
+			if _, err := hub.ServeConn(t.Context(), ours, &lo); err != nil {
+				t.Fatal(err)
+			}
+			return peer
+		}
+		var attackers sync.WaitGroup
+		over := make(chan struct{})
+		for range 8 {
+			attackers.Go(func() {
+				for {
+					p := serve(sockhub.ListenOptions{Mode: sockhub.Anonymous, Handler: answer})
+					_, err := p.Write(frame(string(make([]byte, size)))[:size*3/4])
+					for err == nil {
+						select {
+						case <-over:
+							err = io.EOF
+						case <-time.After(300 * time.Millisecond):
+							p.SetWriteDeadline(time.Now().Add(time.Second)) // it may not be read
+							if _, err = p.Write([]byte{0}); errors.Is(err, os.ErrDeadlineExceeded) {
+								err = nil
+							}
+						}
+					}
+					p.Close()
+					select {
+					case <-over:
+						return
+					default:
+					}
+				}
+			})
+		}
+		<-time.After(time.Second)
+		if n := len(slices.Collect(hub.Conns())); n != 8 {
+			t.Errorf("%d connections", n)
+		}
+		var good sync.WaitGroup
+		for _, g := range []struct {
+			lo   sockhub.ListenOptions
+			send []byte
+		}{
+			{sockhub.ListenOptions{Mode: sockhub.Anonymous, Handler: answer}, frame("hello")},
+			{sockhub.ListenOptions{Mode: sockhub.Anonymous}, frame("hello")},
+			{sockhub.ListenOptions{Mode: sockhub.Anonymous, Handler: answer}, frame(string(make([]byte, 2<<10-8)))},
+			{sockhub.ListenOptions{Mode: sockhub.Anonymous}, frame(string(make([]byte, 2<<10-8)))},
+			{sockhub.ListenOptions{Mode: sockhub.Raw, Handler: lines}, []byte("hello\n")},
+		} {
+			good.Go(func() {
+				p := serve(g.lo)
+				defer p.Close()
+				for range 100 {
+					begin := time.Now()
+					p.Write(g.send[:len(g.send)/2]) // it comes in two pieces
+					<-time.After(100 * time.Millisecond)
+					p.Write(g.send[len(g.send)/2:])
+					p.SetReadDeadline(time.Now().Add(time.Minute))
+					if _, err := io.ReadFull(p, make([]byte, len(g.send))); err != nil {
+						t.Errorf("%d bytes: %v", len(g.send), err)
+						return
+					}
+					if d := time.Since(begin); d > 200*time.Millisecond {
+						t.Errorf("%d bytes were answered after %v", len(g.send), d)
+					}
+				}
+			})
+		}
+		good.Wait()
+		close(over)
+		attackers.Wait()
+	})
+}
+
+// Where nobody takes what has come, a little more comes of each connection, and then
+// nothing, until it is taken: all of it, in order, and never more at a time.
+func TestInboundLimitHoldsBackSmallMessagesToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const conns, msgs, size, limit = 50, 300, 1000, 1 << 20
+		hub := openHub(t, &sockhub.Options{InboundLimit: limit, MaxMessage: 100_000})
+		var peers sync.WaitGroup
+		for i := range conns {
+			ours, p := memnet.Pair(nil)
+			if _, err := hub.ServeConn(t.Context(), ours, &sockhub.ListenOptions{Mode: sockhub.Anonymous}); err != nil {
+				t.Fatal(err)
+			}
+			peers.Go(func() {
+				for n := range msgs {
+					m := make([]byte, size)
+					m[0], m[1], m[2] = byte(i), byte(n), byte(n>>8)
+					p.Write(frame(string(m)))
+					<-time.After(time.Millisecond)
+				}
+				p.Close()
+			})
+		}
+		next := make(map[*sockhub.Conn]int)
+		first := true
+		for left := conns; left > 0; first = false {
+			<-time.After(time.Second)
+			if n := hub.Stats().QueuedIn; first && n < limit/2 || n > limit+conns*(2<<10) {
+				t.Errorf("%d bytes are queued", n)
+			}
+			b := <-hub.Events()
+			for c, m := range b.Messages() {
+				if n := int(m[1]) | int(m[2])<<8; n != next[c] {
+					t.Fatalf("message %d, want %d", n, next[c])
+				}
+				next[c]++
+			}
+			for _, d := range b.Disconnected {
+				if next[d.Conn] != msgs {
+					t.Errorf("%d messages, then %v", next[d.Conn], d.Err)
+				}
+				left--
+			}
+		}
+		peers.Wait()
+		if n := hub.Stats().QueuedIn; n != 0 {
+			t.Errorf("%d bytes are queued at the end", n)
 		}
 	})
 }

@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sockhub/sockhub/internal/budget"
 	"github.com/sockhub/sockhub/internal/chunk"
 	"github.com/sockhub/sockhub/internal/outq"
 	"github.com/sockhub/sockhub/internal/transport"
@@ -107,7 +108,8 @@ type Conn struct {
 
 	// Owned by the reader goroutine.
 	turnMsgs  int32 // delivered, and not in inMsgs; less than 0 if some that are will come again
-	turnBytes int   // likewise
+	own       int32 // of held: what the budget has beside its limit, for this connection alone
+	turnBytes int   // as turnMsgs
 	handed    int
 	held      int64 // of the budget: for what was read and not delivered, and for the next read
 	dec       decoder
@@ -674,9 +676,15 @@ func (c *Conn) attend() (over, shrink bool) {
 func (c *Conn) letGoInput() {
 	c.letGo = true
 	c.dec.drop()
+	c.giveHeld()
+	c.endToken()
+}
+
+// giveHeld gives back what is held of the budget for what was not delivered.
+func (c *Conn) giveHeld() {
+	c.leaveOwn(0)
 	c.hub.budget.in.Give(c.held)
 	c.held = 0
-	c.endToken()
 }
 
 func (c *Conn) attendLocked() (over bool) {
@@ -746,7 +754,9 @@ func (c *Conn) readTurn() (park bool) {
 		park, long = c.readSome(s)
 		s.spend(c.dec.park())
 		c.settle(s, c.dec.partial())
-		c.starve()
+		if c.starve() {
+			park, long = false, true
+		}
 	}
 	c.putScratch(s)
 	if c.inside {
@@ -928,14 +938,39 @@ func (c *Conn) reserve(s *scratch, space []byte) []byte {
 	if c.token {
 		c.endToken()
 	}
+	if n := min(lacks, budget.Own-c.held); n > 0 && c.little() && !c.hub.fan.awaits(c) && c.hub.budget.in.TakeOwn(n) {
+		s.credit += n
+		c.held += n
+		c.own += int32(n)
+		return space[:s.credit]
+	}
 	c.starved = true
 	return nil
+}
+
+// little reports whether what has begun, if anything, fits what the budget has for this
+// connection alone, as far as that is known: of raw input that was given back it is not.
+func (c *Conn) little() bool {
+	begun := c.dec.partial()
+	return begun < budget.Own && (c.dec.raw || c.dec.lacks <= budget.Own-begun)
+}
+
+// leaveOwn makes what is in the connection's own room all but what is held of a message
+// that has begun.
+func (c *Conn) leaveOwn(kept int) {
+	if own := int(c.own); own > kept {
+		c.own = int32(kept)
+		c.hub.budget.in.LeaveOwn(int64(own - kept))
+	}
 }
 
 // settle makes what is held of the budget what it is to be at the end of a
 // turn, when kept bytes of an unfinished message are left and the rest was
 // delivered, for which the hub holds so much.
 func (c *Conn) settle(s *scratch, kept int) {
+	if c.own > 0 {
+		c.leaveOwn(kept)
+	}
 	c.hub.budget.in.Give(c.held - int64(kept) - s.delivered)
 	c.held = int64(kept)
 	s.credit, s.delivered = 0, 0
@@ -1425,7 +1460,7 @@ func (c *Conn) end() {
 	c.hub.budget.reports.Add(c.reported)
 	c.retireStream(err) // before what it is read from
 	c.dec.drop()
-	c.hub.budget.in.Give(c.held)
+	c.giveHeld()
 	c.hub.budget.in.Done(c)
 	c.hub.watch.Disarm(&c.clock)
 	c.t.Close()
@@ -1988,18 +2023,30 @@ func (c *Conn) lastCall(d Disconnection) {
 	c.inCall.Store(false)
 }
 
-// starve makes a reader wait that the budget has refused.
-func (c *Conn) starve() {
+// starve waits until the budget lets the connection read, if it did not. again: it need
+// not wait, as it has room of its own.
+func (c *Conn) starve() (again bool) {
 	if !c.starved {
-		return
+		return false
 	}
-	c.starved, c.paused = false, true
+	c.starved = false
+	own := c.little()
+	if own && !c.hub.budget.full() {
+		if !c.hub.fan.pauseUntaken(c) {
+			return true
+		}
+		c.paused = true
+		c.hold()
+		return false
+	}
+	c.paused = true
 	c.mu.Lock()
 	c.holding = true
 	c.lacks = c.dec.lacks
 	c.mu.Unlock()
-	c.hub.budget.in.Wait(c, int64(c.dec.lacks)) // may call readOn
+	c.hub.budget.in.Wait(c, int64(c.dec.lacks), own) // may call readOn
 	c.hub.budget.awaited()
+	return false
 }
 
 // cutRest delivers what was read and had to wait for room.

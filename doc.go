@@ -162,7 +162,8 @@
 // of a hub, or of the hubs that share a [Budget]. Half of OutboundLimit is
 // divided among the connections that there may be, and the rest goes to those that
 // come first, so none can take the room of all. However full InboundLimit is
-// with the beginnings of messages, some of them can be completed. MemoryLimit counts
+// with the beginnings of messages, some of them can be completed, and those of up to
+// 2 KiB, for which each connection has room of its own, do not wait for that. MemoryLimit counts
 // what was received, the unsent messages in reports, and of the queues what is in the
 // half for those that come first. When it is reached, nothing is read and nobody let in.
 //
@@ -210,7 +211,8 @@
 //	ConnOutbound          4 MiB    queued, per connection
 //	ConnInbound           4 MiB    received and not taken, per connection
 //	OutboundLimit         512 MiB  queued, in all
-//	InboundLimit          512 MiB  received and not taken, in all; at least 2 × (MaxMessage + 64 KiB)
+//	InboundLimit          512 MiB  received and not taken, in all; at least 2 × (MaxMessage + 64 KiB);
+//	                               2 KiB of each connection do not count
 //	MemoryLimit           2 GiB    both, and the unsent messages in reports
 //	MessageCharge         64 B     of a message, beside its length
 //	WriteTimeout          10 s     without any progress of the output

@@ -422,20 +422,25 @@ func (h *wireHandler) Stream(_ *sockhub.Reply, s *sockhub.Stream) {
 // and not for others' input to be taken.
 func TestHandlerGetsWhatWasWithdrawnThoughInputIsFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub := openHub(t, &sockhub.Options{MaxMessage: 1000, InboundLimit: 140_000, ConnInbound: -1})
+		hub := openHub(t, &sockhub.Options{MaxMessage: 4000, InboundLimit: 140_000, ConnInbound: -1})
 		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
 		_, other := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		_, slow := serveMemory(t, hub, nil, sockhub.ListenOptions{})
 		synctest.Wait()
 		<-hub.Events()
+		slow.Write(frame(string(make([]byte, 4000)))[:3900])
 		p.Write(frame("one"))
 		synctest.Wait()
 		go func() {
 			for range 100 {
-				other.Write(frame(string(make([]byte, 1000))))
+				other.Write(frame(string(make([]byte, 4000))))
 			}
 		}()
 		synctest.Wait()
-		p.Write(frame("two"))
+		slow.Write([]byte{0}) // may read on alone, to the end of its message
+		synctest.Wait()
+		two := strings.Repeat("two", 1000) // more than may always be read of one connection
+		p.Write(frame(two))
 		synctest.Wait()
 		var got []string
 		h := &handlerFuncs{message: func(_ *sockhub.Reply, m []byte) { got = append(got, string(m)) }}
@@ -444,15 +449,15 @@ func TestHandlerGetsWhatWasWithdrawnThoughInputIsFull(t *testing.T) {
 		}
 		synctest.Wait()
 		if !slices.Equal(got, []string{"one"}) {
-			t.Errorf("%q, want what was read; %+v", got, c.Stats())
+			t.Errorf("%.99q, want what was read; %+v", got, c.Stats())
 		}
 		go func() {
 			for range hub.Events() {
 			}
 		}()
 		synctest.Wait()
-		if !slices.Equal(got, []string{"one", "two"}) {
-			t.Errorf("%q", got)
+		if !slices.Equal(got, []string{"one", two}) {
+			t.Errorf("%.99q", got)
 		}
 	})
 }

@@ -1584,6 +1584,26 @@ func (f *fan) deliver(c *Conn, s *scratch, bytes int64) (pause bool) {
 	return pause
 }
 
+// awaits reports whether something of a connection was not taken.
+func (f *fan) awaits(c *Conn) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return c.ev.untaken > 0 && !f.finished
+}
+
+// pauseUntaken has a connection told to go on when all of it was taken, if there is
+// something that was not.
+func (f *fan) pauseUntaken(c *Conn) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c.ev.untaken == 0 || f.finished {
+		return false
+	}
+	f.pauseLocked(c, true)
+	f.hub.signal() // it is wanted now
+	return true
+}
+
 // deliverStream reports a message that is to be read by the user.
 func (f *fan) deliverStream(c *Conn, s *Stream) {
 	f.mu.Lock()

@@ -137,6 +137,13 @@ type Options struct {
 	// OutboundLimit is divided among MaxConns connections. What a connection has
 	// queued within its part of that does not count against MemoryLimit.) At
 	// MemoryLimit nothing is read and nobody let in; a Send has OutboundLimit alone.
+	// Beside InboundLimit each connection has 2 KiB of its own: at the limit, messages
+	// that fit these with their header (and raw bytes, in pieces) are still received of
+	// every connection of which nothing waits to be taken, however many others have
+	// begun messages and do not complete them. So what is held is at most InboundLimit,
+	// and for each connection 2 KiB and the MessageCharge of what is in them. Larger
+	// messages are then completed one at a time; whose turn it is has FrameTimeout, and
+	// a second for each 64 KiB that are missing.
 	// Defaults 512 MiB, 512 MiB, 2 GiB.
 	InboundLimit, OutboundLimit, MemoryLimit int64
 

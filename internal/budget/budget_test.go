@@ -3,6 +3,7 @@ package budget
 import (
 	"flag"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -13,9 +14,12 @@ var runs = flag.Int("runs", 2000, "random runs of the simulation of the inbound 
 type peer struct {
 	left    []int64 // sizes of the messages to come
 	got     int64   // of the first of them
+	own     int64   // of got, in its own room
 	untaken int64
 	waits   bool // was refused
+	paused  bool // waits until all was taken
 	token   bool
+	stuck   bool // sends nothing more, with this message begun
 }
 
 // simulation is one run: peers whose bytes come in random pieces, and stall at
@@ -30,11 +34,14 @@ type simulation struct {
 	received int64
 }
 
+// small reports whether what p has begun fits its own room, as far as it can know.
+func (p *peer) small() bool { return p.got < Own && (p.got == 0 || p.left[0] <= Own) }
+
 func (s *simulation) resume(p *peer, token bool) { p.waits, p.token = false, token }
 
 // read lets p receive up to n bytes, as a connection's reader does.
 func (s *simulation) read(p *peer, n int64) {
-	if p.waits || len(p.left) == 0 || p.untaken >= s.conn && p.untaken > 0 {
+	if p.waits || p.paused || p.stuck || len(p.left) == 0 || p.untaken >= s.conn && p.untaken > 0 {
 		return
 	}
 	rest := p.left[0] - p.got
@@ -42,13 +49,19 @@ func (s *simulation) read(p *peer, n int64) {
 	case p.token:
 		n = min(n, rest)
 		s.b.Force(n)
-	case !s.b.Reserve(n):
-		p.waits = true
-		lacks := rest
-		if p.got == 0 {
-			lacks = 0
+	case s.b.Reserve(n):
+	case p.small() && p.untaken > 0:
+		p.paused = true
+		return
+	case p.small():
+		n = min(n, Own-p.got)
+		if !s.b.TakeOwn(n) {
+			panic("there is no other limit")
 		}
-		s.b.Wait(p, lacks)
+		p.own += n
+	default:
+		p.waits = true
+		s.b.Wait(p, rest, false)
 		return
 	}
 	for n > 0 && len(p.left) > 0 {
@@ -66,6 +79,10 @@ func (s *simulation) read(p *peer, n int64) {
 		}
 	}
 	s.peak = max(s.peak, s.b.Used())
+	if more := p.own - p.got; more > 0 {
+		p.own -= more
+		s.b.LeaveOwn(more)
+	}
 	s.b.Give(n) // there was less to read
 }
 
@@ -85,7 +102,7 @@ func (s *simulation) moves() bool {
 
 func (s *simulation) take(p *peer) {
 	n := p.untaken
-	p.untaken = 0
+	p.untaken, p.paused = 0, false
 	s.b.Give(n)
 }
 
@@ -140,9 +157,102 @@ func TestInboundNeverComesToAStandstill(t *testing.T) {
 		if s.b.Used() != 0 {
 			t.Fatalf("seed %d: %d bytes held at the end", seed, s.b.Used())
 		}
-		if s.peak > s.limit {
-			t.Fatalf("seed %d: %d bytes held, %d is the limit", seed, s.peak, s.limit)
+		if most := s.limit + Own*int64(len(s.peers)); s.peak > most {
+			t.Fatalf("seed %d: %d bytes held, %d is the most", seed, s.peak, most)
 		}
+		if n := s.b.line.Load(); n != s.limit-m-Slack {
+			t.Fatalf("seed %d: own room was not given back: the line is at %d", seed, n)
+		}
+	}
+}
+
+// Whoever has begun a message and sends nothing more, and holds the token too, keeps
+// nobody waiting whose messages fit his own room; and where nothing is taken, no more
+// than that comes of anybody.
+func TestInboundSmallMessagesPassThoseThatAreStuck(t *testing.T) {
+	for seed := range uint64(*runs / 4) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		m := int64(Own + 1 + r.IntN(1<<20))
+		s := &simulation{limit: 2*(m+Slack) + r.Int64N(4*m), conn: 1 + r.Int64N(2*m)}
+		s.b = NewInbound(s.limit, m, s.resume, func(int64) bool { return false })
+		var good []*peer
+		for range 1 + r.IntN(100) {
+			p := &peer{}
+			for range 1 + r.IntN(20) {
+				p.left = append(p.left, 1+r.Int64N(Own))
+			}
+			good = append(good, p)
+		}
+		s.peers = slices.Clone(good)
+		for s.b.Reserve(1) {
+			s.b.Give(1)
+			p := &peer{left: []int64{m}}
+			s.peers = append(s.peers, p)
+			for size := 1 + r.Int64N(m-1); p.got < size && !p.waits; {
+				s.read(p, min(size-p.got, oneRead))
+			}
+		}
+		for range r.IntN(50) { // who have begun in their own room
+			p := &peer{left: []int64{m}}
+			s.peers = append(s.peers, p)
+			s.read(p, 1+r.Int64N(Own))
+		}
+		for _, p := range s.peers[len(good):] {
+			s.read(p, 1) // who gets the token is stuck with it
+			p.stuck = true
+		}
+		for range 100 {
+			for _, p := range good {
+				s.read(p, 1+r.Int64N(oneRead))
+			}
+		}
+		if most := s.limit + Own*int64(len(s.peers)); s.peak > most {
+			t.Fatalf("seed %d: %d bytes held, %d is the most", seed, s.peak, most)
+		}
+		for round := 0; ; round++ {
+			left := 0
+			for _, p := range good {
+				left += len(p.left)
+				s.take(p)
+				s.read(p, 1+r.Int64N(oneRead))
+				s.read(p, oneRead)
+			}
+			if left == 0 {
+				break
+			}
+			if round > 100_000 {
+				t.Fatalf("seed %d: %d small messages wait for ever", seed, left)
+			}
+		}
+	}
+}
+
+// Own room is no way around another limit.
+func TestInboundOwnRoomAndMemoryLimit(t *testing.T) {
+	over := true
+	var resumed []string
+	b := NewInbound(2*(1000+Slack), 1000, func(c string, token bool) { resumed = append(resumed, c) }, func(int64) bool { return over })
+	b.Force(b.line.Load())
+	if b.TakeOwn(1) {
+		t.Error("taken over another limit")
+	}
+	b.Wait("large", 5000, false)
+	b.Wait("small", 10, true)
+	if len(resumed) > 0 {
+		t.Error("resumed over another limit:", resumed)
+	}
+	over = false
+	b.Poke()
+	if !slices.Equal(resumed, []string{"small"}) || !b.TakeOwn(Own) {
+		t.Error("resumed:", resumed)
+	}
+	if b.Reserve(1) {
+		t.Error("own room is for all")
+	}
+	b.LeaveOwn(Own)
+	b.Give(Own + 1)
+	if !b.Reserve(1) {
+		t.Error("own room is not given back")
 	}
 }
 
@@ -171,7 +281,7 @@ func TestMemoryLimitStopsReading(t *testing.T) {
 	if b.Reserve(1) {
 		t.Error("reserved over another limit")
 	}
-	b.Wait("a", 0)
+	b.Wait("a", 0, true)
 	if len(resumed) > 0 {
 		t.Error("resumed over another limit")
 	}

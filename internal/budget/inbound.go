@@ -9,8 +9,14 @@ import (
 	"sync/atomic"
 )
 
-// Slack is what a limit must hold beyond its messages: the reads under way.
-const Slack = 64 << 10
+const (
+	// Slack is what a limit must hold beyond its messages: the reads under way.
+	Slack = 64 << 10
+
+	// Own is what each connection may hold beside the limit. The connection itself costs
+	// about as much, and a datagram of an Ethernet fits.
+	Own = 2 << 10
+)
 
 // Inbound bounds what was received: whole messages that their user has not
 // taken, and the beginnings of others.
@@ -28,22 +34,43 @@ const Slack = 64 << 10
 // whole messages and T is still at least S, it is all beginnings; the least that
 // any of them lacks is at most M; so somebody always gets the token, completes
 // his message, and the user takes that.
+//
+// # Own room
+//
+// The token goes to one at a time, who may be slow, and what has begun may be that of
+// peers who never complete it. So that they cannot stop all others, each connection has
+// Own bytes beside the limit, which nobody else can fill: it may read into them whenever
+// it holds nothing else, so neither more than that of a message that has begun, nor
+// anything that its user has not taken. Who is in the middle of a message that does not
+// fit waits as above. T is counted without what is held there of messages that have
+// begun, so the rule is not touched by it. Messages that are whole do count, so that
+// where the user does not take any, at most Own bytes of each connection come beyond
+// what the rule lets in, and what is held is at most L and Own for each (and what messages
+// are charged beyond their bytes).
 type Inbound[C comparable] struct {
 	resume func(c C, token bool) // called by Give, Poke, Wait and Done, with no lock of ours held; their callers hold none that it takes
 	over   func(used int64) bool // reports whether another limit is reached, at so many bytes held here
 
 	limit   int64        // L; constant
-	line    atomic.Int64 // S
-	used    atomic.Int64 // T
+	line    atomic.Int64 // S and own
+	used    atomic.Int64 // T and own
 	spare   atomic.Int64 // of it, what ReserveSpare has taken
 	waiting atomic.Int64 // len(queue)
 
-	mu      sync.Mutex  // guards what follows
-	max     int64       // M
-	queue   []C         // who waits, in order
-	lacks   map[C]int64 // of a message that has begun; its keys are queue
-	token   C           // whose it is, if granted
+	mu      sync.Mutex   // guards what follows
+	max     int64        // M
+	own     int64        // what TakeOwn has taken
+	queue   []C          // who waits, in order
+	waits   map[C]waiter // its keys are queue
+	little  int          // how many of them have room of their own
+	token   C            // whose it is, if granted
 	granted bool
+}
+
+// waiter is what one that waits has said of itself.
+type waiter struct {
+	lacks int64 // of a message that has begun
+	own   bool  // it has room of its own, and waits because of the other limit alone
 }
 
 // NewInbound makes a budget of limit bytes for messages of at most max bytes;
@@ -52,7 +79,7 @@ type Inbound[C comparable] struct {
 // token. over tells of a limit that counts more than input: reading stops at
 // that too; when it may have fallen, call Poke.
 func NewInbound[C comparable](limit, max int64, resume func(c C, token bool), over func(used int64) bool) *Inbound[C] {
-	b := &Inbound[C]{resume: resume, over: over, limit: limit, lacks: make(map[C]int64)}
+	b := &Inbound[C]{resume: resume, over: over, limit: limit, waits: make(map[C]waiter)}
 	b.Raise(max)
 	return b
 }
@@ -70,7 +97,7 @@ func (b *Inbound[C]) Raise(size int64) {
 	if b.max = max(b.max, size); b.limit == math.MaxInt {
 		b.line.Store(math.MaxInt)
 	} else {
-		b.line.Store(b.limit - b.max - Slack)
+		b.line.Store(b.limit - b.max - Slack + b.own)
 	}
 }
 
@@ -119,6 +146,29 @@ func (b *Inbound[C]) GiveSpare(n int) {
 // messages are charged beyond their bytes.
 func (b *Inbound[C]) Force(n int64) { b.used.Add(n) }
 
+// TakeOwn takes n bytes of somebody's own room, unless the other limit is reached. That
+// he has so much left is the caller's to know.
+func (b *Inbound[C]) TakeOwn(n int64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.limit == math.MaxInt || b.over(b.used.Load()) {
+		return false
+	}
+	b.used.Add(n)
+	b.own += n
+	b.line.Add(n)
+	return true
+}
+
+// LeaveOwn counts n bytes that TakeOwn has taken as what everybody holds. They are those of
+// a whole message, or Give gives them back next.
+func (b *Inbound[C]) LeaveOwn(n int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.own -= n
+	b.line.Add(-n)
+}
+
 // Give gives n bytes back, and resumes who may read then. That may be somebody
 // though n is 0: who was resumed before may have read less than was expected.
 func (b *Inbound[C]) Give(n int64) {
@@ -136,13 +186,21 @@ func (b *Inbound[C]) Poke() {
 }
 
 // Wait says that c was refused and waits to be resumed. lacks is what is left of
-// the message that it has begun to receive, 0 if it has not.
-func (b *Inbound[C]) Wait(c C, lacks int64) {
+// the message that it has begun to receive, 0 if it has not. own: it has room of its
+// own, and could read but for the other limit.
+func (b *Inbound[C]) Wait(c C, lacks int64, own bool) {
 	b.mu.Lock()
-	if _, ok := b.lacks[c]; !ok {
+	before, ok := b.waits[c]
+	if !ok {
 		b.queue = append(b.queue, c)
 	}
-	b.lacks[c] = lacks
+	if before.own {
+		b.little--
+	}
+	if own {
+		b.little++
+	}
+	b.waits[c] = waiter{lacks, own}
 	b.waiting.Store(int64(len(b.queue)))
 	b.mu.Unlock()
 	b.grant() // what made it wait may be over already
@@ -159,7 +217,7 @@ func (b *Inbound[C]) Done(c C) {
 		var none C
 		b.token = none
 	}
-	if _, ok := b.lacks[c]; ok {
+	if _, ok := b.waits[c]; ok {
 		b.removeLocked(c)
 	}
 	b.mu.Unlock()
@@ -167,7 +225,10 @@ func (b *Inbound[C]) Done(c C) {
 }
 
 func (b *Inbound[C]) removeLocked(c C) {
-	delete(b.lacks, c)
+	if b.waits[c].own {
+		b.little--
+	}
+	delete(b.waits, c)
 	if i := slices.Index(b.queue, c); i >= 0 {
 		b.queue = slices.Delete(b.queue, i, i+1)
 	}
@@ -180,26 +241,40 @@ const oneRead = 16 << 10
 
 // grant resumes whom the rule lets read.
 func (b *Inbound[C]) grant() {
-	var resumed []C
-	token := false
+	var (
+		resumed []C
+		least   C // has got the token
+		token   bool
+	)
 	b.mu.Lock()
 	used, line := b.used.Load(), b.line.Load()
 	for len(b.queue) > 0 && used < line && !b.over(used) {
 		c := b.queue[0]
-		used += max(oneRead, b.lacks[c])
+		used += max(oneRead, b.waits[c].lacks)
 		b.removeLocked(c)
 		resumed = append(resumed, c)
 	}
 	if len(resumed) == 0 && len(b.queue) > 0 && !b.granted {
-		if c, ok := b.leastLocked(used); ok {
-			b.token, b.granted = c, true
+		if least, token = b.leastLocked(used); token {
+			b.token, b.granted = least, true
+			b.removeLocked(least)
+		}
+	}
+	for i := 0; b.little > 0 && i < len(b.queue) && !b.over(used); {
+		if c := b.queue[i]; b.waits[c].own {
+			used += Own
 			b.removeLocked(c)
-			resumed, token = append(resumed, c), true
+			resumed = append(resumed, c)
+		} else {
+			i++
 		}
 	}
 	b.mu.Unlock()
+	if token {
+		b.resume(least, true)
+	}
 	for _, c := range resumed {
-		b.resume(c, token)
+		b.resume(c, false)
 	}
 }
 
@@ -209,9 +284,9 @@ func (b *Inbound[C]) grant() {
 func (b *Inbound[C]) leastLocked(used int64) (least C, ok bool) {
 	var lacks int64
 	for _, c := range b.queue {
-		if l := b.lacks[c]; l > 0 && (!ok || l < lacks) {
+		if l := b.waits[c].lacks; l > 0 && (!ok || l < lacks) {
 			least, lacks, ok = c, l, true
 		}
 	}
-	return least, ok && lacks <= b.limit-used && !b.over(used+lacks-b.max-Slack)
+	return least, ok && lacks <= b.limit+b.own-used && !b.over(used+lacks-b.max-Slack)
 }
