@@ -5,6 +5,7 @@ package sockhub_test
 import (
 	"crypto/tls"
 	"io"
+	"runtime"
 	"testing"
 	"time"
 
@@ -116,6 +117,54 @@ func TestTLSOutputEndsAndInputGoesOn(t *testing.T) {
 			}
 		case <-timeout:
 			t.Fatal("no end")
+		}
+	}
+}
+
+// With HalfOpen a connection ends by itself when both sides have finished, over TLS as
+// without it.
+func TestHalfOpenEndsWhenBothHaveFinished(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("few systems tell")
+	}
+	for _, kind := range withTLS() {
+		if kind == "tcp6" || kind == "abstract" {
+			continue
+		}
+		for _, first := range []string{"the peer", "this side"} {
+			t.Run(kind+", first "+first, func(t *testing.T) {
+				s := newStand(t, nil, nil)
+				l := s.listen(kind, &sockhub.ListenOptions{Mode: sockhub.Anonymous, HalfOpen: true})
+				p := dialKind(t, kind, l, "")
+				defer p.Close()
+				p.SetDeadline(time.Now().Add(patience))
+				c := s.first()
+				theirs := func() {
+					if err := p.Conn.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+						t.Fatal(err)
+					}
+					s.until("Ended", func() bool { return s.ended[c] > 0 })
+				}
+				ours := func() {
+					if err := c.CloseWrite(); err != nil {
+						t.Fatal(err)
+					}
+					if n, err := p.Read(make([]byte, 1)); err != io.EOF {
+						t.Fatal(n, err)
+					}
+				}
+				if first == "the peer" {
+					theirs()
+					ours()
+				} else {
+					ours()
+					theirs()
+				}
+				p.Close()
+				if d := s.end(c); d.Err != io.EOF {
+					t.Errorf("ended with %v", d.Err)
+				}
+			})
 		}
 	}
 }

@@ -75,6 +75,8 @@ type tlsConn struct {
 
 	mu         sync.Mutex // guards what follows, no call is made under it
 	rerr, werr error      // sticky, for Ended and Gone
+	said       bool       // our close_notify is out
+	moot       bool       // and when it left, theirs had come, and all else was acknowledged
 }
 
 // gate is what package tls takes for the connection below.
@@ -244,9 +246,7 @@ func (c *tlsConn) TryRead(p []byte) (n int, drained bool, err error) {
 		case err != nil && n > 0:
 			return n, false, nil // package tls says it again
 		case err != nil:
-			c.mu.Lock()
-			c.rerr = err
-			c.mu.Unlock()
+			c.over(func() { c.rerr = err })
 			return 0, true, err
 		}
 	}
@@ -356,17 +356,40 @@ const closeNap = 10 * time.Millisecond
 // so there nearly always is room for one; else it looks again and again, until
 // Hangup.
 func (c *tlsConn) CloseWrite() error {
+	unacked, known := c.Unacked()
+	c.mu.Lock()
+	c.moot = c.rerr == io.EOF && known && unacked == 0
+	c.mu.Unlock()
 	if err := c.tls.CloseWrite(); err != nil {
 		return err
 	}
 	for {
-		if all, err := c.gate.flush(); all || err != nil {
+		switch all, err := c.gate.flush(); {
+		case err != nil:
 			return err
+		case all:
+			c.over(func() { c.said = true })
+			return nil
 		}
 		if c.hung.Load() {
 			return ErrKicked
 		}
 		time.Sleep(closeNap)
+	}
+}
+
+// over notes the end of one direction. When that of the other one has come too, nothing
+// follows a close_notify of either side any more, and the socket's output ends as well: so
+// its state tells that the peer has closed, as it does without TLS (see Gone). Not before,
+// as a proxy on the way may take a FIN for the end of both directions. An error says that
+// the peer is gone, as Gone will.
+func (c *tlsConn) over(note func()) {
+	c.mu.Lock()
+	note()
+	both := c.said && c.rerr == io.EOF
+	c.mu.Unlock()
+	if both {
+		c.gate.under.CloseWrite()
 	}
 }
 
@@ -402,7 +425,7 @@ func (c *tlsConn) Ended() bool {
 // Gone implements Conn.
 func (c *tlsConn) Gone() error {
 	c.mu.Lock()
-	rerr, werr := c.rerr, c.werr
+	rerr, werr, moot := c.rerr, c.werr, c.moot
 	c.mu.Unlock()
 	switch {
 	case werr != nil:
@@ -410,7 +433,11 @@ func (c *tlsConn) Gone() error {
 	case rerr != nil && rerr != io.EOF:
 		return rerr
 	}
-	return c.gate.under.Gone()
+	err := c.gate.under.Gone()
+	if err != nil && moot {
+		return io.EOF // a reset by our close_notify alone: without TLS none comes of a FIN
+	}
+	return err
 }
 
 // Unacked implements Conn, in bytes on the wire, with what is kept.

@@ -173,6 +173,35 @@ func TestTLSCloseNotifyAfterAFullSocket(t *testing.T) {
 	}
 }
 
+// A peer that has closed in an orderly way answers a close_notify with a reset. Without TLS
+// there is none, as a FIN is no data.
+func TestTLSCloseNotifyToAPeerThatHasClosed(t *testing.T) {
+	c, peer := tlsLine(t, "tcp", true)
+	defer c.Close()
+	peer.Close()
+	buf := make([]byte, 1)
+	err := c.Read(func() (park bool) {
+		n, _, err := c.TryRead(buf)
+		if n > 0 || err != nil && err != io.EOF {
+			t.Errorf("%d, %v", n, err)
+		}
+		return n == 0 && err == nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := c.Unacked(); !ok {
+		t.Skip("what has become of the output cannot be known")
+	}
+	eventually(t, "gone", func() bool { err = c.Gone(); return err != nil })
+	if err != io.EOF {
+		t.Error(err)
+	}
+}
+
 // A record that comes in pieces is no news until its last byte is there, and a
 // park in the middle of it is woken.
 func TestTLSRecordInPieces(t *testing.T) {
