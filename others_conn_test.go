@@ -6,8 +6,10 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -192,5 +194,69 @@ func TestConnWithoutAnEndOfLayers(t *testing.T) {
 		}
 	case <-time.After(patience):
 		t.Error("ServeConn does not return")
+	}
+}
+
+// late is a connection one Write of which takes everything, and fails.
+type late struct {
+	net.Conn
+	after atomic.Int32 // so many Writes
+}
+
+func (l *late) Write(p []byte) (n int, err error) {
+	if n, err = l.Conn.Write(p); err == nil && l.after.Add(-1) == 0 {
+		err = errLate
+	}
+	return n, err
+}
+
+var errLate = errors.New("written, and failed")
+
+// What has left counts as written, over TLS as without it.
+func TestWriteThatTakesAllAndFails(t *testing.T) {
+	for _, secured := range []bool{false, true} {
+		for _, size := range []int{100, 20_000} {
+			t.Run(fmt.Sprintf("TLS %v, %d bytes", secured, size), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					r := newRoom(t, nil, nil)
+					ours, theirs := memnet.Pair(nil)
+					l := &late{Conn: ours}
+					lo := &sockhub.ListenOptions{Mode: sockhub.Anonymous}
+					var peer net.Conn = theirs
+					shaken := make(chan error, 1)
+					if secured {
+						ca := newAuthority()
+						lo.TLS = &tls.Config{Certificates: []tls.Certificate{ca.certify("hub.example")}}
+						p := tls.Client(theirs, &tls.Config{RootCAs: ca.pool, ServerName: "hub.example"})
+						go func() { shaken <- p.Handshake() }()
+						peer = p
+					} else {
+						shaken <- nil
+					}
+					defer peer.Close()
+					c, err := r.ServeConn(t.Context(), l, lo)
+					if err := errors.Join(err, <-shaken); err != nil {
+						t.Fatal(err)
+					}
+					r.take()
+					synctest.Wait()
+					l.after.Store(3)
+					received := make(chan int, 1)
+					go func() {
+						n, _ := io.Copy(io.Discard, peer)
+						received <- int(n) / len(frame(string(make([]byte, size))))
+					}()
+					for k := range 10 {
+						c.TrySend(numbered(k, size))
+						synctest.Wait()
+					}
+					<-c.Context().Done()
+					d := r.endOf(c)
+					if got := <-received; !errors.Is(d.Err, errLate) || int(d.Report.WrittenMessages) != got || d.Report.Cut && size == 100 {
+						t.Errorf("%v: %v; %d came whole", d.Err, d.Report, got)
+					}
+				})
+			})
+		}
 	}
 }

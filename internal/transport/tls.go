@@ -24,7 +24,7 @@ func NewTLS(nc net.Conn, first []byte, direct bool, wrap func(net.Conn) *tls.Con
 		g.under = newFD(nc)
 	}
 	if g.under == nil {
-		return c.tls, NewBlocking(c.tls)
+		return c.tls, NewBlocking(overGate{c.tls, g})
 	}
 	return c.tls, c
 }
@@ -85,12 +85,14 @@ type gate struct {
 	under    Conn   // its transport, after that; nil in the blocking adapter
 	first    []byte // of the input, which was read already
 	open     bool   // the handshake is over; set before there are several goroutines
+	shaken   bool   // likewise, in the blocking adapter
 
 	dry bool // the reader's: the last receive left nothing, as far as is known
 
 	// mu is held while something is sent, which does not wait: package tls
 	// writes from the reader too, when the peer wants new keys.
 	mu   sync.Mutex
+	late error     // of a Write below that had taken everything; what follows fails with it
 	kept *[]byte   // what the socket did not take, or nil; from keptBuffers
 	sent int       // of kept
 	one  [1][]byte // what is sent: here it is no allocation
@@ -140,10 +142,7 @@ func (g *gate) Read(p []byte) (n int, err error) {
 // Write implements net.Conn.
 func (g *gate) Write(p []byte) (n int, err error) {
 	if !g.open {
-		if n, err = g.Conn.Write(p); n < len(p) && err == nil {
-			err = io.ErrShortWrite // package tls looks at nothing else
-		}
-		return n, err
+		return g.pass(p)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -161,6 +160,52 @@ func (g *gate) Write(p []byte) (n int, err error) {
 	}
 	*g.kept = append(*g.kept, p[n:]...)
 	return len(p), nil
+}
+
+// pass is Write in the handshake, and in the blocking adapter. Where there is an error
+// package tls takes nothing of a record as written, so that of one that is out comes late.
+func (g *gate) pass(p []byte) (n int, err error) {
+	if err := g.failed(); err != nil {
+		return 0, err
+	}
+	n, err = g.Conn.Write(p)
+	switch {
+	case n < len(p) && err == nil:
+		err = io.ErrShortWrite // package tls looks at nothing else
+	case n == len(p) && err != nil && g.shaken:
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.late, err = err, nil
+	}
+	return n, err
+}
+
+// failed is the error that came late, or nil.
+func (g *gate) failed() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.late
+}
+
+// overGate is the TLS connection in the blocking adapter.
+type overGate struct {
+	*tls.Conn
+	gate *gate
+}
+
+// Handshake hides that of tls.Conn.
+func (o overGate) Handshake() error {
+	err := o.Conn.Handshake()
+	o.gate.shaken = err == nil
+	return err
+}
+
+// Write implements net.Conn. With the error that came late, all was written nevertheless.
+func (o overGate) Write(p []byte) (n int, err error) {
+	if n, err = o.Conn.Write(p); err == nil {
+		err = o.gate.failed()
+	}
+	return n, err
 }
 
 func (g *gate) sendLocked(p []byte) (n int, err error) {
