@@ -420,8 +420,12 @@ func (c *Conn) failLocked(err error) {
 	c.freezeLocked(refusal(c.closeErr))
 }
 
-// opError wraps an error of the transport, once, as package net does.
+// opError wraps an error of the transport, once, as package net does. The reader may be
+// the first to tell of one that a write has met.
 func (c *Conn) opError(op string, err error) error {
+	if w, ok := err.(*transport.WriteError); ok {
+		op, err = "write", w.Err
+	}
 	var errno syscall.Errno
 	if errors.As(err, &errno) {
 		err = os.NewSyscallError(op, errno)

@@ -260,3 +260,28 @@ func TestWriteThatTakesAllAndFails(t *testing.T) {
 		}
 	}
 }
+
+// The reason of the end says what has failed, also where the reader tells of it because it
+// has come to the end of the input.
+func TestFailedWriteIsNoFailedRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		ours, theirs := memnet.Pair(nil)
+		l := &late{Conn: ours}
+		l.after.Store(1)
+		c, err := r.ServeConn(t.Context(), l, &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.take()
+		c.TrySend([]byte("x"))
+		expect(t, theirs, frame("x"))
+		synctest.Wait()
+		theirs.Close()
+		<-c.Context().Done()
+		d := r.endOf(c)
+		if op, ok := errors.AsType[*net.OpError](d.Err); !ok || op.Op != "write" || op.Err != errLate {
+			t.Errorf("ended with %v", d.Err)
+		}
+	})
+}

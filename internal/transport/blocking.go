@@ -560,7 +560,7 @@ func (c *blocking) Gone() error {
 	c.mu.Unlock()
 	switch {
 	case werr != nil:
-		return werr
+		return &WriteError{werr}
 	case rerr != nil && rerr != io.EOF:
 		return rerr
 	case c.under != nil:

@@ -474,7 +474,7 @@ func (c *tlsConn) Gone() error {
 	c.mu.Unlock()
 	switch {
 	case werr != nil:
-		return werr
+		return &WriteError{werr}
 	case rerr != nil && rerr != io.EOF:
 		return rerr
 	}

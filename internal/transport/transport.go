@@ -114,7 +114,8 @@ type Conn interface {
 	// gone altogether rather than done with sending: nil while it may still
 	// read; io.EOF where it closed both directions in an orderly way
 	// (visible on Unix sockets); else the error, such as ECONNRESET, also if
-	// an earlier failed write consumed the socket's own record of it.
+	// an earlier failed write consumed the socket's own record of it. One that a
+	// write has returned is in a *WriteError.
 	Gone() error
 
 	// Unacked is the number of bytes written that the peer's kernel (on
@@ -123,6 +124,13 @@ type Conn interface {
 	// these bytes all the same, which falls only when some are taken.
 	Unacked() (n int, ok bool)
 }
+
+// WriteError is what Conn.Gone says where a write has failed: so who tells of it can tell
+// which call that was.
+type WriteError struct{ Err error }
+
+func (e *WriteError) Error() string { return e.Err.Error() }
+func (e *WriteError) Unwrap() error { return e.Err }
 
 // FileSender is what a Conn may implement too: it sends from a file without
 // reading it.
