@@ -10,6 +10,7 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"encoding/hex"
+	"io"
 	"net"
 	"runtime"
 	"strings"
@@ -63,34 +64,12 @@ func TestTLSPeerThatAsksForKeysAndReadsNothing(t *testing.T) {
 	l, err := hub.Listen(t.Context(), "tcp", "127.0.0.1:0", &sockhub.ListenOptions{Mode: sockhub.Raw, Handler: func(*sockhub.Conn) sockhub.Handler {
 		return &handlerFuncs{disconnected: func(d sockhub.Disconnection) { t.Log(time.Now().Format("05.000"), d.Err, d.Report) }}
 	},
-		TLS: &tls.Config{Certificates: []tls.Certificate{ca.certify("127.0.0.1")}},
-		Config: &net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-			return c.Control(func(fd uintptr) { syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF, 4096) })
-		}}})
+		TLS:    &tls.Config{Certificates: []tls.Certificate{ca.certify("127.0.0.1")}},
+		Config: narrow})
 	if err != nil {
 		t.Fatal(err)
 	}
-	nc, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	nc.(*net.TCPConn).SetReadBuffer(4096)
-	var log strings.Builder
-	tc := tls.Client(nc, &tls.Config{RootCAs: ca.pool, ServerName: "127.0.0.1", KeyLogWriter: &log})
-	if err := tc.Handshake(); err != nil {
-		t.Fatal(err)
-	}
-	if s := tc.ConnectionState().CipherSuite; s != tls.TLS_AES_128_GCM_SHA256 {
-		t.Skip(tls.CipherSuiteName(s))
-	}
-	var k tlsKeys
-	for line := range strings.Lines(log.String()) {
-		if f := strings.Fields(line); f[0] == "CLIENT_TRAFFIC_SECRET_0" {
-			secret, _ := hex.DecodeString(f[2])
-			k.set(secret)
-		}
-	}
+	nc, k := dialWithKeys(t, l, ca)
 	var m0, m1 runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&m0)
@@ -102,8 +81,7 @@ func TestTLSPeerThatAsksForKeysAndReadsNothing(t *testing.T) {
 			if j%8 == 0 {
 				out = k.record(out, 23, []byte{0})
 			}
-			out = k.record(out, 22, []byte{24, 0, 0, 1, 1})
-			k.set(tlsLabel(k.secret, "traffic upd", 32))
+			out = k.wish(out)
 		}
 		n, err := nc.Write(out)
 		if i%100 == 0 {
@@ -122,5 +100,100 @@ func TestTLSPeerThatAsksForKeysAndReadsNothing(t *testing.T) {
 	t.Logf("%d KiB sent, heap grew by %d KiB; %+v", sent>>10, grown>>10, hub.Stats())
 	if grown > 1<<20 {
 		t.Fatalf("%d KiB are kept for a peer that reads nothing and was given no message", grown>>10)
+	}
+}
+
+// dialWithKeys connects to a listener with little room for what is received, and returns
+// the connection below TLS and what the peer's records are made with. It skips the test
+// where another cipher was agreed on.
+func dialWithKeys(t *testing.T, l *sockhub.Listener, ca *authority) (*net.TCPConn, *tlsKeys) {
+	t.Helper()
+	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4096) })
+	}}
+	nc, err := dialer.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nc.Close() })
+	var log strings.Builder
+	tc := tls.Client(nc, &tls.Config{RootCAs: ca.pool, ServerName: "127.0.0.1", KeyLogWriter: &log})
+	if err := tc.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	if s := tc.ConnectionState().CipherSuite; s != tls.TLS_AES_128_GCM_SHA256 {
+		t.Skip(tls.CipherSuiteName(s))
+	}
+	k := new(tlsKeys)
+	for line := range strings.Lines(log.String()) {
+		if f := strings.Fields(line); f[0] == "CLIENT_TRAFFIC_SECRET_0" {
+			secret, _ := hex.DecodeString(f[2])
+			k.set(secret)
+		}
+	}
+	return nc.(*net.TCPConn), k
+}
+
+// wish is a wish for new keys.
+func (k *tlsKeys) wish(dst []byte) []byte {
+	dst = k.record(dst, 22, []byte{24, 0, 0, 1, 1})
+	k.set(tlsLabel(k.secret, "traffic upd", 32))
+	return dst
+}
+
+// narrow makes connections with little room for what is sent.
+var narrow = &net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+	return c.Control(func(fd uintptr) { syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF, 4096) })
+}}
+
+// A record that is out counts as written, though the answers to a peer that wants new keys
+// wait behind it.
+func TestRecordBeforeNewKeysIsWritten(t *testing.T) {
+	const size = 16<<10 - 8 // a record each, with the header
+	ca := newAuthority()
+	s := newStand(t, nil, nil)
+	l, err := s.Listen(soon(t), "tcp", "127.0.0.1:0", &sockhub.ListenOptions{Mode: sockhub.Anonymous, Config: narrow,
+		TLS: &tls.Config{Certificates: []tls.Certificate{ca.certify("127.0.0.1")}, SessionTicketsDisabled: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, k := dialWithKeys(t, l, ca)
+	c := s.first()
+	for i := range 10 {
+		if err := c.TrySend(body(1, i, size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const wishes = 1600
+	var out []byte
+	for i := range wishes {
+		if i%8 == 0 {
+			out = k.record(out, 23, make([]byte, 8)) // an empty message
+		}
+		out = k.wish(out)
+	}
+	nc.SetDeadline(time.Now().Add(patience))
+	if _, err := nc.Write(out); err != nil {
+		t.Fatal(err)
+	}
+	s.got(c, wishes/8)
+	// Up to the first record that is no message.
+	whole := uint64(0)
+	for header := make([]byte, 5); ; whole++ {
+		if _, err := io.ReadFull(nc, header); err != nil {
+			t.Fatal(err)
+		}
+		n := int64(binary.BigEndian.Uint16(header[3:]))
+		if n < size {
+			break
+		}
+		if _, err := io.CopyN(io.Discard, nc, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nc.SetLinger(0)
+	nc.Close()
+	if r := s.end(c).Report; r.WrittenMessages < whole {
+		t.Errorf("%d have come: %v", whole, r)
 	}
 }

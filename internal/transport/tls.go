@@ -71,7 +71,9 @@ type tlsConn struct {
 
 	hung atomic.Bool
 
-	owed int // bytes of the next TryWritev that are in gate.kept; of whoever writes
+	// Of whoever writes.
+	owed int    // bytes of the next TryWritev that are in gate.kept
+	end  uint64 // of their record: see gate.out
 
 	mu         sync.Mutex // guards what follows, no call is made under it
 	rerr, werr error      // sticky, for Ended and Gone
@@ -95,6 +97,7 @@ type gate struct {
 	late error     // of a Write below that had taken everything; what follows fails with it
 	kept *[]byte   // what the socket did not take, or nil; from keptBuffers
 	sent int       // of kept
+	took uint64    // bytes of all records; those that are kept are the last of them
 	one  [1][]byte // what is sent: here it is no allocation
 }
 
@@ -149,14 +152,17 @@ func (g *gate) Write(p []byte) (n int, err error) {
 	if g.kept == nil {
 		n, err = g.sendLocked(p)
 	}
-	if n == len(p) || err != nil {
+	if err != nil {
 		return n, err
+	}
+	if g.leftLocked()+len(p)-n > keptMax {
+		return n, errKept
+	}
+	if g.took += uint64(len(p)); n == len(p) {
+		return n, nil
 	}
 	if g.kept == nil {
 		g.kept = keptBuffers.Get().(*[]byte)
-	}
-	if len(*g.kept)-g.sent+len(p)-n > keptMax {
-		return n, errKept
 	}
 	*g.kept = append(*g.kept, p[n:]...)
 	return len(p), nil
@@ -239,6 +245,25 @@ func (g *gate) flush() (all bool, err error) {
 func (g *gate) left() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	return g.leftLocked()
+}
+
+// end is the end of what was taken so far, in the count that out goes by.
+func (g *gate) end() uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.took
+}
+
+// out reports whether all before end has left. What is kept behind it are answers to a
+// peer that wants new keys.
+func (g *gate) out(end uint64) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.took-uint64(g.leftLocked()) >= end
+}
+
+func (g *gate) leftLocked() int {
 	if g.kept == nil {
 		return 0
 	}
@@ -304,13 +329,15 @@ func (c *tlsConn) Write(turn func() (park bool)) error { return c.gate.under.Wri
 // TryWritev implements Conn.
 func (c *tlsConn) TryWritev(v [][]byte) (n int, err error) {
 	all, err := c.gate.flush()
+	if all || c.gate.out(c.end) {
+		n, c.owed = c.owed, 0
+	}
 	if err != nil {
-		return 0, c.failed(err)
+		return n, c.failed(err)
 	}
 	if !all {
-		return 0, nil
+		return n, nil
 	}
-	n, c.owed = c.owed, 0
 	r := records{v: v}
 	defer r.end()
 	r.skip(n)
@@ -318,11 +345,15 @@ func (c *tlsConn) TryWritev(v [][]byte) (n int, err error) {
 		if _, err := c.tls.Write(p); err != nil {
 			return n, c.failed(err)
 		}
-		if c.gate.left() > 0 {
+		c.end = c.gate.end() // or of an answer that has come between them, and is little
+		if c.gate.out(c.end) {
+			n += len(p)
+		} else {
 			c.owed = len(p)
+		}
+		if c.gate.left() > 0 {
 			return n, nil
 		}
-		n += len(p)
 	}
 	return n, nil
 }
