@@ -1463,6 +1463,9 @@ func (c *Conn) end() {
 
 	c.hub.budget.reports.Add(c.reported)
 	c.retireStream(err) // before what it is read from
+	if c.set.sessions() {
+		c.hub.packets.Dropped.Add(c.dec.unseen()) // as Close does with what was not read
+	}
 	c.dec.drop()
 	c.giveHeld()
 	c.hub.budget.in.Done(c)

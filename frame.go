@@ -562,6 +562,28 @@ func usersHeader(f Framing, p []byte) (h int, n uint64, err error) {
 	return h, n, err
 }
 
+// unseen is how many whole messages were received, and not cut.
+func (d *decoder) unseen() (n uint64) {
+	p := d.rest
+	if d.chunk != nil {
+		p = d.chunk[d.r:d.w]
+	}
+	switch {
+	case d.stream > 0:
+		return 0
+	case d.big != nil && len(d.big) == d.size:
+		n++
+	}
+	for {
+		h, size, err := d.header(p)
+		if err != nil || h == 0 || size > uint64(len(p)-h) {
+			return n
+		}
+		n++
+		p = p[h+int(size):]
+	}
+}
+
 // partial is the number of bytes received of an unfinished message, its header
 // included.
 func (d *decoder) partial() int {

@@ -473,7 +473,7 @@ type Stats struct {
 	MessagesOut uint64 // handed to the kernel whole
 	BytesIn     uint64 // of the bodies of MessagesIn
 	BytesOut    uint64 // of the bodies of MessagesOut
-	Dropped     uint64 // messages dropped by DropOldest; packets for which a client had no room, or that the system refused to send
+	Dropped     uint64 // messages dropped by DropOldest; packets for which a client had no room, that had come when it ended, or that the system refused to send
 	Batches     uint64 // made for Events
 
 	QueuedIn  int64 // bytes charged to input that was not taken

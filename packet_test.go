@@ -831,3 +831,30 @@ func TestDatagramsKeepNobodyElseOut(t *testing.T) {
 	}
 	send(flooded) // in the place of one on the same socket
 }
+
+// Each datagram is delivered or counted, also one that comes as its client ends.
+func TestDatagramsOfAClientThatEndsAreCounted(t *testing.T) {
+	hub, l := packetHub(t, "udp4", "127.0.0.1:0", false, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
+		return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			if len(m) == 2 {
+				r.Close()
+			}
+		}}
+	}})
+	const rounds, each = 50, 40 // as many as a socket has room for
+	for i := range rounds {
+		p := newcomer(t, l, 0)
+		for k := range each {
+			if _, err := p.Write(make([]byte, 1+k%7%2)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.Close()
+		counted := func() uint64 { s := hub.Stats(); return s.MessagesIn + s.Dropped }
+		sent := uint64(i+1) * each
+		eventually(t, "all are counted", func() bool { return counted() >= sent })
+		if n := counted(); n != sent {
+			t.Fatalf("%d of %d: %+v", n, sent, hub.Stats())
+		}
+	}
+}

@@ -55,7 +55,7 @@ type Options struct {
 // Stats counts datagrams that were lost here.
 type Stats struct {
 	Truncated atomic.Uint64 // longer than Options.Max
-	Dropped   atomic.Uint64 // their session did not keep up, there were too many, or they could not be sent
+	Dropped   atomic.Uint64 // their session did not keep up, or has ended, there were too many, or they could not be sent
 }
 
 // Listener accepts the sessions of a socket. It is a net.Listener; its

@@ -294,3 +294,44 @@ func TestNewsOfThePathEndNothing(t *testing.T) {
 		t.Errorf("read %q, %v", buf[:n], err)
 	}
 }
+
+// What has come for a session, and was not read when that ended, is counted.
+func TestUnreadDatagramsOfAnEndedSession(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 3))
+	for range 200 {
+		stats := new(Stats)
+		s := newSocket(nowhere{}, Options{Max: MaxUDP, Stats: stats})
+		x := s.newSession(source{key: []byte("x")})
+		s.listening, s.live, s.sessions["x"] = true, 1, x
+		s.o.Sessions = 1
+		s.letIn(x, false, false)
+		var ends []int // of each frame
+		put, read := 0, 0
+		for range 1 + r.IntN(100) {
+			b := make([]byte, r.IntN(1+r.IntN(1000)))
+			if !x.put(b) {
+				t.Fatal("refused")
+			}
+			put += HeaderSize + len(b)
+			ends = append(ends, put)
+			if r.IntN(3) == 0 {
+				n, _, err := x.TryRead(make([]byte, 1+r.IntN(2000)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				read += n
+			}
+		}
+		want := len(ends)
+		for _, end := range ends {
+			if end <= read {
+				want--
+			}
+		}
+		x.Hangup()
+		x.Close()
+		if n := stats.Dropped.Load(); n != uint64(want) {
+			t.Fatalf("%d counted; want %d of %d", n, want, len(ends))
+		}
+	}
+}

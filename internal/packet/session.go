@@ -23,6 +23,7 @@ type session struct {
 
 	// Guarded by socket.mu.
 	known      bool // it was let in, and is in socket.idle
+	entered    bool // it was let in
 	next, prev *session
 
 	ending atomic.Bool // err or hung is set
@@ -31,6 +32,7 @@ type session struct {
 	changed sync.Cond  // mu; anything that Read or Write wait for
 	in      []byte     // frames that were received and not read; from the pool while there are any
 	r       int        // where in in the next one begins, or what is left of it
+	rest    int        // how much that is; 0: the next one begins
 	roomed  int        // what Options.Room has allowed of in
 	news    bool       // something came since Read's turn began
 	took    bool       // that turn has read
@@ -148,7 +150,7 @@ func (x *session) dropBufferLocked() (roomed int) {
 	case cap(b) > smallBuffer && cap(b) <= 2*inBytes:
 		large.Put(&b)
 	}
-	x.in, x.r = nil, 0
+	x.in, x.r, x.rest = nil, 0, 0
 	roomed, x.roomed = x.roomed, 0
 	return roomed
 }
@@ -230,11 +232,33 @@ func (x *session) TryRead(p []byte) (n int, drained bool, err error) {
 		return 0, true, x.err
 	}
 	n = copy(p, x.in[x.r:])
-	if x.r += n; x.r < len(x.in) {
+	if n < len(x.in)-x.r {
+		x.passLocked(n)
 		return n, false, nil
 	}
 	roomed = x.dropBufferLocked()
 	return n, x.err == nil, nil
+}
+
+// passLocked takes n bytes as read, which are not all.
+func (x *session) passLocked(n int) {
+	next := x.r + x.rest
+	for x.r += n; next < x.r; {
+		next += HeaderSize + frameSize(x.in[next:])
+	}
+	x.rest = next - x.r
+}
+
+// leftLocked is how many datagrams were not read, or not to their end.
+func (x *session) leftLocked() (datagrams int) {
+	next := x.r + x.rest
+	if x.rest > 0 {
+		datagrams++
+	}
+	for ; next < len(x.in); datagrams++ {
+		next += HeaderSize + frameSize(x.in[next:])
+	}
+	return datagrams
 }
 
 // Write implements transport.Conn.
@@ -399,13 +423,14 @@ func (x *session) Close() error {
 	again := x.closed
 	x.closed, x.hung = true, true
 	x.ending.Store(true)
+	left := x.leftLocked()
 	roomed := x.dropBufferLocked()
 	x.mu.Unlock()
 	x.free(roomed)
 	if again {
 		return nil
 	}
-	return x.sock.closedSession(x)
+	return x.sock.closedSession(x, left)
 }
 
 // Pending implements transport.Conn.

@@ -307,6 +307,7 @@ func (s *socket) letIn(x *session, full, mayEvict bool) (evicted, ok bool) {
 		}
 		evicted = true
 	}
+	x.entered = true
 	if s.sessions[x.key] == x { // else it has hung up
 		x.known = true
 		s.known++
@@ -337,9 +338,13 @@ func (s *socket) forgetLocked(x *session) {
 	}
 }
 
-// closedSession takes a session out that is closed.
-func (s *socket) closedSession(x *session) error {
+// closedSession takes a session out that is closed. So many datagrams had come for it
+// that nobody will read, which are counted if it was let in.
+func (s *socket) closedSession(x *session, left int) error {
 	s.mu.Lock()
+	if x.entered || x == s.only {
+		s.o.Stats.Dropped.Add(uint64(left))
+	}
 	s.forgetLocked(x)
 	s.live--
 	s.mu.Unlock()
