@@ -2059,8 +2059,8 @@ func (l *leftover) charge() int64 {
 
 // Unsent yields the messages that were accepted and of which nothing was
 // written, in order. They are the caller's for good. It may be called again,
-// also concurrently. Messages of SendFrom are counted as unsent and not yielded:
-// they were never in memory as a whole.
+// also concurrently. Messages of Reply.SendFrom, and those of Conn.SendFrom above 64 KiB,
+// are counted as unsent and not yielded: they were never in memory as a whole.
 func (r Report) Unsent() iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
 		if r.left == nil {
@@ -2080,7 +2080,7 @@ func (r Report) Unsent() iter.Seq[[]byte] {
 }
 
 // CutMessage is the message that was partly written, and the caller's for good.
-// It is nil if there is none, or if it was one of SendFrom.
+// It is nil if there is none, or if it was one of those that Unsent does not yield.
 func (r Report) CutMessage() []byte {
 	if r.left == nil {
 		return nil
