@@ -91,7 +91,7 @@ type Hub struct {
 	// Synchronized by themselves.
 	within   atomic.Int32   // Shutdowns that were called from callbacks of the hub's, and wait
 	stopping sync.WaitGroup // Listeners that are being closed, by whomever
-	tasks    errgroup.Group // the hub goroutine, the watch, the listeners and who dials again; the connections are in live
+	tasks    errgroup.Group // the hub goroutine, the watch, the listeners, who dials again, and aside; the connections are in live
 
 	budget    *Budget
 	poke      atomic.Bool   // readers that wait for the budget are to be told; the hub goroutine does

@@ -374,7 +374,7 @@ func (h *Hub) startAccepted(l *Listener, nc net.Conn, p *preface, set *settings,
 	c, err := h.newConn(nc, l.network, set, first)
 	if err != nil { // of a user's own net.Conn alone
 		h.log.Error("connection cannot be served", "error", err)
-		nc.Close()
+		h.aside(func() { nc.Close() })
 		return
 	}
 	if p != nil {
@@ -386,6 +386,20 @@ func (h *Hub) startAccepted(l *Listener, nc net.Conn, p *preface, set *settings,
 	c.greet = &greeting{admit: rule, preface: p}
 	if err := h.start(c); err != nil {
 		h.log.Info("connection refused", "peer", c.peer, "error", err)
+	}
+}
+
+// aside does what may wait for a net.Conn of the user's: its Close may say goodbye, and
+// accepting goes on meanwhile.
+func (h *Hub) aside(f func()) {
+	h.mu.Lock()
+	running := h.stage == running
+	if running { // else tasks may be waited for
+		h.tasks.Go(func() error { f(); return nil })
+	}
+	h.mu.Unlock()
+	if !running {
+		f()
 	}
 }
 
@@ -425,10 +439,10 @@ func (p *preface) start() {
 	p.hub.mu.Unlock()
 	if err != nil {
 		p.hub.log.Info("connection refused", "peer", p.peer, "error", err)
-		p.nc.Close()
+		p.hub.aside(func() { p.nc.Close() })
 	}
 	if evicted != nil {
-		evicted.giveUp(errEvicted)
+		p.hub.aside(func() { evicted.giveUp(errEvicted) })
 	}
 }
 
@@ -1196,12 +1210,17 @@ func peerOf(rwc io.ReadWriteCloser, network, tag string) Peer {
 // start runs a new connection, unless the hub has no place for it.
 func (h *Hub) start(c *Conn) error {
 	evicted, err := h.add(c)
-	if err != nil {
+	switch {
+	case err == nil:
+	case c.listener != nil:
+		h.aside(func() { c.t.Close() })
+		return err
+	default:
 		c.t.Close()
 		return err
 	}
 	if evicted != nil {
-		evicted.giveUp(errEvicted)
+		h.aside(func() { evicted.giveUp(errEvicted) })
 	}
 	if !c.peer.Dialed && h.o.HandshakeTimeout > 0 {
 		c.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -284,4 +285,75 @@ func TestFailedWriteIsNoFailedRead(t *testing.T) {
 			t.Errorf("ended with %v", d.Err)
 		}
 	})
+}
+
+// lingering is a connection of which Close waits.
+type lingering struct {
+	net.Conn
+	closing, until chan struct{}
+	once           sync.Once
+}
+
+func (l *lingering) Close() error {
+	l.once.Do(func() { close(l.closing) })
+	<-l.until
+	return l.Conn.Close()
+}
+
+// some is a listener that gives what it is given.
+type some struct {
+	net.Listener
+	conns chan net.Conn
+}
+
+func (s some) Accept() (net.Conn, error) {
+	if c, ok := <-s.conns; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+
+func (s some) Close() error { close(s.conns); return nil }
+
+// A Close that takes its time keeps nobody else from being accepted.
+func TestCloseThatWaitsKeepsNobodyOut(t *testing.T) {
+	for _, what := range []string{"refused", "refused before Classify", "evicted in Classify"} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRoom(t, &sockhub.Options{MaxPending: 1, HandshakeTimeout: -1}, nil)
+				lo := &sockhub.ListenOptions{}
+				if what != "refused" {
+					lo.Classify = func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) { return nil, 1, nil }
+				}
+				l := some{memnet.Listen(nil), make(chan net.Conn)}
+				defer l.Listener.Close()
+				if _, err := r.Serve(l, lo); err != nil {
+					t.Fatal(err)
+				}
+				until := make(chan struct{})
+				defer close(until)
+				closing := 0
+				for range 4 {
+					ours, theirs := memnet.Pair(nil)
+					defer theirs.Close()
+					c := &lingering{Conn: ours, closing: make(chan struct{}), until: until}
+					go func() {
+						<-c.closing
+						closing++
+					}()
+					select {
+					case l.conns <- c:
+					case <-time.After(time.Minute):
+						t.Fatal("is not accepted")
+					}
+					if synctest.Wait(); what == "evicted in Classify" {
+						<-time.After(2 * time.Second)
+					}
+				}
+				if synctest.Wait(); closing != 3 {
+					t.Errorf("%d are closed; want 3", closing)
+				}
+			})
+		})
+	}
 }
