@@ -112,10 +112,11 @@ type Hub struct {
 	names     map[string]*client
 	pending   *pending.Table[source, pendingPeer] // handshakes of accepted connections
 	prefaces  map[*preface]struct{}
-	slots     int    // connections past their handshake whose Disconnected was not taken
-	lastClaim uint64 // connections that have asked for a client so far
-	promised  int    // places of connections for which another had to go, and which are not let in yet
-	evicted   int    // sessions of packets that made place for others, and are on their way out
+	sockets   map[*Listener]struct{} // of datagrams, those that have clients, closed or not
+	slots     int                    // connections past their handshake whose Disconnected was not taken
+	lastClaim uint64                 // connections that have asked for a client so far
+	promised  int                    // places of connections for which another had to go, and which are not let in yet
+	evicted   int                    // sessions of packets that made place for others, and are on their way out
 	totals    Stats
 
 	fan   fan   // what goes to Events
@@ -155,6 +156,7 @@ func New(ctx context.Context, o *Options) (*Hub, error) {
 		live:      make(map[*Conn]struct{}),
 		listeners: make(map[*Listener]struct{}),
 		prefaces:  make(map[*preface]struct{}),
+		sockets:   make(map[*Listener]struct{}),
 		names:     make(map[string]*client),
 		turnstile: newTurnstile(),
 	}
@@ -966,7 +968,9 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 		return 0, nil, err
 	}
 	if l := c.listener; l != nil {
-		l.conns++
+		if l.conns++; packet.Shared(c.t) {
+			h.sockets[l] = struct{}{}
+		}
 	}
 	h.slots++
 	if cl == nil {
@@ -1100,7 +1104,7 @@ func (h *Hub) roomForLocked(c *Conn) error {
 func (h *Hub) evictLocked() bool {
 	var most *packet.Listener
 	n, sessions := 0, 0
-	for l := range h.listeners {
+	for l := range h.sockets {
 		if p, ok := l.inner.(*packet.Listener); ok {
 			k := p.Sessions()
 			sessions += k
@@ -1155,7 +1159,9 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 			claims = append(claims, h.disownLocked(n, c)...)
 		}
 		if l := c.listener; l != nil {
-			l.conns--
+			if l.conns--; l.conns == 0 {
+				delete(h.sockets, l)
+			}
 		}
 		// Before anybody who claims the name can be let in, so that the old
 		// connection's end is reported first.

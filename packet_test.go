@@ -858,3 +858,34 @@ func TestDatagramsOfAClientThatEndsAreCounted(t *testing.T) {
 		}
 	}
 }
+
+// Nor do those who have come by way of a Listener that was closed since.
+func TestDatagramsOfAClosedListenerKeepNobodyElseOut(t *testing.T) {
+	const places = 32
+	hub, flooded := packetHub(t, "udp4", "127.0.0.1:0", true, &sockhub.Options{MaxConns: places}, sockhub.ListenOptions{Mode: sockhub.Anonymous})
+	streams, err := hub.Listen(t.Context(), "tcp4", "127.0.0.1:0", &sockhub.ListenOptions{
+		Mode: sockhub.Anonymous,
+		Handler: func(*sockhub.Conn) sockhub.Handler {
+			return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }}
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range places {
+		c, err := net.Dial("udp4", flooded.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		exchange(t, c, []byte("x"))
+	}
+	flooded.Close()
+	for i := range places / 2 {
+		p := dialHub(t, streams, "")
+		p.send([]byte("hello"))
+		if _, err := p.tryReceive(); err != nil {
+			t.Fatalf("%d connections beside datagrams, of %d", i, places)
+		}
+	}
+}
