@@ -657,6 +657,42 @@ func TestHandshakesAtInboundLimit(t *testing.T) {
 	})
 }
 
+// Also if they come together with the name: as many strangers as there are places could
+// exceed the limit many times.
+func TestMessagesBehindTheNameAtInboundLimit(t *testing.T) {
+	for _, framing := range []sockhub.Framing{nil, sockhub.Uvarint()} {
+		synctest.Test(t, func(t *testing.T) {
+			const size, limit, conns, msgs = 64 << 10, 2 * (64<<10 + 64<<10), 100, 50
+			hub := openHub(t, &sockhub.Options{MaxMessage: size, InboundLimit: limit})
+			_, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+			go p.Write(bytes.Repeat(frame(string(make([]byte, size))), 10))
+			synctest.Wait()
+			before := hub.Stats().QueuedIn
+			header := func(n byte) []byte { return frame(string(make([]byte, n)))[:8] }
+			if framing != nil {
+				header = func(n byte) []byte { return []byte{n} }
+			}
+			for i := range conns {
+				ours, peer := memnet.Pair(nil)
+				defer peer.Close()
+				go hub.ServeConn(t.Context(), ours, &sockhub.ListenOptions{Framing: framing})
+				peer.Write(slices.Concat(header(2), []byte{'0' + byte(i/10), '0' + byte(i%10)}, bytes.Repeat(header(0), msgs)))
+				expect(t, peer, append(header(2), "OK"...))
+			}
+			synctest.Wait()
+			if grown := hub.Stats().QueuedIn - before; grown > limit/8 {
+				t.Errorf("%d bytes more are queued, of %d", grown, limit)
+			}
+			synctest.Wait()
+			for n := 0; n < conns*msgs+10; synctest.Wait() { // when there is room again, they come
+				for range (<-hub.Events()).Messages() {
+					n++
+				}
+			}
+		})
+	}
+}
+
 // What SendFrom and Reply.SendFrom have read counts against OutboundLimit.
 func TestMessagesOfReadersAndOutboundLimit(t *testing.T) {
 	for _, call := range []string{"Conn.SendFrom", "Reply.SendFrom"} {

@@ -924,10 +924,14 @@ func (c *Conn) reserve(s *scratch, space []byte) []byte {
 	}
 	if c.greet != nil {
 		// It is little, and who may not be read would be taken for one that says nothing:
-		// as long as InboundLimit is reached, nobody would be let in.
-		c.hub.budget.in.Force(lacks)
-		s.credit += lacks
-		c.held += lacks
+		// as long as InboundLimit is reached, nobody would be let in. What follows the
+		// name is no part of that: it may be many messages.
+		space = space[:min(len(space), max(1, c.dec.needs()))]
+		if lacks = int64(len(space)) - s.credit; lacks > 0 {
+			c.hub.budget.in.Force(lacks)
+			s.credit += lacks
+			c.held += lacks
+		}
 		return space
 	}
 	if c.token && c.dec.lacks > 0 {

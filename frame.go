@@ -200,6 +200,18 @@ type decoder struct {
 	head int    // that of its header, which is received
 }
 
+// needs is how many bytes the message that comes is known to lack: of its header first,
+// and when that was cut, of its body. 0: that is not known.
+func (d *decoder) needs() int {
+	switch {
+	case d.lacks > 0:
+		return d.lacks
+	case d.framing == nil:
+		return headerSize - d.partial()
+	}
+	return 0
+}
+
 // buffered reports that something was received and not yet cut.
 func (d *decoder) buffered() bool { return d.w > d.r }
 
