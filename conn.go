@@ -1601,15 +1601,15 @@ func (c *Conn) unread() bool {
 	return c.input == reading && c.closeErr == nil && !c.over && c.t.Ended()
 }
 
-// patient reports whether a handshake has time left to wait for an owner of the name that
-// it might have end at once: half of what it has in all, since the owner's user may not
-// read what he holds.
+// patient reports whether a handshake has time left to wait, until it looks again, for an
+// owner of the name that it might have end at once: half of what it has in all, since the
+// owner's user may not read what he holds.
 func (c *Conn) patient() bool {
 	t := c.hub.o.HandshakeTimeout
 	if t <= 0 {
 		t = DefaultHandshakeTimeout
 	}
-	return c.hub.watch.Now()-c.born < t/2
+	return c.hub.watch.Now()-c.born+doubt <= t/2
 }
 
 // finished reports whether the connection's end has been decided on.

@@ -611,6 +611,18 @@ func TestReplaceOldOfOneThatNobodyReads(t *testing.T) {
 	})
 }
 
+// Nor for longer than it has time.
+func TestReplaceOldInAShortHandshake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld, StreamOver: 10, HandshakeTimeout: 50 * time.Millisecond}, nil)
+		old := r.join("w")
+		old.Write(frame("a message of more than ten bytes"))
+		old.CloseWrite()
+		r.take()
+		r.join("w")
+	})
+}
+
 // The old one would wait for its user for ever, and the new one for it.
 func TestReplaceOldOfOneThatIsKeptOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
