@@ -1066,9 +1066,9 @@ func (h *Hub) beyondLocked(mine int) bool {
 }
 
 // roomForLocked returns which limit keeps c out, or nil. One that follows the owner of its
-// name may go beyond MaxConns: the owner's slot is free when its Disconnected was taken. A
-// session of packets may take the place of another, and anybody that of one while these
-// have more than half of the places.
+// name may go beyond MaxConns: the owner's slot is free when its Disconnected was taken. And
+// anybody may take the place of a session of packets while these have more than half of the
+// places, and a session always that of another on its socket.
 func (h *Hub) roomForLocked(c *Conn) error {
 	mine := 0
 	if c.greet.promised {
@@ -1079,10 +1079,10 @@ func (h *Hub) roomForLocked(c *Conn) error {
 	case h.budget.full():
 		return ErrMemoryLimit
 	case packet.Shared(c.t):
-		evicted, ok := packet.LetIn(c.t, full, h.evicted < h.surplus())
-		if !ok && full && h.evictLocked() {
-			_, ok = packet.LetIn(c.t, false, false)
+		if full && !packet.AtLimit(c.t) && h.evictLocked() {
+			full = false
 		}
+		evicted, ok := packet.LetIn(c.t, full, h.evicted < h.surplus())
 		if !ok {
 			return ErrTooManyConns
 		}

@@ -88,8 +88,9 @@ type Options struct {
 	// whose Disconnected was not taken yet. Default: 65,536, or fewer where
 	// the process may open fewer descriptors (some are left free). Beyond it
 	// others are refused with ErrTooManyConns; but while more than half of the
-	// places are those of clients on udp and unixgram, the one of these that was
-	// silent for longest ends for each that comes, on whatever network.
+	// places are those of clients on udp and unixgram, one of these ends for each
+	// that comes, on whatever network: of the socket that has most of them, the
+	// one that was silent for longest.
 	MaxConns int
 
 	// MaxPending bounds the handshakes under way. When it is full, the

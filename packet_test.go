@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -887,5 +888,49 @@ func TestDatagramsOfAClosedListenerKeepNobodyElseOut(t *testing.T) {
 		if _, err := p.tryReceive(); err != nil {
 			t.Fatalf("%d connections beside datagrams, of %d", i, places)
 		}
+	}
+}
+
+// Those on one socket are not ended for each other, when it is another one that has them.
+func TestDatagramsElsewhereLeaveClientsAlone(t *testing.T) {
+	const places = 32
+	hub, flooded := packetHub(t, "udp4", "127.0.0.1:0", true, &sockhub.Options{MaxConns: places}, sockhub.ListenOptions{Mode: sockhub.Anonymous})
+	var connected, ended atomic.Int32
+	quiet, err := hub.Listen(t.Context(), "udp4", "127.0.0.1:0", &sockhub.ListenOptions{
+		Mode: sockhub.Anonymous,
+		Handler: func(*sockhub.Conn) sockhub.Handler {
+			connected.Add(1)
+			return &handlerFuncs{
+				message:      func(r *sockhub.Reply, m []byte) { r.Send(m) },
+				disconnected: func(sockhub.Disconnection) { ended.Add(1) },
+			}
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dial := func(l *sockhub.Listener) net.Conn {
+		t.Helper()
+		c, err := net.Dial("udp4", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		exchange(t, c, []byte("x"))
+		return c
+	}
+	for range places {
+		dial(flooded)
+	}
+	const clients = 4
+	var all []net.Conn
+	for range clients {
+		all = append(all, dial(quiet))
+	}
+	for _, c := range all {
+		exchange(t, c, []byte("y"))
+	}
+	if n, m := connected.Load(), ended.Load(); n != clients || m != 0 {
+		t.Errorf("%d clients connected %d times, and %d have ended", clients, n, m)
 	}
 }

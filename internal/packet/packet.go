@@ -141,6 +141,14 @@ func Shared(c any) bool {
 	return ok && x.sock.only != x
 }
 
+// AtLimit reports whether all places that there are for c, which is Shared, are taken.
+func AtLimit(c any) bool {
+	s := c.(*session).sock
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.known >= s.o.Sessions
+}
+
 // LetIn gives c, which is Shared, one of the places that there are for these. If all are
 // taken, or full is set, the one that was silent for longest has to make place, if mayEvict
 // is set. ok is false, and nothing has changed, if there is no place.
