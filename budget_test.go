@@ -660,7 +660,10 @@ func TestHandshakesAtInboundLimit(t *testing.T) {
 // Also if they come together with the name: as many strangers as there are places could
 // exceed the limit many times.
 func TestMessagesBehindTheNameAtInboundLimit(t *testing.T) {
-	for _, framing := range []sockhub.Framing{nil, sockhub.Uvarint()} {
+	classify := func(_ sockhub.Peer, first []byte) (*sockhub.ListenOptions, int, error) {
+		return nil, 1 - len(first), nil
+	}
+	for _, lo := range []sockhub.ListenOptions{{}, {Framing: sockhub.Uvarint()}, {Classify: classify}} {
 		synctest.Test(t, func(t *testing.T) {
 			const size, limit, conns, msgs = 64 << 10, 2 * (64<<10 + 64<<10), 100, 50
 			hub := openHub(t, &sockhub.Options{MaxMessage: size, InboundLimit: limit})
@@ -669,13 +672,19 @@ func TestMessagesBehindTheNameAtInboundLimit(t *testing.T) {
 			synctest.Wait()
 			before := hub.Stats().QueuedIn
 			header := func(n byte) []byte { return frame(string(make([]byte, n)))[:8] }
-			if framing != nil {
+			if lo.Framing != nil {
 				header = func(n byte) []byte { return []byte{n} }
 			}
+			l := memnet.Listen(nil)
+			if _, err := hub.Serve(l, &lo); err != nil {
+				t.Fatal(err)
+			}
 			for i := range conns {
-				ours, peer := memnet.Pair(nil)
+				peer, err := l.Dial(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
 				defer peer.Close()
-				go hub.ServeConn(t.Context(), ours, &sockhub.ListenOptions{Framing: framing})
 				peer.Write(slices.Concat(header(2), []byte{'0' + byte(i/10), '0' + byte(i%10)}, bytes.Repeat(header(0), msgs)))
 				expect(t, peer, append(header(2), "OK"...))
 			}
@@ -683,7 +692,6 @@ func TestMessagesBehindTheNameAtInboundLimit(t *testing.T) {
 			if grown := hub.Stats().QueuedIn - before; grown > limit/8 {
 				t.Errorf("%d bytes more are queued, of %d", grown, limit)
 			}
-			synctest.Wait()
 			for n := 0; n < conns*msgs+10; synctest.Wait() { // when there is room again, they come
 				for range (<-hub.Events()).Messages() {
 					n++

@@ -1077,6 +1077,9 @@ func (c *Conn) cut(s *scratch) (called bool, err error) {
 			if err := c.greeted(msg); err != nil {
 				return called, err
 			}
+			if c.greet == nil && c.dec.buffered() && !c.hub.budget.in.Reserve(0) {
+				c.starved, c.paused = true, true // Classify, or a proxy, may have had more read than the name
+			}
 		case c.handler != nil:
 			called = true
 			c.handle(msg)
