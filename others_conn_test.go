@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -356,4 +358,61 @@ func TestCloseThatWaitsKeepsNobodyOut(t *testing.T) {
 			})
 		})
 	}
+}
+
+// odd does what a net.Conn may do, and sockets do not.
+type odd struct {
+	net.Conn
+	rng     *rand.Rand
+	most    int           // bytes that a Read gives
+	nothing bool          // some Reads give no byte, and no error
+	takes   int           // bytes that it writes before it fails
+	closing time.Duration // that Close takes
+}
+
+func (o *odd) Read(p []byte) (int, error) {
+	if o.nothing && o.rng.IntN(4) == 0 {
+		return 0, nil
+	}
+	return o.Conn.Read(p[:min(len(p), 1+o.rng.IntN(o.most))])
+}
+
+func (o *odd) Write(p []byte) (int, error) {
+	if o.takes -= len(p); o.takes >= 0 {
+		return o.Conn.Write(p)
+	}
+	n, err := o.Conn.Write(p[:max(0, len(p)+o.takes)])
+	return n, errors.Join(errors.New("it has failed"), err)
+}
+
+func (o *odd) Close() error {
+	sleepFor(o.closing)
+	return o.Conn.Close()
+}
+
+// oddHalves can end its output alone.
+type oddHalves struct{ *odd }
+
+func (o oddHalves) CloseWrite() error { return o.Conn.(interface{ CloseWrite() error }).CloseWrite() }
+
+// oddly hides most connections behind odd ones, some of which fail.
+func oddly(t *testing.T, nc net.Conn, rng *rand.Rand) (_ net.Conn, fails bool) {
+	if rng.IntN(3) == 0 {
+		return nc, false
+	}
+	o := &odd{Conn: nc, rng: fork(rng), most: 1 + rng.IntN(100_000), nothing: rng.IntN(3) == 0, takes: math.MaxInt}
+	if fails = rng.IntN(4) == 0; fails {
+		o.takes = 1000 + rng.IntN(200_000)
+	}
+	if rng.IntN(4) == 0 {
+		o.closing = time.Duration(rng.IntN(30)) * time.Millisecond
+	}
+	var c net.Conn = o
+	if _, ok := nc.(interface{ CloseWrite() error }); ok && rng.IntN(2) == 0 {
+		c = oddHalves{o}
+	} else if rng.IntN(2) == 0 {
+		c = timelessConn{o}
+	}
+	t.Logf("%T: Reads of %d, or of nothing %v, takes %d, closes in %v", c, o.most, o.nothing, o.takes, o.closing)
+	return c, fails
 }

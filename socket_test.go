@@ -215,13 +215,16 @@ func osPipes(t *testing.T) (a, b timed) {
 	return half(r1, w2), half(r2, w1)
 }
 
-func tcpPair(t *testing.T) (a, b net.Conn) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func tcpPair(t *testing.T) (a, b net.Conn) { return socketPair(t, "tcp") }
+
+// socketPair is both ends of a new connection of this kind.
+func socketPair(t *testing.T, kind string) (a, b net.Conn) {
+	l, err := net.Listen(address(t, kind))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if a, err = net.Dial("tcp", l.Addr().String()); err != nil {
+	if a, err = net.Dial(l.Addr().Network(), l.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
 	if b, err = l.Accept(); err != nil {
