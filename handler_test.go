@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -45,6 +47,50 @@ func (h *handlerFuncs) Disconnected(d sockhub.Disconnection) {
 	if h.disconnected != nil {
 		h.disconnected(d)
 	}
+}
+
+// unruly is a Handler that does what it may.
+type unruly struct {
+	sockhub.BaseHandler
+	rng     *rand.Rand
+	drained int
+}
+
+func (h *unruly) Message(r *sockhub.Reply, m []byte) {
+	answer := bytes.Clone(m)
+	switch h.rng.IntN(10) {
+	case 0:
+		r.SendMany(slices.Values(slices.Repeat([][]byte{answer}, h.rng.IntN(50))))
+	case 1:
+		r.SendFrom(uint64(len(answer)+h.rng.IntN(2)), io.NopCloser(bytes.NewReader(answer)))
+	case 2:
+		if r.Conn().Raw() {
+			r.Unread(m[len(m)/2:])
+		}
+	case 3:
+		rest(h.rng, 2, 3)
+	case 4:
+		if h.rng.IntN(20) == 0 {
+			[]func(){r.Close, r.Finish, func() { r.SetHandler(nil) }, func() { panic("unruly") }}[h.rng.IntN(4)]()
+		}
+	case 5:
+		r.Send(answer)
+		r.Flush()
+	default:
+		r.Send(answer)
+	}
+}
+
+func (h *unruly) Drained(r *sockhub.Reply) {
+	if h.drained++; h.drained < 30 {
+		r.Send(make([]byte, 100))
+	}
+}
+
+func (h *unruly) Ended(r *sockhub.Reply) { r.Send([]byte("bye")) }
+
+func (h *unruly) Stream(_ *sockhub.Reply, s *sockhub.Stream) {
+	io.CopyN(io.Discard, s, h.rng.Int64N(250_000))
 }
 
 // serveHandler serves one end of an in-memory connection with h, as mode says,
