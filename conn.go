@@ -946,11 +946,18 @@ func (c *Conn) reserve(s *scratch, space []byte) []byte {
 	if c.token {
 		c.endToken()
 	}
-	if n := min(lacks, budget.Own-c.held); n > 0 && c.little() && !c.hub.fan.awaits(c) && c.hub.budget.in.TakeOwn(n) {
-		s.credit += n
-		c.held += n
-		c.own += int32(n)
-		return space[:s.credit]
+	if c.little() && !c.hub.fan.awaits(c) {
+		if !c.dec.raw { // one message, as of many small ones more is charged than they are long
+			space = space[:min(len(space), max(1, c.dec.needs()))]
+		}
+		space = space[:max(0, min(int64(len(space)), s.credit+budget.Own-c.held))]
+		lacks = max(0, int64(len(space))-s.credit)
+		if len(space) > 0 && c.hub.budget.in.TakeOwn(lacks) {
+			s.credit += lacks
+			c.held += lacks
+			c.own += int32(lacks)
+			return space
+		}
 	}
 	c.starved = true
 	return nil
@@ -2044,7 +2051,7 @@ func (c *Conn) starve() (again bool) {
 		return false
 	}
 	c.starved = false
-	own := c.little()
+	own := !c.paused && c.little() // else cut has it wait, with more than one message
 	if own && !c.hub.budget.full() {
 		if !c.hub.fan.pauseUntaken(c) {
 			return true

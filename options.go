@@ -142,9 +142,9 @@ type Options struct {
 	// that fit these with their header (and raw bytes, in pieces) are still received of
 	// every connection of which nothing waits to be taken, however many others have
 	// begun messages and do not complete them. So what is held is at most InboundLimit,
-	// and for each connection 2 KiB and the MessageCharge of what is in them. Larger
-	// messages are then completed one at a time; whose turn it is has FrameTimeout, and
-	// a second for each 64 KiB that are missing. On unixpacket one message of each
+	// and for each connection 2 KiB and one MessageCharge. Larger messages are then
+	// completed one at a time; whose turn it is has FrameTimeout, and a second for each
+	// 64 KiB that are missing. On unixpacket one message of each
 	// connection, of at most MaxMessage, was received before there is room for it, and
 	// comes on top of that.
 	// Defaults 512 MiB, 512 MiB, 2 GiB.
