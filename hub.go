@@ -196,8 +196,8 @@ func (h *Hub) Events() <-chan *Batch { return h.events }
 // A client has its connection from when it is reported on, or when its Handler was made:
 // its peer may have heard OK before. One that has connected again gets its new connection
 // when the batch with the Disconnected of the one before was received from Events, which
-// may be a moment before that batch was handled. A program that keeps accounts of what each connection
-// was sent, to compare them with its Report, uses Conn.Send.
+// may be a moment before that batch was handled. A program that keeps accounts of what
+// each connection was sent, to compare them with its Report, uses Conn.Send.
 func (h *Hub) Send(ctx context.Context, to ID, msg []byte) error {
 	c, err := h.current(to)
 	if err != nil {
@@ -1105,12 +1105,11 @@ func (h *Hub) evictLocked() bool {
 	var most *packet.Listener
 	n, sessions := 0, 0
 	for l := range h.sockets {
-		if p, ok := l.inner.(*packet.Listener); ok {
-			k := p.Sessions()
-			sessions += k
-			if k > n {
-				most, n = p, k
-			}
+		p := l.inner.(*packet.Listener) // nobody else has clients that share a socket
+		k := p.Sessions()
+		sessions += k
+		if k > n {
+			most, n = p, k
 		}
 	}
 	if sessions <= h.o.MaxConns/2 || h.evicted >= h.surplus() || !most.Evict() {
