@@ -492,12 +492,16 @@ func (d *decoder) unread(rest []byte) {
 	if len(rest) == 0 {
 		return
 	}
-	if at := d.r - len(rest); d.chunk == nil {
+	switch at := d.r - len(rest); {
+	case d.chunk == nil:
 		d.rest = slices.Concat(rest, d.rest) // it came before, and was withdrawn from Events
-	} else if at < 0 || &d.chunk[at] != &rest[0] {
-		panic("sockhub: Unread of what is not the end of the raw input")
-	} else {
+	case at >= 0 && &d.chunk[at] == &rest[0]:
 		d.r = at
+	case at >= 0 && d.sized && !d.wasBig: // a message that next has copied, before setRaw
+		d.r = at
+		copy(d.chunk[at:], rest)
+	default:
+		panic("sockhub: Unread of what is not the end of the raw input")
 	}
 	if d.raw {
 		d.kept = len(rest)

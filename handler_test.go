@@ -486,6 +486,33 @@ func TestAnswersAreAcceptedCallByCall(t *testing.T) {
 	})
 }
 
+// What Unread is given may be a part of a message that was copied out of memory made for a
+// large one, and may have been changed in place.
+func TestUnreadBehindALargeMessage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got []string
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			if len(m) > 100 {
+				return
+			}
+			if got = append(got, string(m)); string(m) == "headTAIL" {
+				m[4] = 't'
+				r.SetRaw(true)
+				r.Unread(m[4:])
+			}
+		}}
+		_, _, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+		defer peer.Close()
+		peer.Write(frames(strings.Repeat("x", 20<<10)))
+		synctest.Wait()
+		peer.Write(append(frames("1", "headTAIL"), "more"...))
+		synctest.Wait()
+		if s := strings.Join(got, " "); s != "1 headTAIL tAILmore" {
+			t.Error(s)
+		}
+	})
+}
+
 // What is given back and comes again as raw input counts once, also behind messages
 // that were answered together.
 func TestUnreadCountsOnceBehindOtherMessages(t *testing.T) {
