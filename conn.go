@@ -135,7 +135,6 @@ type Conn struct {
 	resume   bool          // the reader is to read on
 	granted  bool          // resume comes with the budget's token
 	endRead  bool          // the reader is to end the input, for Shutdown
-	raw      bool          // what Raw answers
 	shaking  bool          // the handshake is under way
 	overdue  bool          // the drain's deadline has passed
 	over     bool          // the reader has left
@@ -1753,7 +1752,7 @@ func (c *Conn) SetHandler(h Handler) error {
 func (c *Conn) Raw() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.raw
+	return c.out.framing == nil
 }
 
 // SetRaw switches between messages and raw bytes. Output switches with the
@@ -1769,7 +1768,6 @@ func (c *Conn) SetRaw(raw bool) error {
 	}
 	return c.order(func(ch *change) {
 		ch.setRaw, ch.raw = true, raw
-		c.raw = raw
 		c.out.framing = c.set.header(raw)
 	})
 }
@@ -2502,7 +2500,7 @@ func (r *Reply) SetRaw(raw bool) {
 	c.frameAnswers(raw)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.raw, c.out.framing = raw, r.framing
+	c.out.framing = r.framing
 }
 
 // SetHandler gives the connection to another Handler, from the next call on;

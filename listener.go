@@ -1507,8 +1507,7 @@ func (c *Conn) welcome() {
 	c.dec.setRaw(c.set.mode.raw())
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.raw = c.dec.raw
-	c.out.framing = c.set.header(c.raw)
+	c.out.framing = c.set.header(c.dec.raw)
 	if o := c.greet.asked; o != nil && o.Overflow != 0 {
 		c.out.policy = o.Overflow
 	}

@@ -39,7 +39,7 @@ var (
 // reader outlives and joins it (joinWriterLocked).
 type output struct {
 	// What a Send looks at comes first: see Conn.
-	framing *outq.Framing
+	framing *outq.Framing // nil: raw bytes
 	limit   int64
 
 	writing bool // somebody has the pen
