@@ -913,53 +913,61 @@ func (c *Conn) nextChunk(s *scratch) {
 // reserve takes room in the budget for reading into space, or into less of it.
 func (c *Conn) reserve(s *scratch, space []byte) []byte {
 	lacks := int64(len(space)) - s.credit
-	if lacks <= 0 {
+	switch {
+	case lacks <= 0:
 		return space
-	}
-	if !c.token && c.hub.budget.in.Reserve(lacks) {
-		s.credit += lacks
-		c.held += lacks
+	case !c.token && c.hub.budget.in.Reserve(lacks):
+		c.reserved(s, lacks)
 		return space
-	}
-	if c.greet != nil {
+	case c.greet != nil:
 		// It is little, and who may not be read would be taken for one that says nothing:
 		// as long as InboundLimit is reached, nobody would be let in. What follows the
 		// name is no part of that: it may be many messages.
-		space = space[:min(len(space), max(1, c.dec.needs()))]
-		if lacks = int64(len(space)) - s.credit; lacks > 0 {
-			c.hub.budget.in.Force(lacks)
-			s.credit += lacks
-			c.held += lacks
-		}
-		return space
-	}
-	if c.token && c.dec.lacks > 0 {
-		space = space[:min(len(space), c.dec.lacks)]
-		if lacks = int64(len(space)) - s.credit; lacks > 0 {
-			c.hub.budget.in.Force(lacks)
-			s.credit += lacks
-			c.held += lacks
-		}
-		return space
-	}
-	if c.token {
+		return c.force(s, space, max(1, c.dec.needs()))
+	case c.token && c.dec.lacks > 0:
+		return c.force(s, space, c.dec.lacks)
+	case c.token:
 		c.endToken()
 	}
-	if c.little() && !c.hub.fan.awaits(c) {
-		if !c.dec.raw { // one message, as of many small ones more is charged than they are long
-			space = space[:min(len(space), max(1, c.dec.needs()))]
-		}
-		space = space[:max(0, min(int64(len(space)), s.credit+budget.Own-c.held))]
-		lacks = max(0, int64(len(space))-s.credit)
-		if len(space) > 0 && c.hub.budget.in.TakeOwn(lacks) {
-			s.credit += lacks
-			c.held += lacks
-			c.own += int32(lacks)
-			return space
-		}
+	if space = c.takeOwn(s, space); space == nil {
+		c.starved = true
 	}
-	c.starved = true
-	return nil
+	return space
+}
+
+// reserved notes that n more bytes of the budget are held, and may be read.
+func (c *Conn) reserved(s *scratch, n int64) {
+	s.credit += n
+	c.held += n
+}
+
+// force takes room for reading the first n bytes of space in any case.
+func (c *Conn) force(s *scratch, space []byte, n int) []byte {
+	space = space[:min(len(space), n)]
+	if lacks := int64(len(space)) - s.credit; lacks > 0 {
+		c.hub.budget.in.Force(lacks)
+		c.reserved(s, lacks)
+	}
+	return space
+}
+
+// takeOwn takes room for reading from what the budget has for this connection alone, or
+// returns nil.
+func (c *Conn) takeOwn(s *scratch, space []byte) []byte {
+	if !c.little() || c.hub.fan.awaits(c) {
+		return nil
+	}
+	if !c.dec.raw { // one message, as of many small ones more is charged than they are long
+		space = space[:min(len(space), max(1, c.dec.needs()))]
+	}
+	space = space[:max(0, min(int64(len(space)), s.credit+budget.Own-c.held))]
+	lacks := max(0, int64(len(space))-s.credit)
+	if len(space) == 0 || !c.hub.budget.in.TakeOwn(lacks) {
+		return nil
+	}
+	c.reserved(s, lacks)
+	c.own += int32(lacks)
+	return space
 }
 
 // little reports whether what has begun, if anything, fits what the budget has for this
