@@ -1584,38 +1584,31 @@ func (c *Conn) endTaken() {
 	}
 }
 
-// leaving reports whether the connection is about to end by itself: its peer
-// has finished, or it has failed.
-func (c *Conn) leaving() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.input != reading || c.closeErr != nil || c.out.finish != nil || c.out.err != nil
-}
+// outlook is how near a connection is to its end, for those who claim its name.
+type outlook uint8
 
-// leavesSoon reports whether a connection that is leaving waits for nothing that may
-// take long: neither for its user (HalfOpen) nor for its peer, which may be gone, to
-// take what is queued.
-func (c *Conn) leavesSoon() bool {
+const (
+	stays      outlook = iota // no end is in sight
+	leaving                   // it is about to end, when its user (HalfOpen) or its peer, which may be gone, has done something
+	unread                    // its peer has finished, and the reader still reads what that has sent before
+	leavesSoon                // nothing that may take long is in the way of its end
+)
+
+// outlook asks the transport too: the reader may not have had its turn yet, or hold the
+// input back.
+func (c *Conn) outlook() outlook {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	o := &c.out
-	return c.closeErr != nil || o.err == nil && o.empty() && (o.finish != nil || !c.set.halfOpen)
-}
-
-// peerEnded reports whether the peer has finished although the reader has not
-// come to see it: it may not have had its turn yet, or it holds the input back.
-func (c *Conn) peerEnded() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.over || c.closeErr != nil || c.t.Ended() // under mu, so before Close
-}
-
-// unread reports whether the peer has finished and the reader still reads what it has
-// sent before.
-func (c *Conn) unread() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.input == reading && c.closeErr == nil && !c.over && c.t.Ended()
+	switch {
+	case c.closeErr != nil, o.err == nil && o.empty() && (o.finish != nil || c.input != reading && !c.set.halfOpen):
+		return leavesSoon
+	case c.input == reading && c.t.Ended(): // under mu, so before Close
+		return unread
+	case c.input != reading, o.finish != nil, o.err != nil:
+		return leaving
+	}
+	return stays
 }
 
 // patient reports whether a handshake has time left to wait, until it looks again, for an

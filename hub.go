@@ -990,20 +990,22 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 // claimLocked has c wait for the end of the connection that has its name, unless that is
 // to keep it, and returns that connection if it is for the caller to end.
 func (h *Hub) claimLocked(cl *client, c *Conn) (replaced *Conn, err error) {
-	switch refuse := cl.duplicates(h) == RefuseNew; {
-	case !refuse && cl.seq > c.greet.seq:
+	refuse := cl.duplicates(h) == RefuseNew
+	if !refuse && cl.seq > c.greet.seq {
 		return nil, ErrReplaced // by one that came later, and did not have to wait, or was faster
-	case cl.owner.leaving() && (refuse || cl.owner.leavesSoon()):
+	}
+	switch ends := cl.owner.outlook(); {
+	case refuse && ends == stays:
+		return nil, fmt.Errorf("%w: %q", ErrNameTaken, cl.name)
+	case refuse, ends == leavesSoon:
 		// It ends by itself.
-	case !refuse && cl.owner.unread() && c.patient():
+	case ends == unread && c.patient():
 		// What its peer has sent before it finished, and came back, is to be read.
-	case !refuse:
+	default:
 		if err := h.promiseLocked(c, cl.owner); err != nil {
 			return nil, err
 		}
 		replaced = cl.owner
-	case !cl.owner.peerEnded():
-		return nil, fmt.Errorf("%w: %q", ErrNameTaken, cl.name)
 	}
 	if !slices.Contains(cl.claims, c) {
 		cl.claims = append(cl.claims, c)
