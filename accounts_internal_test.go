@@ -22,10 +22,12 @@ func (b *Budget) Held() string {
 func (h *Hub) Held() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	listened, promised := 0, h.promised
+	slots, promised, evicted := h.places.Held()
+	listened := 0
 	for l := range h.listeners {
-		listened += l.conns
-		promised += l.promised
+		taken, kept := l.places.Held()
+		listened += taken
+		promised += kept
 	}
 	h.fan.mu.Lock()
 	defer h.fan.mu.Unlock()
@@ -33,7 +35,7 @@ func (h *Hub) Held() string {
 		Live, Prefaces, Slots, Listened, Promised, Evicted int
 		Paused, EndLater, Diverts                          int
 		Untaken                                            int64
-	}{len(h.live), len(h.prefaces), h.slots, listened, promised, h.evicted,
+	}{len(h.live), len(h.prefaces), slots, listened, promised, evicted,
 		h.fan.paused, len(h.fan.endLater), len(h.fan.diverts), h.fan.untaken})
 }
 

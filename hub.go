@@ -24,6 +24,7 @@ import (
 	"github.com/sockhub/sockhub/internal/fanin"
 	"github.com/sockhub/sockhub/internal/packet"
 	"github.com/sockhub/sockhub/internal/pending"
+	"github.com/sockhub/sockhub/internal/places"
 	"github.com/sockhub/sockhub/internal/registry"
 	"github.com/sockhub/sockhub/internal/watch"
 )
@@ -113,10 +114,8 @@ type Hub struct {
 	pending   *pending.Table[source, pendingPeer] // handshakes of accepted connections
 	prefaces  map[*preface]struct{}
 	sockets   map[*Listener]struct{} // of datagrams, those that have clients, closed or not
-	slots     int                    // connections past their handshake whose Disconnected was not taken
+	places    places.Hub             // of connections past their handshake, until their Disconnected was taken
 	lastClaim uint64                 // connections that have asked for a client so far
-	promised  int                    // places of connections for which another had to go, and which are not let in yet
-	evicted   int                    // sessions of packets that made place for others, and are on their way out
 	totals    Stats
 
 	fan   fan   // what goes to Events
@@ -150,6 +149,7 @@ func New(ctx context.Context, o *Options) (*Hub, error) {
 		wake:      make(chan struct{}, 1),
 		quit:      make(chan struct{}),
 		closed:    make(chan struct{}),
+		places:    places.NewHub(r.MaxConns),
 		pending:   pending.New[source, pendingPeer](r.MaxPending, r.MaxPendingPerSource),
 		over:      make(chan struct{}),
 		left:      make(chan struct{}, 1),
@@ -967,12 +967,10 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 	if err := c.letIn(); err != nil {
 		return 0, nil, err
 	}
-	if l := c.listener; l != nil {
-		if l.conns++; packet.Shared(c.t) {
-			h.sockets[l] = struct{}{}
-		}
+	h.places.Take(c.group(), &g.place)
+	if packet.Shared(c.t) {
+		h.sockets[c.listener] = struct{}{}
 	}
-	h.slots++
 	if cl == nil {
 		cl = h.newClientLocked(name)
 	}
@@ -982,7 +980,6 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 		h.totals.Accepted++
 	}
 	h.removePendingLocked(g)
-	h.takePromiseLocked(g)
 	cl.owner, cl.seq, c.client = c, g.seq, cl
 	return admitted, nil, nil
 }
@@ -1031,71 +1028,50 @@ var errUnexpected = errors.New("nobody is expected under this name")
 // promiseLocked keeps a place for c, for which old is to go, or returns which limit keeps
 // it out: else both would be gone.
 func (h *Hub) promiseLocked(c, old *Conn) error {
-	if c.greet.promised {
+	switch place := &c.greet.place; {
+	case place.Made():
 		return nil
-	}
-	switch l := c.listener; {
 	case h.budget.full():
 		return ErrMemoryLimit
-	case h.beyondLocked(0), l != nil && l != old.listener && l.fullLocked():
+	case !h.places.Promise(place, c.group(), old.group()):
 		return ErrTooManyConns
-	case l != nil && l != old.listener:
-		c.greet.promisedBy = l
-		l.promised++
 	}
-	c.greet.promised = true
-	h.promised++
 	return nil
 }
 
-// takePromiseLocked is told that what was promised is not needed any more.
-func (h *Hub) takePromiseLocked(g *greeting) {
-	if g.promised {
-		g.promised = false
-		h.promised--
-	}
-	if l := g.promisedBy; l != nil {
-		g.promisedBy = nil
-		l.promised--
-	}
-}
-
-// beyondLocked reports whether there is no place even beyond MaxConns, but for the one, if
-// mine is 1, that was promised to the one that asks. What more was promised than there may
-// be beyond MaxConns is kept of the places that are free.
-func (h *Hub) beyondLocked(mine int) bool {
-	return h.slots-h.evicted+h.promised-mine-h.surplus() >= h.o.MaxConns
-}
-
 // roomForLocked returns which limit keeps c out, or nil. One that follows the owner of its
-// name may go beyond MaxConns: the owner's slot is free when its Disconnected was taken. And
+// name may go beyond MaxConns: the owner's place is free when its Disconnected was taken. And
 // anybody may take the place of a session of packets while these have more than half of the
 // places, and a session always that of another on its socket.
 func (h *Hub) roomForLocked(c *Conn) error {
-	mine := 0
-	if c.greet.promised {
-		mine = 1
-	}
-	full := h.beyondLocked(mine) || h.fullLocked() && !c.follows
-	switch l := c.listener; {
+	place := &c.greet.place
+	full := h.places.FullBeyond(place) || h.places.Full() && !c.follows
+	switch {
 	case h.budget.full():
 		return ErrMemoryLimit
 	case packet.Shared(c.t):
 		if full && !packet.AtLimit(c.t) && h.evictLocked() {
 			full = false
 		}
-		evicted, ok := packet.LetIn(c.t, full, h.evicted < h.surplus())
+		evicted, ok := packet.LetIn(c.t, full, h.places.MayEvict())
 		if !ok {
 			return ErrTooManyConns
 		}
 		if evicted {
-			h.evicted++
+			h.places.Evicted()
 		}
-	case l != nil && l != c.greet.promisedBy && l.fullLocked(),
-		full && (h.beyondLocked(mine) || !h.evictLocked()):
+	case c.group().Full(place), full && (h.places.FullBeyond(place) || !h.evictLocked()):
 		return ErrTooManyConns
 	}
 	return nil
+}
+
+// group is the places of the listener that has accepted c, or nil.
+func (c *Conn) group() *places.Group {
+	if c.listener == nil {
+		return nil
+	}
+	return &c.listener.places
 }
 
 // evictLocked ends a session of packets, which need not share a socket with the one that
@@ -1114,10 +1090,10 @@ func (h *Hub) evictLocked() bool {
 			most, n = p, k
 		}
 	}
-	if sessions <= h.o.MaxConns/2 || h.evicted >= h.surplus() || !most.Evict() {
+	if sessions <= h.o.MaxConns/2 || !h.places.MayEvict() || !most.Evict() {
 		return false
 	}
-	h.evicted++
+	h.places.Evicted()
 	return true
 }
 
@@ -1147,7 +1123,7 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	}
 	if c.greet != nil {
 		h.removePendingLocked(c.greet)
-		h.takePromiseLocked(c.greet)
+		h.places.Withdraw(&c.greet.place)
 	}
 	refused := h.countLocked(c, d.Err)
 	h.totals.add(stats)
@@ -1159,10 +1135,8 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 		if n := h.names[cl.name]; n != nil && n != cl {
 			claims = append(claims, h.disownLocked(n, c)...)
 		}
-		if l := c.listener; l != nil {
-			if l.conns--; l.conns == 0 {
-				delete(h.sockets, l)
-			}
+		if c.group().Leave() {
+			delete(h.sockets, c.listener)
 		}
 		// Before anybody who claims the name can be let in, so that the old
 		// connection's end is reported first.
@@ -1222,19 +1196,10 @@ func without(conns []*Conn, c *Conn) []*Conn {
 	return slices.DeleteFunc(conns, func(x *Conn) bool { return x == c })
 }
 
-// fullLocked does not count sessions that had to make place: who comes in their
-// place is not to wait for their end, or that it is taken.
-func (h *Hub) fullLocked() bool { return h.slots-h.evicted >= h.o.MaxConns }
-
-// surplus is how many connections there may be beyond MaxConns, of which others have taken
-// the place: their ends are not taken yet. So a flood from ever new addresses does not grow
-// memory when the user takes no batches.
-func (h *Hub) surplus() int { return max(64, h.o.MaxConns/16) }
-
 // leftLocked is told that a connection is gone, and that nobody will hear of it any more.
 func (h *Hub) leftLocked(c *Conn) {
 	if packet.WasEvicted(c.t) {
-		h.evicted--
+		h.places.EvictedGone()
 	}
 }
 
@@ -1254,7 +1219,7 @@ func (h *Hub) free(gone []*Conn) {
 // freeLocked gives back what one of them still has.
 func (h *Hub) freeLocked(c *Conn) {
 	cl := c.client
-	h.slots--
+	h.places.Free()
 	h.budget.forget(c.reported)
 	h.leftLocked(c)
 	h.fan.mu.Lock()

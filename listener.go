@@ -19,6 +19,7 @@ import (
 	"github.com/sockhub/sockhub/internal/packet"
 	"github.com/sockhub/sockhub/internal/peercred"
 	"github.com/sockhub/sockhub/internal/pending"
+	"github.com/sockhub/sockhub/internal/places"
 	"github.com/sockhub/sockhub/internal/proxyproto"
 	"github.com/sockhub/sockhub/internal/sockopt"
 	"github.com/sockhub/sockhub/internal/transport"
@@ -59,13 +60,9 @@ type Listener struct {
 	gone    chan struct{} // closed by the accept loop at its end
 
 	// Guarded by hub.mu.
-	conns    int                         // past their handshake
-	promised int                         // places for others: see Hub.promiseLocked
-	tls      map[*tls.Config]*tls.Config // of Classify's options; see sameTLS
+	places places.Group                // of connections past their handshake, until they end
+	tls    map[*tls.Config]*tls.Config // of Classify's options; see sameTLS
 }
-
-// fullLocked is told with hub.mu held.
-func (l *Listener) fullLocked() bool { return l.conns+l.promised >= l.o.MaxConns }
 
 // Addr is the address it listens on, with the port that was chosen for 0.
 func (l *Listener) Addr() net.Addr { return l.inner.Addr() }
@@ -306,6 +303,7 @@ func (h *Hub) addListener(inner net.Listener, network string, r ListenOptions, s
 	l := &Listener{
 		hub: h, inner: inner, network: network, o: r, set: set,
 		closed: make(chan struct{}), gone: make(chan struct{}),
+		places: places.NewGroup(r.MaxConns),
 	}
 	if len(r.ProxyFrom) > 0 {
 		l.proxies = CIDR(r.ProxyFrom...)
@@ -1061,11 +1059,10 @@ type greeting struct {
 	left bool // he waits no longer, and has ended the connection
 
 	// Guarded by hub.mu.
-	entry      *pendingEntry // nil: not in hub.pending
-	promised   bool          // a place: see promiseLocked
-	promisedBy *Listener     // nil: the place is the hub's alone
-	seq        uint64        // of the claim, from 1 on; 0: there was none
-	preface    *preface      // that came before; nil once the hub has the connection
+	entry   *pendingEntry  // nil: not in hub.pending
+	place   places.Promise // see promiseLocked
+	seq     uint64         // of the claim, from 1 on; 0: there was none
+	preface *preface       // that came before; nil once the hub has the connection
 }
 
 // pendingPeer is a peer of which it is not known yet whether it gets in.
