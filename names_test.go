@@ -555,6 +555,44 @@ func TestReplaceOldEndsTheOldOneFirst(t *testing.T) {
 
 // What a peer has sent before it finished is not lost when it comes back at once, whether
 // it has taken what was sent to it or not.
+// Who replaces an owner on a Listener that is full gets the owner's place there, whoever
+// else comes when that has ended.
+func TestReplaceOldOnAFullListener(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 50 {
+			end := make(chan struct{})
+			r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, &sockhub.ListenOptions{
+				MaxConns: 1,
+				Handler: func(*sockhub.Conn) sockhub.Handler {
+					return &handlerFuncs{disconnected: func(sockhub.Disconnection) { <-end }}
+				},
+				Admit: func(p sockhub.Peer) error {
+					if p.Name == "other" {
+						<-end
+					}
+					return nil
+				},
+			})
+			r.join("alpha")
+			others := []*memnet.End{}
+			for range 5 {
+				others = append(others, r.claim("other"))
+			}
+			second := r.claim("alpha")
+			synctest.Wait()
+			close(end)
+			got := make([]byte, 10)
+			if _, err := io.ReadFull(second, got); err != nil || string(got[8:]) != "OK" {
+				t.Fatalf("the second got %q, %v", got, err)
+			}
+			for _, o := range others {
+				endsUnheard(t, o)
+			}
+			r.Close()
+		}
+	})
+}
+
 func TestReplaceOldOfOneThatWasNotReadToItsEnd(t *testing.T) {
 	for _, queued := range []int{0, 10 << 20} {
 		synctest.Test(t, func(t *testing.T) {

@@ -27,13 +27,13 @@ type Hub struct {
 type Group struct {
 	max      int
 	taken    int // by connections that have not ended
-	promised int // to those for which one of another group has to go
+	promised int
 }
 
 // Promise is a place that is kept for somebody. Its zero value is none.
 type Promise struct {
 	made bool
-	by   *Group // that keeps one too; nil: the hub alone
+	by   *Group // that keeps one too, or nil
 }
 
 // Made reports whether there is one.
@@ -68,17 +68,15 @@ func (g *Group) Full(p *Promise) bool {
 	return g != nil && g != p.by && g.taken+g.promised >= g.max
 }
 
-// Promise keeps a place for one that asks for it in group g, in place of one in group old,
-// and reports whether there is one.
+// Promise keeps a place for one that asks for it in group g, for which one in group old is
+// to go, and reports whether there is one. It is not to be let in before that has left.
 func (h *Hub) Promise(p *Promise, g, old *Group) bool {
-	another := g != nil && g != old
-	if h.FullBeyond(p) || another && g.Full(p) {
+	if h.FullBeyond(p) || g != old && g.Full(p) {
 		return false
 	}
-	p.made = true
+	p.made, p.by = true, g
 	h.promised++
-	if another {
-		p.by = g
+	if g != nil {
 		g.promised++
 	}
 	return true

@@ -10,6 +10,8 @@ import (
 type peer struct {
 	group   *Group
 	promise Promise
+	old     *peer // that is to go for it, or nil
+	claimed bool  // it is the old one of another
 	follows bool
 	evicted bool
 	stage   int
@@ -68,11 +70,14 @@ func TestPlacesOnAModel(t *testing.T) {
 				remove(i)
 			case !p.promise.Made() && r.IntN(3) == 0:
 				old := peers[r.IntN(len(peers))]
-				p.follows = hub.Promise(&p.promise, p.group, old.group) || p.follows
-			case p.promise.Made() && hub.FullBeyond(&p.promise):
+				if old.stage == in && !old.claimed && hub.Promise(&p.promise, p.group, old.group) {
+					p.old, old.claimed, p.follows = old, true, true
+				}
+			case p.old != nil && p.old.stage == in:
+				p.old.stage = ended
+				p.old.group.Leave()
+			case p.promise.Made() && (hub.FullBeyond(&p.promise) || p.group.Full(&p.promise)):
 				t.Fatalf("seed %d: a promise is not kept: %+v", seed, hub)
-			case p.promise.by != nil && p.group.Full(&p.promise):
-				t.Fatalf("seed %d: a group's promise is not kept: %+v", seed, *p.group)
 			case p.group.Full(&p.promise), hub.FullBeyond(&p.promise), hub.Full() && !p.follows:
 				hub.Withdraw(&p.promise)
 				remove(i)
@@ -135,6 +140,9 @@ func check(t *testing.T, seed uint64, hub *Hub, groups []Group, peers []*peer) {
 		t.Fatalf("seed %d: too many: %+v", seed, want)
 	}
 	for i := range groups {
+		if groups[i].taken > groups[i].max {
+			t.Fatalf("seed %d, group %d: too many: %+v", seed, i, groups[i])
+		}
 		wants[i].max = groups[i].max
 		if groups[i] != wants[i] {
 			t.Fatalf("seed %d, group %d: %+v, want %+v", seed, i, groups[i], wants[i])
