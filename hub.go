@@ -1288,7 +1288,7 @@ type Batch struct {
 	Ended        []*Conn         // peers that finished sending
 	Disconnected []Disconnection // exactly one for each connection reported before
 
-	lent atomic.Pointer[loan] // what Release gives back; nil: nothing
+	lent atomic.Pointer[chunk.Loan] // what Release gives back; nil: nothing
 }
 
 // batch is a Batch until the hub knows that it was taken. Its receiver may have it
@@ -1367,53 +1367,18 @@ func (b *Batch) Messages() iter.Seq2[*Conn, []byte] {
 // called after the hub was closed.
 func (b *Batch) Release() {
 	if l := b.lent.Swap(nil); l != nil {
-		l.giveBack()
+		l.Release()
 	}
 }
 
 // loan is b's, which is made with the first thing that is lent. b is the hub's still.
-func (b *Batch) loan() *loan {
+func (b *Batch) loan() *chunk.Loan {
 	l := b.lent.Load()
 	if l == nil {
-		l = loans.Get().(*loan)
+		l = chunk.GetLoan()
 		b.lent.Store(l)
 	}
 	return l
-}
-
-// loan is what a batch holds of memory that is used again.
-type loan struct {
-	msgs   [][]byte       // Delivery.Messages of connections with ReuseBuffers, one behind the other
-	chunks []*chunk.Chunk // that these lie in
-}
-
-var loans = sync.Pool{New: func() any { return new(loan) }}
-
-func (l *loan) giveBack() {
-	for _, c := range l.chunks {
-		c.Release()
-	}
-	clear(l.chunks)
-	clear(l.msgs)
-	l.chunks, l.msgs = l.chunks[:0], l.msgs[:0]
-	loans.Put(l)
-}
-
-// list adds msgs to the list of what one connection has delivered before.
-func (l *loan) list(before, msgs [][]byte) [][]byte {
-	at, n := len(l.msgs), len(before)
-	if n > 0 {
-		if n > at || &l.msgs[at-n] != &before[0] {
-			return append(before, msgs...) // others came behind it: a list of its own
-		}
-		at -= n
-	}
-	if need := len(l.msgs) + len(msgs); need > cap(l.msgs) && at > 0 {
-		// Further lists lie in other memory, twice as much. These stay where they are.
-		l.msgs, at = append(make([][]byte, 0, 2*max(need, 32)), before...), 0
-	}
-	l.msgs = append(l.msgs, msgs...)
-	return l.msgs[at:len(l.msgs):len(l.msgs)]
 }
 
 // ---- the fan-in ----
@@ -1545,8 +1510,8 @@ func (f *fan) deliver(c *Conn, s *scratch, bytes int64) (pause bool) {
 	f.receivedLocked(f.next, c, s.msgs, bytes, nil)
 	if s.chunk != nil {
 		l := f.next.loan()
-		l.keep(s.chunk)
-		l.chunks = append(l.chunks, s.own...)
+		l.Keep(s.chunk)
+		l.Take(s.own)
 	}
 	f.untaken += bytes
 	c.ev.untaken += bytes
@@ -1584,15 +1549,6 @@ func (f *fan) deliverStream(c *Conn, s *Stream) {
 	f.addedLocked()
 }
 
-// keep holds the chunk that messages lie in until the batch is released.
-func (l *loan) keep(c *chunk.Chunk) {
-	if n := len(l.chunks); n > 0 && l.chunks[n-1] == c {
-		return // readers take turns with the same one
-	}
-	c.Retain()
-	l.chunks = append(l.chunks, c)
-}
-
 // receivedLocked adds to a batch.
 func (f *fan) receivedLocked(b batch, c *Conn, msgs [][]byte, bytes int64, s *Stream) {
 	in := c.inLocked(b)
@@ -1608,7 +1564,7 @@ func (f *fan) receivedLocked(b batch, c *Conn, msgs [][]byte, bytes int64, s *St
 	switch {
 	case len(msgs) == 0:
 	case c.set.reuse:
-		d.Messages = b.loan().list(d.Messages, msgs)
+		d.Messages = b.loan().List(d.Messages, msgs)
 	default:
 		d.Messages = append(d.Messages, msgs...)
 	}
@@ -1835,11 +1791,7 @@ func (f *fan) mergeLocked(a, b batch) {
 		f.drainedLocked(a, c)
 	}
 	if l := b.lent.Swap(nil); l != nil {
-		to := a.loan()
-		to.chunks = append(to.chunks, l.chunks...)
-		clear(l.chunks) // a's now
-		l.chunks = l.chunks[:0]
-		l.giveBack() // the lists were copied
+		a.loan().Absorb(l)
 	}
 	a.Ended = append(a.Ended, b.Ended...)
 	a.ended = append(a.ended, b.ended...)
