@@ -1670,6 +1670,19 @@ func (e *PanicError) Unwrap() error {
 	return err
 }
 
+// guarded calls f, which is or calls a function of the user's. If that leaves in another
+// way than by returning, left is told. A panic goes no further; Goexit does.
+func guarded(f func(), left func(*PanicError)) {
+	returned := false
+	defer func() {
+		if !returned {
+			left(&PanicError{Value: recover(), Stack: debug.Stack()})
+		}
+	}()
+	f()
+	returned = true
+}
+
 // Handler takes what a connection reports, on the connection's own goroutine,
 // instead of Events: the fastest way. Calls for one connection never overlap.
 //

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -643,18 +642,15 @@ func (l *Listener) sameTLS(chosen, made *tls.Config) *tls.Config {
 
 // call calls what is, or calls, a function of the user's. A panic refuses.
 func (p *preface) call(f func() error) (err error) {
-	returned := false
+	p.inCall.Store(true)
 	defer func() {
-		if !returned {
-			err = &PanicError{Value: recover(), Stack: debug.Stack()}
-			p.hub.countPanic()
-		}
+		p.inCall.Store(false)
 		p.refused = err != nil
 	}()
-	p.inCall.Store(true)
-	defer p.inCall.Store(false)
-	err = f()
-	returned = true
+	guarded(func() { err = f() }, func(left *PanicError) {
+		err = left
+		p.hub.countPanic()
+	})
 	return err
 }
 
@@ -1135,14 +1131,7 @@ type sessions struct {
 
 // Put implements tls.ClientSessionCache. A panic ends the connection.
 func (s sessions) Put(key string, state *tls.ClientSessionState) {
-	returned := false
-	defer func() {
-		if !returned {
-			s.c.callLeft(&PanicError{Value: recover(), Stack: debug.Stack()})
-		}
-	}()
-	s.ClientSessionCache.Put(key, state)
-	returned = true
+	guarded(func() { s.ClientSessionCache.Put(key, state) }, s.c.callLeft)
 }
 
 // errNoAddress is what a Send gets to those who have sent from a unixgram socket

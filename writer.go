@@ -9,7 +9,6 @@ import (
 	"iter"
 	"math"
 	"os"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -1411,14 +1410,7 @@ func (c *Conn) closeFeed(f *feed) {
 
 func (c *Conn) callClose(f *feed, closed chan<- struct{}) {
 	defer close(closed)
-	returned := false
-	defer func() {
-		if !returned {
-			c.callLeft(&PanicError{Value: recover(), Stack: debug.Stack()})
-		}
-	}()
-	f.from.Close()
-	returned = true
+	guarded(func() { f.from.Close() }, c.callLeft)
 }
 
 // callLeft is told that a callback has left in a way that it should not, which may
@@ -1477,11 +1469,7 @@ func (c *Conn) startFeederLocked(f *feed) {
 
 // feedFrom is the feeder goroutine. Its reader is a callback of the user's.
 func (c *Conn) feedFrom(f *feed) {
-	returned := false
 	defer func() {
-		if !returned {
-			c.callLeft(&PanicError{Value: recover(), Stack: debug.Stack()})
-		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.out.feeders--; c.out.feeders == 0 && c.out.noFeeders != nil {
@@ -1489,13 +1477,14 @@ func (c *Conn) feedFrom(f *feed) {
 		}
 	}()
 	defer c.closeFeed(f)
-	first := make([]byte, min(f.size, pieceSize))
-	if _, err := readFull(f.from, first, func() error { return nil }); err != nil {
-		c.fail(fromError(err))
-	} else if c.beginFeed(f, first) {
-		c.feedRest(context.Background(), f, f.from, first)
-	}
-	returned = true
+	guarded(func() {
+		first := make([]byte, min(f.size, pieceSize))
+		if _, err := readFull(f.from, first, func() error { return nil }); err != nil {
+			c.fail(fromError(err))
+		} else if c.beginFeed(f, first) {
+			c.feedRest(context.Background(), f, f.from, first)
+		}
+	}, c.callLeft)
 }
 
 // beginFeed begins a feed that was accepted, unless the output is frozen.
