@@ -77,7 +77,6 @@ type Conn struct {
 	follows  bool       // it takes the place of the connection that had the name; guarded by hub.mu, not the reader's
 	skipping bool       // the rest of a stream that was closed
 	stopped  bool       // a callback closed or finished the connection
-	begun    bool       // the reader is not the connection's first
 	missed   bool       // a Stream's Read has taken a kick that may be for the reader; guarded by Stream.mu
 	starved  bool       // the budget does not let it read
 	token    bool       // the budget lets it read to the end of the message that has begun
@@ -566,8 +565,7 @@ func (c *Conn) serve() {
 		}
 	}()
 	defer c.recoverCall()
-	if !c.begun {
-		c.begun = true
+	if c.handshaking() { // else another reader was before: see shrinkLocked
 		if err := c.startHandshake(); err != nil {
 			c.fail(err)
 		}
