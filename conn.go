@@ -456,33 +456,12 @@ type scratch struct {
 	delivered int64          // of what is held, now the hub's
 }
 
-// turnstile bounds how many readers for Events have a scratch at a time. Inside it, none
-// waits for its user or its peer; those who might stay outside (mayWait). But all may wait
-// for fan.mu, or for memory, and so for the system to go on with the thread of whoever has
-// that. Each that ran meanwhile took another scratch: with 1,000 connections and processors
-// that others use too, some 760 of them had a chunk each.
-type turnstile struct {
-	most   int64         // constant
-	inside atomic.Int64  // and who waits
-	next   chan struct{} // one for each that has left while others waited; never closed
-}
-
-func newTurnstile() turnstile {
-	most := max(32, 4*runtime.GOMAXPROCS(0))
-	return turnstile{most: int64(most), next: make(chan struct{}, most)}
-}
-
-func (t *turnstile) enter() {
-	if t.inside.Add(1) > t.most {
-		<-t.next
-	}
-}
-
-func (t *turnstile) leave() {
-	if t.inside.Add(-1) >= t.most {
-		t.next <- struct{}{}
-	}
-}
+// atATime is how many readers for Events may have a scratch at a time: they have it inside
+// Hub.turnstile, where none waits for its user or its peer; those who might stay outside
+// (mayWait). But all may wait for fan.mu, or for memory, and so for the system to go on with
+// the thread of whoever has that. Each that ran meanwhile took another scratch: with 1,000
+// connections and processors that others use too, some 760 of them had a chunk each.
+func atATime() int { return max(32, 4*runtime.GOMAXPROCS(0)) }
 
 // mayWait reports whether a turn may wait for code of the user's, beside that of a Handler:
 // a rule, a connection, or what TLS tells of on the side that dials (ClientSessionCache).
@@ -493,7 +472,7 @@ func (c *Conn) mayWait() bool {
 // leave ends the reader's stay inside the turnstile.
 func (c *Conn) leave() {
 	c.inside = false
-	c.hub.turnstile.leave()
+	c.hub.turnstile.Leave()
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
@@ -742,7 +721,7 @@ func (c *Conn) readTurn() (park bool) {
 	}
 	if c.handler == nil && !c.mayWait() {
 		c.inside = true
-		c.hub.turnstile.enter()
+		c.hub.turnstile.Enter()
 	}
 	s, long := c.getScratch(), false
 	c.scratch = s

@@ -26,6 +26,7 @@ import (
 	"github.com/sockhub/sockhub/internal/pending"
 	"github.com/sockhub/sockhub/internal/places"
 	"github.com/sockhub/sockhub/internal/registry"
+	"github.com/sockhub/sockhub/internal/turnstile"
 	"github.com/sockhub/sockhub/internal/watch"
 )
 
@@ -96,7 +97,7 @@ type Hub struct {
 
 	budget    *Budget
 	poke      atomic.Bool   // readers that wait for the budget are to be told; the hub goroutine does
-	turnstile turnstile     // of readers for Events
+	turnstile turnstile.T   // of readers for Events
 	epoch     atomic.Uint64 // counts batches taken, and turns of Handlers' readers that end with sent set; see pace
 	sent      atomic.Bool   // a Send has happened since the last turn of a Handler's reader
 	packets   packet.Stats  // of all sockets
@@ -158,7 +159,7 @@ func New(ctx context.Context, o *Options) (*Hub, error) {
 		prefaces:  make(map[*preface]struct{}),
 		sockets:   make(map[*Listener]struct{}),
 		names:     make(map[string]*client),
-		turnstile: newTurnstile(),
+		turnstile: turnstile.New(atATime()),
 	}
 	h.dials, h.stopDials = context.WithCancel(context.Background())
 	if h.budget = r.Budget; h.budget == nil {

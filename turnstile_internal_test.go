@@ -5,39 +5,11 @@ package sockhub
 import (
 	"encoding/binary"
 	"runtime"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"github.com/sockhub/sockhub/internal/memnet"
 )
-
-func TestTurnstileLetsSoManyInAtATime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ts := newTurnstile()
-		var inside, most atomic.Int64
-		var all sync.WaitGroup
-		for i := range 10 * ts.most {
-			all.Go(func() {
-				for range 3 {
-					ts.enter()
-					n := inside.Add(1)
-					for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
-					}
-					<-time.After(time.Duration(i%7) * time.Millisecond)
-					inside.Add(-1)
-					ts.leave()
-				}
-			})
-		}
-		all.Wait()
-		if most.Load() != ts.most || ts.inside.Load() != 0 || len(ts.next) != 0 {
-			t.Errorf("%d at a time, of %d; in the end %d, and %d may come", most.Load(), ts.most, ts.inside.Load(), len(ts.next))
-		}
-	})
-}
 
 // leavingFraming ends the goroutine that asks it about a header.
 type leavingFraming struct{ Framing }
@@ -73,7 +45,7 @@ func TestNobodyStaysInsideTheTurnstile(t *testing.T) {
 				synctest.Wait()
 			}
 		}
-		if n := hub.turnstile.inside.Load(); n != 0 || waiting != 3 || hub.Stats().Conns != 6 {
+		if n := hub.turnstile.Len(); n != 0 || waiting != 3 || hub.Stats().Conns != 6 {
 			t.Errorf("%d are inside; %d Handlers wait; %+v", n, waiting, hub.Stats())
 		}
 		close(proceed)
