@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -792,49 +791,9 @@ type dialing struct {
 	o                DialOptions // resolved
 	set              *settings
 
-	client *client // that every attempt is for; nil without Reconnect
-
-	own os.FileInfo // of the socket file that the last attempt has made of Dialer.LocalAddr; nil: none
-}
-
-// ownPath is the path that our end is bound to, or "".
-func (d *dialing) ownPath() string {
-	if d.o.Dialer == nil || d.client == nil {
-		return ""
-	}
-	a, ok := d.o.Dialer.LocalAddr.(*net.UnixAddr)
-	if !ok || a == nil || strings.HasPrefix(a.Name, "@") || strings.HasPrefix(a.Name, "\x00") {
-		return ""
-	}
-	return a.Name
-}
-
-// unbind removes what the last attempt has left of our end, also when it came to a
-// connection: no system does, and the next attempt could not bind.
-func (d *dialing) unbind() {
-	if d.own == nil {
-		return
-	}
-	if now, err := os.Lstat(d.ownPath()); err == nil && os.SameFile(d.own, now) && d.own.ModTime().Equal(now.ModTime()) {
-		os.Remove(d.ownPath())
-	}
-	d.own = nil
-}
-
-// bind notes the socket file that dial makes at our path, whatever comes of it: a dial
-// whose ctx ends does not tell how far it came.
-func (d *dialing) bind(dial func() (net.Conn, error)) (net.Conn, error) {
-	path := d.ownPath()
-	if path == "" {
-		return dial()
-	}
-	d.unbind()
-	_, before := os.Lstat(path)
-	nc, err := dial()
-	if file, now := os.Lstat(path); before != nil && now == nil && file.Mode().Type() == os.ModeSocket {
-		d.own = file
-	}
-	return nc, err
+	// Set by begin; nil without Reconnect.
+	client *client         // that every attempt is for
+	bound  *unixsock.Bound // of Dialer.LocalAddr
 }
 
 // dialer is the user's, or none, with our keep-alive, and on unixgram with a hook that
@@ -870,7 +829,7 @@ func (d *dialing) attempt(all context.Context) (*Conn, error) {
 	defer cancel()
 	defer context.AfterFunc(d.hub.dials, cancel)()
 	dialer := d.dialer()
-	nc, err := d.bind(func() (net.Conn, error) { return dialer.DialContext(ctx, d.network, d.address) })
+	nc, err := d.bound.Dial(func() (net.Conn, error) { return dialer.DialContext(ctx, d.network, d.address) })
 	if err == nil {
 		var c *Conn
 		if c, err = d.hub.attach(ctx, nc, d.network, d); err == nil {
@@ -897,6 +856,9 @@ func (d *dialing) attempt(all context.Context) (*Conn, error) {
 // behind that dials again.
 func (d *dialing) begin(ctx context.Context) (*Conn, error) {
 	h := d.hub
+	if d.o.Dialer != nil {
+		d.bound = unixsock.NewBound(d.o.Dialer.LocalAddr)
+	}
 	life, stop := context.WithCancel(h.dials)
 	h.mu.Lock()
 	if h.stage != running {
