@@ -2235,7 +2235,7 @@ type gathering struct{ slab outq.Slab }
 
 // gatheringLock is a mutex that takes in what was accepted without it: what was
 // gathered, or broadcast. There is never something of both, so that they need no
-// order among each other: see cast.
+// order among each other: see join.
 type gatheringLock struct {
 	sync.Mutex
 	c         *Conn

@@ -98,14 +98,14 @@ type Hub struct {
 	budget    *Budget
 	poke      atomic.Bool   // readers that wait for the budget are to be told; the hub goroutine does
 	turnstile turnstile.T   // of readers for Events
-	epoch     atomic.Uint64 // counts batches taken, and turns of Handlers' readers that end with sent set; see pace
+	epoch     atomic.Uint64 // counts batches taken, and turns of Handlers' readers that end with sent set; see burst.Pace
 	sent      atomic.Bool   // a Send has happened since the last turn of a Handler's reader
 	packets   packet.Stats  // of all sockets
 	table     registry.Table[client, *client]
 
 	// mu guards what follows. The lock order of the package: mu, or a Stream.mu; then fan.mu
-	// or a Conn.mu, never one of these inside the other; inside a Conn.mu casts.mu, and then
-	// cast.mu. The locks of the registry, the budget, the watch, the packet sockets and the
+	// or a Conn.mu, never one of these inside the other; inside a Conn.mu those of
+	// casts. The locks of the registry, the budget, the watch, the packet sockets and the
 	// transports may be taken inside any of them, and none of them inside those.
 	mu        sync.Mutex
 	stage     stage
@@ -416,7 +416,7 @@ func (e *BroadcastError) Unwrap() []error {
 // it yielded before has the message.
 func (h *Hub) Broadcast(to iter.Seq[*Conn], msg []byte) (n int, err error) {
 	b := broadcast{hub: h, msg: msg}
-	b.again, b.to, b.begin = h.casts.find(h.epoch.Load(), len(msg))
+	b.again, b.to, b.begin = h.casts.Find(h.epoch.Load(), len(msg))
 	defer func() { // also when to panics
 		if b.end(); b.refused != nil {
 			err = &BroadcastError{b.refused}

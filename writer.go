@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"math"
 	"os"
 	"slices"
 	"sync"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"github.com/sockhub/sockhub/internal/budget"
+	"github.com/sockhub/sockhub/internal/burst"
 	"github.com/sockhub/sockhub/internal/outq"
 	"github.com/sockhub/sockhub/internal/transport"
 )
@@ -77,10 +77,10 @@ type output struct {
 	share    budget.Share // of the hub's budget
 	accepted counter
 
-	sends   pace      // Sends
-	feed    *feed     // the message of a SendFrom that is not wholly written; comes after q
-	behind  []segment // of a Handler's, or of an iterator's that panicked: accepted during a run, and queued at its end
-	waiters []*waiter // Sends that wait, in the order in which they came
+	sends   burst.Pace // Sends
+	feed    *feed      // the message of a SendFrom that is not wholly written; comes after q
+	behind  []segment  // of a Handler's, or of an iterator's that panicked: accepted during a run, and queued at its end
+	waiters []*waiter  // Sends that wait, in the order in which they came
 
 	// lacked is the charge of a message that the hub's budget refused when
 	// the queue was empty; Drained is due when there is room for it. Else 0.
@@ -291,9 +291,7 @@ func (c *Conn) queue(ctx context.Context, size int, put func(*outq.Queue, *outq.
 func (c *Conn) sendLocked() {
 	o := &c.out
 	c.hub.noteSend()
-	o.sends.enter(c.hub.epoch.Load())
-	o.sends.now++
-	single := o.sends.now == 1 && o.sends.before <= 1
+	single := !o.sends.Next(c.hub.epoch.Load())
 	if (single || c.set.sessions()) && !o.writing && len(o.waiters) == 0 && !o.idle() {
 		o.writing = true
 		c.tryLocked()
@@ -309,25 +307,6 @@ func (c *Conn) sendLocked() {
 func (h *Hub) noteSend() {
 	if !h.sent.Load() {
 		h.sent.Store(true)
-	}
-}
-
-// pace is how often something was sent in an epoch of the hub's, and in the one before:
-// more than once in an epoch is a burst, which is gathered. It is guarded by its owner's
-// lock.
-type pace struct {
-	epoch       uint64
-	now, before int
-}
-
-// enter begins to count anew if it is another epoch.
-func (p *pace) enter(epoch uint64) {
-	if p.epoch != epoch {
-		p.before = 0
-		if p.epoch == epoch-1 {
-			p.before = p.now
-		}
-		p.epoch, p.now = epoch, 0
 	}
 }
 
@@ -575,55 +554,36 @@ func (c *Conn) makeRoomLocked(charge int64, mine bool) bool {
 
 // ---- broadcasts ----
 
-// cast is a run of small messages that are broadcast to the same connections, one
-// Broadcast after the other. The first one visits every connection, and each that
-// would only queue the message joins the cast instead, and starts its writer; those
-// that follow in the burst add to the run, and visit nobody. Whoever locks a Conn.mu
-// next, the writer mostly, takes the connection out of the cast and puts what the
-// run has come to into its queue, as a reference to the one copy that there is.
-//
-// Why that is right: while a connection is in a cast nobody has had its lock, so
-// that it still is as it was when it joined: it takes messages, none of them has to
-// wait or to come after something else, and there is room for limit, within the
-// floor that the budget has for each. So a message is accepted for all who are in
-// the cast at the moment when it is added, under mu. What is sent to one of them
-// before that, or after, has locked Conn.mu, and its place in the queue with it.
-// While a Handler's answers gather, which takes no lock, a connection is in none.
+// Small messages that are broadcast in bursts are kept once for all connections, in a cast.
+// A connection joins it that would only queue the message: nobody has had its lock since
+// then, as gatheringLock has it leave; and while a Handler's answers gather, which takes no
+// lock, it is in none.
 //
 // With a thousand connections and 16 messages in flight the server spends 290 ns of
 // its own on a message for one of them, and 650 if each visits each connection,
 // whose memory is out of the caches by the time that the next one comes.
-type cast struct {
-	of      *casts
-	limit   int64  // of run.Charge
-	longest uint64 // message that all who joined may be sent; constant once others may add
-
-	// mu guards what follows. Nothing is locked inside it; see Hub.mu.
-	mu   sync.Mutex
-	run  outq.Run
-	gone []bool // of each connection, by its seat: has left, or did not join
-	left int    // how many of these
-}
+type (
+	cast  = burst.Cast[*Conn]
+	casts = burst.Casts[*Conn]
+)
 
 const (
-	castSize   = 2 << 10  // longest message: larger ones are queued as references anyway
-	castCharge = 16 << 10 // limit, or the budget's floor if that is less
+	castCharge = 16 << 10 // limit of a cast, or the budget's floor if that is less
 	castFew    = 3        // so many are visited always: a cast has to be worth its memory
 )
 
 // newCast begins a cast, to which the first castFew connections do not belong.
 func (h *Hub) newCast(first []byte) *cast {
-	k := &cast{of: &h.casts, limit: min(castCharge, h.budget.out.Floor()), longest: math.MaxUint64}
-	k.run.Add(first)
+	k := h.casts.Begin(first, min(castCharge, h.budget.out.Floor()))
 	for range castFew {
-		k.seat(false)
+		k.Pass()
 	}
 	return k
 }
 
-// join makes c wait for what comes, if a message of this size would be queued
-// behind it and nothing else would have to be seen to.
-func (k *cast) join(c *Conn, size int) (joined bool) {
+// join has c join a cast, if a message of this size would be queued and nothing else would
+// have to be seen to.
+func (c *Conn) join(k *cast, size int) (joined bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	o := &c.out
@@ -631,141 +591,30 @@ func (k *cast) join(c *Conn, size int) (joined bool) {
 		len(o.waiters) > 0 || c.mu.gathering.Load() != nil {
 		return false
 	}
-	if room := o.charge() + k.limit; int64(size)+MessageCharge > k.limit || room > o.limit || !c.hub.budget.out.Has(&o.share, room) {
+	if room := o.charge() + k.Limit(); int64(size)+MessageCharge > k.Limit() || room > o.limit || !c.hub.budget.out.Has(&o.share, room) {
 		return false
 	}
-	o.sends.enter(c.hub.epoch.Load())
-	if o.sends.now == 0 && o.sends.before <= 1 && !o.writing {
+	epoch := c.hub.epoch.Load()
+	if !o.writing && !o.sends.Would(epoch) {
 		return false // to be written at once: see sendLocked
 	}
+	o.sends.Next(epoch)
 	c.hub.noteSend()
-	o.sends.now++
 	o.lacked = 0
-	c.mu.cast, c.mu.seat = k, k.seat(true)
-	k.longest = min(k.longest, c.set.maxMessage)
+	c.mu.cast, c.mu.seat = k, k.Join(c.set.maxMessage)
 	if !o.writing {
 		c.runWriterLocked()
 	}
 	return true
 }
 
-// seat is the next one, for a connection that joins or does not.
-func (k *cast) seat(joins bool) int {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.gone = append(k.gone, !joins)
-	if !joins {
-		k.left++
-	}
-	return len(k.gone) - 1
-}
-
-// fewLocked reports whether fewer are in the cast than are not.
-func (k *cast) fewLocked() bool { return k.left > len(k.gone)/2 }
-
-// add accepts a message for all who are in the cast, and returns the seats of those
-// who are not; or it cannot.
-func (k *cast) add(msg []byte) (n int, others []int, ok bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if uint64(len(msg)) > k.longest || k.run.Charge()+int64(len(msg))+MessageCharge > k.limit || k.fewLocked() {
-		return 0, nil, false
-	}
-	k.run.Add(msg)
-	for i := 0; len(others) < k.left; i++ {
-		if k.gone[i] {
-			others = append(others, i)
-		}
-	}
-	return len(k.gone) - k.left, others, true
-}
-
 // leaveCastLocked queues what c has of its cast.
 func (c *Conn) leaveCastLocked() {
 	k, o := c.mu.cast, &c.out
 	c.mu.cast = nil
-	k.mu.Lock()
-	msgs, bytes := k.run.Len(), k.run.Bytes()
-	o.q.AppendRun(&k.run)
-	k.gone[c.mu.seat] = true
-	k.left++
-	few := k.left == len(k.gone)/2+1 // from now on, see fewLocked
-	k.mu.Unlock()
+	msgs, bytes := k.Leave(c.mu.seat, &o.q)
 	o.accepted.add(msgs, bytes)
-	o.sends.now += msgs - 1 // the first was counted
-	if few {
-		k.of.drop(k)
-	}
-}
-
-// casts is a hub's last cast, and whether the next Broadcast should begin one: there
-// are several in an epoch of the hub's, and the last casts were of use.
-type casts struct {
-	mu      sync.Mutex
-	last    *cast   // to which messages may be added, or nil
-	to      []*Conn // by their seats there, in the order in which they were yielded; never changed
-	pace    pace    // Broadcasts
-	skip    int     // so many that might begin a cast are to begin none
-	useless int     // so many were skipped last, because of casts with one message
-}
-
-// find returns what a Broadcast of a message of this size may add to, or nil, and
-// whether it may begin a cast if that does not do. It waits for nobody: where
-// several Broadcast at the same time, some do without.
-func (s *casts) find(epoch uint64, size int) (k *cast, to []*Conn, begin bool) {
-	if size > castSize || !s.mu.TryLock() {
-		return nil, nil, false
-	}
-	defer s.mu.Unlock()
-	s.pace.enter(epoch)
-	s.pace.now++
-	begin = s.pace.now > 1 || s.pace.before > 1
-	if begin && s.skip > 0 {
-		s.skip--
-		begin = false
-	}
-	return s.last, s.to, begin
-}
-
-// publish lets others add to a cast, if enough have joined it.
-func (s *casts) publish(k *cast, to []*Conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.dropLocked()
-	s.last, s.to = k, to
-	k.mu.Lock()
-	few := k.fewLocked()
-	k.mu.Unlock()
-	if few {
-		s.dropLocked()
-	}
-}
-
-// drop ends a cast: nothing more can be added, or for few.
-func (s *casts) drop(k *cast) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.last == k {
-		s.dropLocked()
-	}
-}
-
-func (s *casts) dropLocked() {
-	const most = 62 // even, as all of them: a burst of two finds its first one in the end
-	k := s.last
-	if k == nil {
-		return
-	}
-	s.last, s.to = nil, nil
-	k.mu.Lock()
-	used := k.run.Len() > 1
-	k.mu.Unlock()
-	if used {
-		s.skip, s.useless = 0, 0
-	} else {
-		s.useless = min(2*s.useless+2, most)
-		s.skip = s.useless
-	}
+	o.sends.More(msgs - 1) // the first was counted
 }
 
 // broadcast is one Broadcast.
@@ -809,11 +658,11 @@ func (b *broadcast) visit(c *Conn) {
 			if b.made == nil {
 				b.made = b.hub.newCast(b.msg)
 			}
-			if b.made.join(c, len(b.msg)) {
+			if c.join(b.made, len(b.msg)) {
 				b.n++
 				return
 			}
-			b.made.seat(false)
+			b.made.Pass()
 		}
 	}
 	b.send(c)
@@ -831,20 +680,20 @@ func (b *broadcast) send(c *Conn) {
 func (b *broadcast) end() {
 	if k := b.again; k != nil && b.seen == len(b.to) {
 		b.hub.noteSend()
-		if n, others, ok := k.add(b.msg); ok {
+		if n, others, ok := k.Add(b.msg); ok {
 			b.n += n
 			for _, i := range others {
 				b.send(b.to[i])
 			}
 			return
 		}
-		k.of.drop(k)
+		k.Drop()
 	}
 	if b.again != nil {
 		b.differ()
 	}
 	if b.made != nil {
-		b.hub.casts.publish(b.made, b.to)
+		b.hub.casts.Publish(b.made, b.to)
 	}
 }
 

@@ -5,19 +5,17 @@ package unixsock
 import (
 	"net"
 	"os"
-	"path/filepath"
 	"testing"
 )
 
 func TestBoundDialsFromOnePathAgain(t *testing.T) {
-	dir := t.TempDir()
-	to := &net.UnixAddr{Net: "unix", Name: filepath.Join(dir, "l")}
+	to := &net.UnixAddr{Net: "unix", Name: tempPath(t)}
 	l, err := net.ListenUnix("unix", to)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	own := &net.UnixAddr{Net: "unix", Name: filepath.Join(dir, "own")}
+	own := &net.UnixAddr{Net: "unix", Name: to.Name + "own"}
 	b := NewBound(own)
 	dial := func() (net.Conn, error) { return net.DialUnix("unix", own, to) }
 	for i := range 3 {
