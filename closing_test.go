@@ -290,6 +290,33 @@ func TestShutdownLetsAnswersOut(t *testing.T) {
 	}
 }
 
+// What was read before Shutdown is delivered, also where it waits for room for the answer,
+// and gets it just then.
+func TestShutdownDeliversWhatWaitsForRoom(t *testing.T) {
+	eachBubble(t, 2000, func(t *testing.T, seed uint64) {
+		hub := openHub(t, &sockhub.Options{ConnOutbound: 100})
+		got := 0
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			got++
+			r.Send(make([]byte, 200))
+		}}
+		_, p := serveMemory(t, hub, &memnet.Options{Buffer: 300, Seed: seed}, sockhub.ListenOptions{
+			Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+		const n = 10
+		p.Write(bytes.Repeat(frame("m"), n))
+		synctest.Wait()
+		done := async(func() (int, error) { return 0, hub.Shutdown(t.Context()) })
+		for range seed % 50 {
+			p.Read(make([]byte, 1))
+		}
+		go io.Copy(io.Discard, p)
+		<-done
+		if got != n {
+			t.Errorf("%d messages of %d were delivered", got, n)
+		}
+	})
+}
+
 func TestShutdownEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub, c, _ := serveHandler(t, sockhub.Anonymous, nil, nil)

@@ -634,7 +634,7 @@ func (c *Conn) attend() (over, shrink bool) {
 
 	c.mu.Lock()
 	before := c.input
-	over = c.attendLocked()
+	over = c.attendLocked(ending)
 	last := over && !c.out.frozen && c.owesDrained()
 	c.mu.Unlock()
 	if last { // it was put off, and is called once more, whatever comes of that
@@ -667,11 +667,14 @@ func (c *Conn) giveHeld() {
 	c.held = 0
 }
 
-func (c *Conn) attendLocked() (over bool) {
+// attendLocked does what attend has to do about the end. ending: attend has seen that
+// Shutdown ends the input, and has had what was read delivered, unless that waits.
+func (c *Conn) attendLocked(ending bool) (over bool) {
 	if c.closeErr != nil {
 		return true
 	}
-	if c.endRead && c.input == reading && !c.gated && !c.out.wantRoom && !c.drainedComesLocked() {
+	resumed := c.resume && c.stream == nil // since attend looked, so it comes again, and delivers what waited
+	if ending && !c.gated && !c.out.wantRoom && !resumed && !c.drainedComesLocked() {
 		c.input, c.endErr = shut, ErrClosed
 	}
 	if c.out.finish == nil {

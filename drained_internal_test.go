@@ -78,11 +78,30 @@ func TestFinishWaitsForADrainedThatHasJustBecomeDue(t *testing.T) {
 	c.out.drained = true
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.attendLocked() {
+	if c.attendLocked(false) {
 		t.Error("over, and Drained was not called")
 	}
 	c.out.drained = false // it was taken
-	if !c.attendLocked() {
+	if !c.attendLocked(false) {
 		t.Error("not over")
+	}
+}
+
+// Shutdown, or room for answers, may come after the reader has looked whether it is to
+// deliver what was read, and before it ends the input.
+func TestShutdownEndsTheInputBehindWhatWaited(t *testing.T) {
+	c := &Conn{handler: &passing{}, endRead: true}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.attendLocked(false); c.input != reading {
+		t.Error("ended, though Shutdown has just come")
+	}
+	c.resume = true
+	if c.attendLocked(true); c.input != reading {
+		t.Error("ended, though there has just come room")
+	}
+	c.resume = false
+	if c.attendLocked(true); c.input != shut {
+		t.Error("not ended")
 	}
 }
