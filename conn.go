@@ -179,7 +179,7 @@ type life struct {
 	over chan struct{} // closed when Conn.over is set, and the socket closed
 }
 
-// inputState is how far the input has come. It only moves on.
+// inputState is how far the input has come. It only moves on, but for unend.
 type inputState uint8
 
 const (
@@ -606,9 +606,7 @@ func (c *Conn) attend() (over, shrink bool) {
 	if ch != nil {
 		c.applyChange(ch)
 	}
-	if c.diverted != nil {
-		c.undivert()
-	}
+	again := c.diverted != nil && c.undivert()
 	handled := c.handler != nil && c.diverted == nil
 	if s := c.stream; s != nil && !s.told && (s.wake == nil) != handled {
 		c.beginStream(handled) // nobody has seen it, and it is not for whom it has come
@@ -616,10 +614,10 @@ func (c *Conn) attend() (over, shrink bool) {
 	if c.stream != nil {
 		c.serveStream()
 	}
+	if (ending && c.handler != nil || again) && !c.paused && c.stream == nil { // else the input is still its user's
+		c.cutRest()
+	}
 	if c.handler != nil {
-		if ending && !c.paused && c.stream == nil { // else the input is still its user's
-			c.cutRest()
-		}
 		c.flush()
 	}
 	switch { // last, as any of the above may have given it to Events
@@ -634,7 +632,7 @@ func (c *Conn) attend() (over, shrink bool) {
 
 	c.mu.Lock()
 	before := c.input
-	over = c.attendLocked(ending)
+	over = c.attendLocked(ending || again)
 	last := over && !c.out.frozen && c.owesDrained()
 	c.mu.Unlock()
 	if last { // it was put off, and is called once more, whatever comes of that
@@ -1872,11 +1870,12 @@ type diversion struct {
 	paused bool // the input waited for them to be taken
 }
 
-// undivert gives the handler what was withdrawn from Events, if that is done.
-func (c *Conn) undivert() {
+// undivert gives the handler what was withdrawn from Events, if that is done. again: some
+// of it is to be cut again, and that in Shutdown, for which nothing more is read.
+func (c *Conn) undivert() (again bool) {
 	d := c.diverted
 	if !c.hub.fan.isDiverted(d) {
-		return
+		return false
 	}
 	c.diverted = nil
 	c.mu.Lock()
@@ -1899,7 +1898,7 @@ func (c *Conn) undivert() {
 	if c.handWithdrawn(d) {
 		// The rest waits as if it had just been read.
 		d.handler, c.diverted = c.handler, d
-		return
+		return false
 	}
 	if len(d.msgs) > 0 && c.handler == nil {
 		s := c.getScratch()
@@ -1912,9 +1911,25 @@ func (c *Conn) undivert() {
 	if d.stream && c.stream != nil {
 		c.stream.told = false // it was taken back
 	}
-	if d.ended && c.ends.Load() != endsNow {
+	switch {
+	case !d.ended:
+	case len(c.dec.rest) > 0 && c.ends.Load() == 0:
+		return c.unend()
+	case c.ends.Load() != endsNow:
 		c.reportEnd()
 	}
+	return false
+}
+
+// unend is for when the end of the input was withdrawn, and something of what had come
+// before is to be cut again: the reader comes to the end once more behind that. It
+// reports whether the end is Shutdown's, which leaves to be cut what was read.
+func (c *Conn) unend() (shutdown bool) {
+	c.letGo = false
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.input, c.quiet = reading, c.hub.watch.Now()
+	return c.endRead
 }
 
 // handWithdrawn calls the handler with what was withdrawn, and reports whether what is

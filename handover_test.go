@@ -395,6 +395,74 @@ func TestSetRawWithinWhatWasWithdrawn(t *testing.T) {
 	}
 }
 
+// Nor is anything of it lost when the end of the input was withdrawn with it.
+func TestSetRawWithinWhatWasWithdrawnWithTheEnd(t *testing.T) {
+	whole := frames("one", "two", strings.Repeat("a Stream", 100))
+	for _, tt := range []struct {
+		mode       sockhub.Mode
+		first      string
+		streamOver int64
+		shutdown   bool // is the end, not the peer's FIN
+	}{
+		{sockhub.Raw, "upgrade", 100, false},
+		{sockhub.Anonymous, string(frame("upgrade")), 100, false},
+		{sockhub.Raw, "upgrade", 0, true}, // which ends a Stream
+		{sockhub.Anonymous, string(frame("upgrade")), 0, true},
+	} {
+		for _, outbound := range []int64{0, 1} { // the least has each message wait for the answer to the one before
+			synctest.Test(t, func(t *testing.T) {
+				hub := openHub(t, &sockhub.Options{StreamOver: tt.streamOver, ConnOutbound: outbound, Linger: time.Hour})
+				ours, p := memnet.Pair(nil)
+				defer p.Close()
+				c, err := hub.ServeConn(t.Context(), ours, &sockhub.ListenOptions{Mode: tt.mode})
+				if err != nil {
+					t.Fatal(err)
+				}
+				<-hub.Events()
+				go io.Copy(io.Discard, p)
+				p.Write([]byte(tt.first))
+				synctest.Wait()
+				p.Write(whole)
+				synctest.Wait()
+				if tt.shutdown {
+					go hub.Shutdown(t.Context())
+				} else {
+					p.CloseWrite()
+				}
+				synctest.Wait()
+				var got []byte
+				h := &endingHandler{wireHandler: wireHandler{raw: tt.mode != sockhub.Raw, got: &got}}
+				if err := c.SetHandler(h); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				p.Close()
+				synctest.Wait()
+				if want := string(append([]byte("upgrade"), whole...)) + " ended"; string(got) != want {
+					t.Errorf("%+v, %d: %q, want %q", tt, outbound, got, want)
+				}
+				if want := map[bool]error{false: io.EOF, true: sockhub.ErrClosed}[tt.shutdown]; h.end != want {
+					t.Errorf("%+v, %d: ended with %v, want %v", tt, outbound, h.end, want)
+				}
+			})
+		}
+	}
+}
+
+// endingHandler is a wireHandler that answers, and notes the end.
+type endingHandler struct {
+	wireHandler
+	end error
+}
+
+func (h *endingHandler) Message(r *sockhub.Reply, m []byte) {
+	h.wireHandler.Message(r, m)
+	r.Send(make([]byte, 10))
+}
+
+func (h *endingHandler) Ended(*sockhub.Reply)                 { *h.got = append(*h.got, " ended"...) }
+func (h *endingHandler) Disconnected(d sockhub.Disconnection) { h.end = d.Err }
+
 // wireHandler switches at its first message, and notes what follows as it is on
 // the wire.
 type wireHandler struct {
