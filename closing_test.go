@@ -12,12 +12,16 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/sockhub/sockhub"
 	"github.com/sockhub/sockhub/internal/memnet"
@@ -541,6 +545,76 @@ func TestNothingIsDeliveredAfterFinish(t *testing.T) {
 		}
 	}
 }
+
+// Whatever had come by then, and wherever it was, Disconnected is the only call behind the
+// one that finishes or closes. (Finish of the Conn may be somebody else's: what was
+// withdrawn comes all the same.)
+func TestNoCallFollowsTheEnd(t *testing.T) {
+	message, stream := string(frame("m")), string(frame(strings.Repeat("s", 2000)))
+	for _, sent := range []string{message + stream, message + message, message} {
+		for name, end := range map[string]func(*sockhub.Reply){
+			"Conn.Finish":  func(r *sockhub.Reply) { r.Conn().Finish() },
+			"Reply.Finish": (*sockhub.Reply).Finish,
+			"Reply.Close":  (*sockhub.Reply).Close,
+		} {
+			for _, in := range []string{"Message", "Message, withdrawn", "Drained"} {
+				if name == "Conn.Finish" && in == "Message, withdrawn" {
+					continue
+				}
+				synctest.Test(t, func(t *testing.T) {
+					hub := openHub(t, &sockhub.Options{StreamOver: 1000})
+					h := &callsLog{in: strings.TrimSuffix(in, ", withdrawn"), end: end}
+					var lo sockhub.ListenOptions
+					if h.in == in {
+						lo.Handler = func(*sockhub.Conn) sockhub.Handler { return h }
+					}
+					c, p := serveMemory(t, hub, nil, lo)
+					if h.in != in {
+						<-hub.Events() // with Connected; what follows is not taken
+					}
+					p.Write([]byte(sent))
+					p.CloseWrite()
+					synctest.Wait()
+					if h.in != in {
+						c.SetHandler(h)
+					}
+					go io.Copy(io.Discard, p)
+					<-c.Context().Done()
+					synctest.Wait()
+					want := []string{"Message", "Disconnected"}
+					if in == "Drained" {
+						want = []string{"Message", "Drained", "Disconnected"}
+						if sent == message+message {
+							want = slices.Insert(want, 0, "Message") // with the first
+						}
+					}
+					if diff := cmp.Diff(want, h.calls); diff != "" {
+						t.Errorf("%q, %s in %s (-want +got):\n%s", sent[:min(len(sent), 30)], name, in, diff)
+					}
+				})
+			}
+		}
+	}
+}
+
+// callsLog answers, notes its calls, and ends the connection in one of them.
+type callsLog struct {
+	in    string // which one
+	end   func(*sockhub.Reply)
+	calls []string
+}
+
+func (h *callsLog) note(r *sockhub.Reply, call string) {
+	if h.calls = append(h.calls, call); call == h.in {
+		h.end(r)
+	}
+}
+
+func (h *callsLog) Message(r *sockhub.Reply, m []byte)         { r.Send(m); h.note(r, "Message") }
+func (h *callsLog) Drained(r *sockhub.Reply)                   { h.note(r, "Drained") }
+func (h *callsLog) Stream(r *sockhub.Reply, _ *sockhub.Stream) { h.note(r, "Stream") }
+func (h *callsLog) Ended(r *sockhub.Reply)                     { h.note(r, "Ended") }
+func (h *callsLog) Disconnected(sockhub.Disconnection)         { h.calls = append(h.calls, "Disconnected") }
 
 // The end of what was finished says so in every call: SetHandler and SetRaw had another
 // error than Send, if the connection had failed before all was written.

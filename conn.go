@@ -1289,7 +1289,7 @@ func (c *Conn) reportEnd() {
 		c.hub.fan.endedInput(c)
 		return
 	}
-	if h, ok := c.handler.(EndHandler); ok {
+	if h, ok := c.handler.(EndHandler); ok && !c.stopped {
 		c.call(func(r *Reply) { h.Ended(r) })
 		c.flush()
 	}
@@ -2674,10 +2674,11 @@ func (c *Conn) countStreamLocked(s *Stream) {
 func (c *Conn) serveStream() {
 	s := c.stream
 	if s.wake == nil {
-		s.told = true
-		if h, ok := c.handler.(StreamHandler); ok {
-			c.call(func(r *Reply) { h.Stream(r, s) })
-			c.reply.write() // also if that was its last call
+		if s.told = c.ends.Load() == 0; s.told { // else nothing more is delivered
+			if h, ok := c.handler.(StreamHandler); ok {
+				c.call(func(r *Reply) { h.Stream(r, s) })
+				c.reply.write() // also if that was its last call
+			}
 		}
 		s.Close()
 	}
@@ -2699,7 +2700,9 @@ func (c *Conn) serveStream() {
 	c.mu.Lock()
 	c.quiet = c.hub.watch.Now()
 	c.holding = false
-	c.countStreamLocked(s)
+	if s.told {
+		c.countStreamLocked(s)
+	}
 	c.mu.Unlock()
 }
 
