@@ -533,7 +533,10 @@ func (c *Conn) makeRoomLocked(charge int64, mine bool) bool {
 				return false // even with nothing else in the queue
 			}
 		}
-		for !o.q.Empty() && (o.said == 0 || !o.w.Empty()) {
+		if o.said > 0 && o.w.Empty() {
+			o.take() // its writer has not begun, and OK is not to be dropped
+		}
+		for !o.q.Empty() {
 			if !full && c.hasRoomLocked(charge, mine) {
 				return true
 			}

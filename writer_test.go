@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -359,6 +360,41 @@ func TestDropOldestDropsWhatWaitsLongest(t *testing.T) {
 		}
 		if s := l.Stats(); s.Dropped != r.DroppedMessages {
 			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// The OK of the handshake is not dropped, and what is sent before its writer has begun is
+// held to ConnOutbound all the same.
+func TestDropOldestBehindTheHandshake(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // so the writer does not begin before the factory returns
+	synctest.Test(t, func(t *testing.T) {
+		const limit, size, n = 4000, 936, 100 // each is charged 1000
+		hub := openHub(t, &sockhub.Options{Overflow: sockhub.DropOldest, ConnOutbound: limit})
+		var queued int64
+		lo := &sockhub.ListenOptions{Handler: func(c *sockhub.Conn) sockhub.Handler {
+			for k := range n {
+				if err := c.TrySend(numbered(k, size)); err != nil {
+					t.Error(err)
+				}
+			}
+			queued = c.Stats().QueuedOut
+			return sockhub.BaseHandler{}
+		}}
+		ours, p := memnet.Pair(nil)
+		p.Write(frame("name"))
+		c, err := hub.ServeConn(t.Context(), ours, lo)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Finish()
+		msgs, _, err := readAll(p)
+		p.Close()
+		if err != nil || len(msgs) == 0 || string(msgs[0]) != "OK" || !bytes.Equal(msgs[len(msgs)-1], numbered(n-1, size)) {
+			t.Errorf("received %.10q, %v", texts(msgs), err)
+		}
+		if queued > limit+2000 {
+			t.Errorf("%d were queued, with a limit of %d", queued, limit)
 		}
 	})
 }
