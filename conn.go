@@ -110,7 +110,7 @@ type Conn struct {
 	own       int32 // of held: what the budget has beside its limit, for this connection alone
 	turnBytes int   // as turnMsgs
 	handed    int
-	held      int64 // of the budget: for what was read and not delivered, and for the next read
+	held      int64 // of the budget: for what was read and not delivered, and for the next read. While a Stream is read it is its reader's, as own and dec are
 	dec       decoder
 	reply     Reply // the handler's
 
@@ -2709,6 +2709,7 @@ func (c *Conn) serveStream() {
 // readStream reads from the stream into p, which is not empty.
 func (c *Conn) readStream(p []byte) (n int, err error) {
 	if n = c.dec.take(p); n > 0 {
+		c.giveTaken()
 		return n, nil
 	}
 	p = p[:min(uint64(len(p)), c.dec.stream)]
@@ -2737,6 +2738,15 @@ func (c *Conn) readStream(p []byte) (n int, err error) {
 		err = c.opError("read", err)
 	}
 	return n, err
+}
+
+// giveTaken gives back what was held of the budget for what the user of a Stream has, who
+// may be long in coming to its end.
+func (c *Conn) giveTaken() {
+	kept := c.dec.partial()
+	c.leaveOwn(kept)
+	c.hub.budget.in.Give(c.held - int64(kept))
+	c.held = int64(kept)
 }
 
 // streamEnds tells why the stream cannot be read any further, or nil.

@@ -527,3 +527,49 @@ func (slowly) Read(p []byte) (int, error) {
 	<-time.After(10 * time.Millisecond)
 	return min(len(p), 1<<10), nil
 }
+
+// What of a Stream was read is its reader's, and not held against InboundLimit until the
+// Stream ends: a few that go on for long would keep others from being read.
+func TestWhatWasReadOfAStreamIsNotHeld(t *testing.T) {
+	for _, reuse := range []bool{false, true} {
+		for _, handled := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				const size, came = 100_000, 50_000
+				budget := sockhub.NewBudget(0, 0, 0)
+				hub := openHub(t, &sockhub.Options{StreamOver: 1000, ReuseBuffers: reuse, Budget: budget})
+				read := 0
+				take := func(s *sockhub.Stream) {
+					for p := make([]byte, 700); ; {
+						n, err := s.Read(p)
+						if read += n; err != nil {
+							return
+						}
+					}
+				}
+				var lo sockhub.ListenOptions
+				if handled {
+					lo.Handler = func(*sockhub.Conn) sockhub.Handler { return &streamHandler{read: take} }
+				}
+				go func() {
+					for b := range hub.Events() {
+						for _, d := range b.Received {
+							take(d.Stream)
+						}
+					}
+				}()
+				_, p := serveMemory(t, hub, nil, lo)
+				whole := frame(string(make([]byte, size)))
+				p.Write(whole[:8+came])
+				synctest.Wait()
+				if held := budget.Held(); read != came || held != "" {
+					t.Errorf("%d bytes of %d were read, held is %s", read, came, held)
+				}
+				p.Write(whole[8+came:])
+				synctest.Wait()
+				if held := budget.Held(); read != size || held != "" {
+					t.Errorf("%d bytes of %d were read, held is %s", read, size, held)
+				}
+			})
+		}
+	}
+}
