@@ -292,3 +292,121 @@ func (p *passer) answer(r *sockhub.Reply) {
 		r.SetHandler(p.v.handler(p.rng))
 	}
 }
+
+// TestRawHandoverAtRandom has a Handler switch to raw bytes and back where its peer says
+// so, while its connection is given to Events and withdrawn again, of which nobody receives
+// meanwhile. It gets all of what the peer has sent, in order, and then the end.
+func TestRawHandoverAtRandom(t *testing.T) {
+	eachBubble(t, 150, func(t *testing.T, seed uint64) {
+		rng := rand.New(rand.NewPCG(seed, 9))
+		hub := openHub(t, &sockhub.Options{
+			MaxMessage: 8000, StreamOver: []int64{0, 700}[rng.IntN(2)], ReuseBuffers: rng.IntN(2) == 0,
+			ConnInbound: 200 + rng.Int64N(6000), ConnOutbound: 100 + rng.Int64N(2000), InboundLimit: 150_000,
+			WriteTimeout: -1, FrameTimeout: -1,
+		})
+		c, p := serveMemory(t, hub, &memnet.Options{Seed: rng.Uint64(), Buffer: 1 + rng.IntN(4096), Unix: rng.IntN(2) == 0, Faults: memnet.Faults{
+			ShortRead: 0.2, ShortWrite: 0.2, Spurious: 0.1, Blind: 0.2, Delay: 0.2, Stall: 0.05, MaxWait: 20 * time.Millisecond}}, sockhub.ListenOptions{})
+		<-hub.Events()
+
+		var wire []byte // what is raw in it could be messages too, as which it waits for the Handler
+		some := func() []byte { return frame(strings.Repeat("m", rng.IntN(1200))) }
+		for range 30 {
+			var raw []byte
+			for range max(0, rng.IntN(9)-4) {
+				raw = append(raw, some()...)
+			}
+			if len(raw) > 0 {
+				wire = append(append(wire, frame(fmt.Sprint("raw ", len(raw)))...), raw...)
+			}
+			wire = append(wire, some()...)
+		}
+		var work sync.WaitGroup
+		sends, reads, waits := fork(rng), fork(rng), fork(rng)
+		work.Go(func() {
+			for w := wire; len(w) > 0; rest(sends, 3, 20) {
+				n := min(len(w), 1+sends.IntN(3000))
+				p.Write(w[:n])
+				w = w[n:]
+			}
+			p.CloseWrite()
+		})
+		work.Go(func() { io.Copy(io.Discard, &unhurried{p, reads}) })
+		h := &rawSwitcher{rng: fork(rng)}
+		h.giveBack = func(r *sockhub.Reply) {
+			r.SetHandler(nil)
+			work.Go(func() {
+				sleepFor(time.Duration(waits.IntN(60)) * time.Millisecond)
+				c.SetHandler(h)
+			})
+		}
+		c.SetHandler(h)
+		select {
+		case <-c.Context().Done():
+		case <-time.After(24 * time.Hour):
+			t.Errorf("stands still: %+v", c.Stats())
+			c.Close()
+		}
+		work.Wait()
+		synctest.Wait()
+		if string(h.got) != string(wire)+" ended" || h.end.Err != io.EOF {
+			t.Errorf("%d bytes of %d, or others; %v", len(h.got), len(wire)+len(" ended"), h.end.Err)
+		}
+		checkReport(t, c, h.end, false)
+	})
+}
+
+// rawSwitcher notes what comes as it is on the wire.
+type rawSwitcher struct {
+	rng      *rand.Rand
+	giveBack func(*sockhub.Reply)
+	raw      int // so many bytes are
+	got      []byte
+	end      sockhub.Disconnection
+}
+
+func (h *rawSwitcher) Message(r *sockhub.Reply, m []byte) {
+	switch {
+	case h.raw == 0:
+		h.got = append(h.got, frame(string(m))...)
+		if _, err := fmt.Sscanf(string(m), "raw %d", &h.raw); err == nil {
+			r.SetRaw(true)
+		}
+	case len(m) >= h.raw:
+		h.got = append(h.got, m[:h.raw]...)
+		r.Unread(m[h.raw:])
+		r.SetRaw(false)
+		h.raw = 0
+	default:
+		n := []int{len(m), h.rng.IntN(len(m) + 1)}[h.rng.IntN(2)]
+		h.got = append(h.got, m[:n]...)
+		r.Unread(m[n:])
+		h.raw -= n
+	}
+	h.answer(r)
+}
+
+func (h *rawSwitcher) Stream(r *sockhub.Reply, s *sockhub.Stream) {
+	m, _ := io.ReadAll(s)
+	h.got = append(h.got, frame(string(m))...)
+	h.answer(r)
+}
+
+func (h *rawSwitcher) answer(r *sockhub.Reply) {
+	switch h.rng.IntN(6) {
+	case 0:
+		r.Send(make([]byte, h.rng.IntN(300)))
+	case 1:
+		r.Send(make([]byte, h.rng.IntN(300)))
+		r.Flush()
+	case 2:
+		if h.raw == 0 {
+			h.giveBack(r)
+		}
+	case 3:
+		rest(h.rng, 4, 20)
+	}
+}
+
+func (h *rawSwitcher) Drained(*sockhub.Reply)               {}
+func (h *rawSwitcher) Ended(*sockhub.Reply)                 { h.got = append(h.got, " ended"...) }
+func (h *rawSwitcher) Disconnected(d sockhub.Disconnection) { h.end = d }
