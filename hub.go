@@ -555,11 +555,12 @@ func (h *Hub) Close() error {
 	for _, l := range listeners {
 		l.stop()
 	}
-	h.failPrefaces(nil)
+	prefaces := h.failPrefaces(nil)
 	for _, c := range conns {
 		c.fail(ErrClosed)
 	}
 	h.join()
+	prefaces.Wait()
 	for _, l := range listeners {
 		l.abort()
 	}
@@ -673,12 +674,13 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 	for _, l := range listeners {
 		l.stop()
 	}
-	h.failPrefaces(nil)
+	prefaces := h.failPrefaces(nil)
 	for _, c := range conns {
 		c.endInput()
 	}
 	err := h.drain(ctx)
 	h.Close()
+	prefaces.Wait()
 	return err
 }
 

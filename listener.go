@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -76,13 +77,14 @@ func (l *Listener) Close() error {
 		return ErrClosed
 	}
 	<-l.gone
-	l.hub.failPrefaces(l) // first: they become connections
+	closing := l.hub.failPrefaces(l) // first: they become connections
 	conns, _ := l.hub.everything()
 	for _, c := range conns {
 		if c.listener == l {
 			c.giveUp(ErrClosed)
 		}
 	}
+	closing.Wait()
 	return err
 }
 
@@ -350,7 +352,9 @@ func (l *Listener) accept() {
 // accepted begins the handshake of a connection that a listener has accepted.
 func (h *Hub) accepted(l *Listener, nc net.Conn) {
 	if l.o.Classify != nil || l.proxies != nil {
-		p := &preface{hub: h, l: l, nc: nc, born: h.watch.Now(), peer: peerOf(nc, l.network, l.set.tag)}
+		p := &preface{
+			hub: h, l: l, nc: nc, born: h.watch.Now(), peer: peerOf(nc, l.network, l.set.tag), closed: make(chan struct{}),
+		}
 		p.proxied = l.proxies != nil && l.proxies(p.peer) == nil
 		if l.o.Classify != nil || p.proxied {
 			p.start()
@@ -370,7 +374,13 @@ func (h *Hub) startAccepted(l *Listener, nc net.Conn, p *preface, set *settings,
 	c, err := h.newConn(nc, l.network, set, first)
 	if err != nil { // of a user's own net.Conn alone
 		h.log.Error("connection cannot be served", "error", err)
-		h.aside(func() { nc.Close() })
+		h.aside(func() {
+			if p != nil {
+				p.close()
+			} else {
+				nc.Close()
+			}
+		})
 		return
 	}
 	if p != nil {
@@ -418,6 +428,9 @@ type preface struct {
 	late    *time.Timer   // HandshakeTimeout; nil: there is none
 	failed  bool          // guarded by hub.mu
 
+	closing atomic.Bool   // nc is being closed, or is
+	closed  chan struct{} // closed when it is
+
 	why atomic.Pointer[error] // of the first giveUp
 }
 
@@ -425,7 +438,18 @@ type preface struct {
 func (p *preface) giveUp(err error) {
 	p.why.CompareAndSwap(nil, &err)
 	p.nc.SetDeadline(time.Unix(1, 0)) // Close may say goodbye first
+	p.close()
+}
+
+// close closes the connection, and returns when it is closed. Several may call it, of
+// whom the first does it: not every Close of another's making can be called again.
+func (p *preface) close() {
+	if p.closing.Swap(true) {
+		<-p.closed
+		return
+	}
 	p.nc.Close()
+	close(p.closed)
 }
 
 // start runs it, unless the hub has no place for it.
@@ -435,7 +459,7 @@ func (p *preface) start() {
 	p.hub.mu.Unlock()
 	if err != nil {
 		p.hub.log.Info("connection refused", "peer", p.peer, "error", err)
-		p.hub.aside(func() { p.nc.Close() })
+		p.hub.aside(p.close)
 	}
 	if evicted != nil {
 		p.hub.aside(func() { evicted.giveUp(errEvicted) })
@@ -455,20 +479,19 @@ func (p *preface) startLocked() (evicted pendingPeer, err error) {
 	return evicted, nil
 }
 
-// failPrefaces ends those of a listener, or all for nil.
-func (h *Hub) failPrefaces(l *Listener) {
-	var failed []*preface
+// failPrefaces ends those of a listener, or all for nil. It does not wait for their Close,
+// which may say goodbye; its caller does, when everything else is under way.
+func (h *Hub) failPrefaces(l *Listener) (closing *sync.WaitGroup) {
+	closing = new(sync.WaitGroup)
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	for p := range h.prefaces {
 		if l == nil || p.l == l {
 			p.failed = true
-			failed = append(failed, p)
+			closing.Go(func() { p.giveUp(ErrClosed) })
 		}
 	}
-	h.mu.Unlock()
-	for _, p := range failed {
-		p.giveUp(ErrClosed)
-	}
+	return closing
 }
 
 // run reads the proxy's header, asks Classify until it is content, and hands the
@@ -516,7 +539,7 @@ func (p *preface) end(set *settings, rule Rule, err error) {
 	p.countLocked(err)
 	h.mu.Unlock()
 	h.log.Info("connection refused", "peer", p.peer, "error", err)
-	p.nc.Close()
+	p.close()
 }
 
 // countLocked files why p did not come to a handshake. What Classify has refused comes
@@ -1157,9 +1180,13 @@ func peerOf(rwc io.ReadWriteCloser, network, tag string) Peer {
 
 // start runs a new connection, unless the hub has no place for it.
 func (h *Hub) start(c *Conn) error {
+	p := c.greet.preface
 	evicted, err := h.add(c)
 	switch {
 	case err == nil:
+	case p != nil:
+		h.aside(p.close) // who has failed it may be doing that
+		return err
 	case c.listener != nil:
 		h.aside(func() { c.t.Close() })
 		return err

@@ -360,6 +360,114 @@ func TestCloseThatWaitsKeepsNobodyOut(t *testing.T) {
 	}
 }
 
+// polite is a connection of which Close takes its time, and which counts its calls.
+type polite struct {
+	net.Conn
+	takes  time.Duration
+	closes atomic.Int32
+}
+
+func (s *polite) Close() error {
+	s.closes.Add(1)
+	sleepFor(s.takes)
+	return s.Conn.Close()
+}
+
+// Not every net.Conn can be closed twice.
+func TestConnIsClosedOnce(t *testing.T) {
+	server, _ := secure()
+	const limit = 100 * time.Millisecond
+	stays := func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) { return nil, 1, nil }
+	for _, tt := range []struct {
+		name string
+		o    sockhub.Options
+		lo   sockhub.ListenOptions
+		end  func(*room, *sockhub.Listener)
+	}{
+		{name: "timeout in Classify", o: sockhub.Options{HandshakeTimeout: limit}, lo: sockhub.ListenOptions{Classify: stays}},
+		{name: "timeout behind Classify", o: sockhub.Options{HandshakeTimeout: limit}, lo: sockhub.ListenOptions{
+			Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) { return nil, 0, nil }}},
+		{name: "refused by Classify", lo: sockhub.ListenOptions{
+			Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) { return nil, 0, io.ErrNoProgress }}},
+		{name: "made room in Classify", o: sockhub.Options{MaxPending: 1}, lo: sockhub.ListenOptions{Classify: stays}},
+		{name: "Listener.Close", lo: sockhub.ListenOptions{Classify: stays}, end: func(_ *room, l *sockhub.Listener) { l.Close() }},
+		{name: "Hub.Close", lo: sockhub.ListenOptions{Classify: stays}, end: func(r *room, _ *sockhub.Listener) { r.Close() }},
+		{name: "Shutdown", lo: sockhub.ListenOptions{Classify: stays}, end: func(r *room, _ *sockhub.Listener) { r.Shutdown(context.Background()) }},
+		{name: "timeout in TLS", o: sockhub.Options{HandshakeTimeout: limit}, lo: sockhub.ListenOptions{TLS: server}},
+		{name: "Hub.Close in TLS", lo: sockhub.ListenOptions{TLS: server}, end: func(r *room, _ *sockhub.Listener) { r.Close() }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRoom(t, &tt.o, nil)
+				l := some{memnet.Listen(nil), make(chan net.Conn)}
+				defer l.Listener.Close()
+				sl, err := r.Serve(l, &tt.lo)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var all []*polite
+				for range 2 {
+					ours, theirs := net.Pipe()
+					defer theirs.Close()
+					all = append(all, &polite{Conn: ours})
+					l.conns <- all[len(all)-1]
+					<-time.After(2 * time.Second) // who comes may make room then
+				}
+				if tt.end != nil {
+					tt.end(r, sl)
+				}
+				r.Close()
+				for _, c := range all {
+					if n := c.closes.Load(); n != 1 {
+						t.Errorf("closed %d times", n)
+					}
+				}
+			})
+		})
+	}
+}
+
+// Nor do connections that say goodbye when they are closed keep others waiting.
+func TestCloseThatWaitsKeepsNobodyIn(t *testing.T) {
+	for what, end := range map[string]func(*room, *sockhub.Listener){
+		"Hub.Close":      func(r *room, _ *sockhub.Listener) { r.Close() },
+		"Shutdown":       func(r *room, _ *sockhub.Listener) { r.Shutdown(context.Background()) },
+		"Listener.Close": func(_ *room, l *sockhub.Listener) { l.Close() },
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRoom(t, &sockhub.Options{HandshakeTimeout: -1}, nil)
+				l := some{memnet.Listen(nil), make(chan net.Conn)}
+				defer l.Listener.Close()
+				sl, err := r.Serve(l, &sockhub.ListenOptions{
+					Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) { return nil, 1, nil },
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for range 5 {
+					ours, theirs := net.Pipe()
+					defer theirs.Close()
+					l.conns <- &polite{Conn: ours, takes: time.Second}
+				}
+				_, p := r.serve(nil, nil)
+				synctest.Wait()
+				begun := time.Now()
+				if what != "Listener.Close" {
+					go func() {
+						if n, err := p.Read(make([]byte, 1)); err == nil || time.Since(begun) > time.Second {
+							t.Errorf("after %v another connection has %d, %v", time.Since(begun), n, err)
+						}
+					}()
+				}
+				if end(r, sl); time.Since(begun) > 2*time.Second {
+					t.Errorf("it took %v", time.Since(begun))
+				}
+			})
+		})
+	}
+}
+
 // odd does what a net.Conn may do, and sockets do not.
 type odd struct {
 	net.Conn

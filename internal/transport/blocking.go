@@ -64,6 +64,7 @@ type blocking struct {
 	limits  deadliner // nil where there are no deadlines that work
 	layered bool      // a record layer such as TLS lies over another connection
 	inner   net.Conn  // that connection, if layered, else rwc if it is a net.Conn; or nil
+	hang    io.Closer // if layered, inner, or a layer of ours just above it that closes it once
 	under   Conn      // inner's descriptor, for its state and to shut it down; or nil
 
 	closeOnce sync.Once // around rwc.Close, which Hangup or Close calls
@@ -123,6 +124,10 @@ func NewBlocking(rwc io.ReadWriteCloser) Conn {
 		inner := l.NetConn()
 		if inner == nil {
 			break
+		}
+		c.hang = inner
+		if g, ok := x.(*gate); ok {
+			c.hang = g
 		}
 		c.inner, c.layered, x = inner, true, inner
 	}
@@ -494,8 +499,8 @@ func (c *blocking) Hangup() {
 			h.CloseRead()
 			h.CloseWrite()
 		})
-	case c.layered && c.inner != nil:
-		c.enders.Go(func() { c.inner.Close() })
+	case c.hang != nil:
+		c.enders.Go(func() { c.hang.Close() })
 	default:
 		// There is no other way to let the peer know, nor, without
 		// deadlines, to end what is under way.

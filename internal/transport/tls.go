@@ -89,6 +89,9 @@ type gate struct {
 	open     bool   // the handshake is over; set before there are several goroutines
 	shaken   bool   // likewise, in the blocking adapter
 
+	closing  sync.Once // of Conn, in the blocking adapter: by Hangup, and by package tls
+	closeErr error
+
 	dry bool // the reader's: the last receive left nothing, as far as is known
 
 	// mu is held while something is sent, which does not wait: package tls
@@ -481,10 +484,11 @@ func (c *tlsConn) Close() error { return c.tls.Close() }
 
 // Close implements net.Conn.
 func (g *gate) Close() error {
-	if g.under == nil {
-		return g.Conn.Close()
+	if g.under != nil {
+		return g.under.Close()
 	}
-	return g.under.Close()
+	g.closing.Do(func() { g.closeErr = g.Conn.Close() })
+	return g.closeErr
 }
 
 // Pending implements Conn.
