@@ -72,3 +72,49 @@ func TestGiveUpOfOneThatWasLetIn(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Nor by what is decided about those who are not known yet, when it has been known just now.
+func TestEndOfPrefacesEndsNobodyWhoWasHandedOn(t *testing.T) {
+	hub, err := New(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Close()
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := hub.Serve(inner, &ListenOptions{Mode: Anonymous})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, peer := net.Pipe()
+	defer peer.Close()
+	p := &preface{hub: hub, l: l, nc: ours, peer: peerOf(ours, "tcp", ""), closed: make(chan struct{})}
+	hub.mu.Lock()
+	if p.entry, _, err = hub.pendLocked(p.peer, p); err != nil {
+		t.Fatal(err)
+	}
+	hub.prefaces[p] = struct{}{}
+	hub.mu.Unlock()
+	defer func() {
+		hub.mu.Lock()
+		defer hub.mu.Unlock()
+		delete(hub.prefaces, p)
+	}()
+	hub.startAccepted(l, ours, p, l.set, nil) // its goroutine has done so, and nothing since
+	if s := hub.Stats(); s.Connecting+s.Conns != 1 {
+		t.Errorf("there are %d and %d connections", s.Connecting, s.Conns)
+	}
+	c := (<-hub.Events()).Unknown[0]
+	hub.failPrefaces(l).Wait()
+	if err := peer.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := peer.Write([]byte{0, 0, 0, 0, 0, 0, 0, 0}); err != nil {
+		t.Fatal(err)
+	}
+	if b := <-hub.Events(); len(b.Received) != 1 || b.Received[0].Conn != c {
+		t.Errorf("%+v: %v", b, c.endReason())
+	}
+}

@@ -488,7 +488,12 @@ type Stats struct {
 func (h *Hub) Stats() Stats {
 	h.mu.Lock()
 	s := h.totals
-	s.Connecting, s.Listeners = len(h.prefaces), len(h.listeners)
+	s.Listeners = len(h.listeners)
+	for p := range h.prefaces {
+		if !p.handed { // else it is in live, or has left it
+			s.Connecting++
+		}
+	}
 	for _, cl := range h.names {
 		if cl.expected != nil {
 			s.Expected++

@@ -427,6 +427,7 @@ type preface struct {
 	refused bool          // by Classify, or for what this has chosen
 	late    *time.Timer   // HandshakeTimeout; nil: there is none
 	failed  bool          // guarded by hub.mu
+	handed  bool          // the hub has the connection, or had it; guarded by hub.mu
 
 	closing atomic.Bool   // nc is being closed, or is
 	closed  chan struct{} // closed when it is
@@ -486,7 +487,7 @@ func (h *Hub) failPrefaces(l *Listener) (closing *sync.WaitGroup) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for p := range h.prefaces {
-		if l == nil || p.l == l {
+		if !p.handed && (l == nil || p.l == l) {
 			p.failed = true
 			closing.Go(func() { p.giveUp(ErrClosed) })
 		}
@@ -1234,6 +1235,9 @@ func (h *Hub) add(c *Conn) (evicted pendingPeer, err error) {
 		if c.greet.entry, evicted, err = h.pendLocked(c.peer, c); err != nil {
 			return nil, err
 		}
+	}
+	if p != nil {
+		p.handed = true
 	}
 	h.live[c] = struct{}{}
 	return evicted, nil
