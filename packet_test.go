@@ -603,6 +603,61 @@ func TestClosingAPacketConnWithoutDeadlines(t *testing.T) {
 	})
 }
 
+// careless is a PacketConn without deadlines whose counts are wrong.
+type careless struct {
+	onePacket
+	got    func(p []byte) int
+	wrote  func(p []byte) int
+	closes atomic.Int32
+}
+
+func (c *careless) ReadFrom(p []byte) (int, net.Addr, error) {
+	n, from, err := c.onePacket.ReadFrom(p)
+	if err == nil && c.got != nil {
+		n = c.got(p)
+	}
+	return n, from, err
+}
+
+func (c *careless) WriteTo(p []byte, _ net.Addr) (int, error) { return c.wrote(p), nil }
+func (c *careless) Close() error                              { c.closes.Add(1); return c.onePacket.Close() }
+
+// A count that cannot be is an error, and a datagram that was sent in part is none that was
+// sent. And the socket is closed once.
+func TestPacketConnThatCannotCount(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		got, wrote func(p []byte) int
+		conns      int
+		dropped    uint64
+	}{
+		{name: "more is read than there is room for", got: func(p []byte) int { return len(p) + 1 }},
+		{name: "less than nothing is read", got: func([]byte) int { return -1 }},
+		{name: "a part is written", wrote: func(p []byte) int { return len(p) / 2 }, conns: 1, dropped: 1},
+		{name: "more is written than there is", wrote: func(p []byte) int { return len(p) + 10 }, conns: 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := openHub(t, nil)
+				pc := &careless{got: tt.got, wrote: tt.wrote, onePacket: onePacket{packet: make(chan struct{}, 1), closed: make(chan struct{})}}
+				h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }}
+				if _, err := hub.ServePacket(pc, &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }}); err != nil {
+					t.Fatal(err)
+				}
+				pc.packet <- struct{}{}
+				<-time.After(time.Second)
+				if s := hub.Stats(); s.Conns != tt.conns || s.Dropped != tt.dropped {
+					t.Errorf("%d connections, %d dropped; want %d and %d", s.Conns, s.Dropped, tt.conns, tt.dropped)
+				}
+				hub.Close()
+				if n := pc.closes.Load(); n != 1 {
+					t.Errorf("closed %d times", n)
+				}
+			})
+		})
+	}
+}
+
 func TestSessionsEndAsTheHubsIdleTimeoutSays(t *testing.T) {
 	for _, tt := range []struct{ hub, listener, want time.Duration }{
 		{0, 0, sockhub.DefaultSessionIdle},

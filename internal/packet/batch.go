@@ -2,6 +2,7 @@ package packet
 
 import (
 	"errors"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -43,6 +44,9 @@ type batcher interface {
 
 	// pause waits for a moment after a failed receive, unless interrupted.
 	pause()
+
+	// close closes the socket, if nothing of the above has. It may be called again.
+	close() error
 }
 
 func newBatcher(pc net.PacketConn, max int) batcher {
@@ -85,6 +89,9 @@ type plain struct {
 	buf   []byte
 	from  source
 	pauses
+
+	closing  sync.Once // around pc.Close: not everybody's can be called again
+	closeErr error
 }
 
 // pauses is how long a receiver waits after failures in a row.
@@ -129,6 +136,9 @@ func (p *plain) receive(s *socket) error {
 		if p.from.addr != nil {
 			p.from.key = append(p.from.key, p.from.addr.String()...)
 		}
+	}
+	if err == nil && (n < 0 || n > len(p.buf)) {
+		err = errCount
 	}
 	if err != nil {
 		return err
@@ -179,13 +189,17 @@ func (p *plain) send(box *outbox, _ int, failed func(*session, error)) (done int
 			p.pc.SetWriteDeadline(by)
 		}
 		var err error
+		n := len(body)
 		switch {
 		case p.wired:
-			_, err = p.pc.(net.Conn).Write(body)
+			n, err = p.pc.(net.Conn).Write(body)
 		case it.to.addr == nil:
 			err = errNoAddress
 		default:
-			_, err = p.pc.WriteTo(body, it.to.addr)
+			n, err = p.pc.WriteTo(body, it.to.addr)
+		}
+		if err == nil && n < len(body) {
+			err = io.ErrShortWrite
 		}
 		if err != nil {
 			failed(it.to, err)
@@ -204,7 +218,7 @@ func (p *plain) direct() bool { return false }
 func (p *plain) hurry(by time.Time) {
 	p.last.Store(&by)
 	if p.pc.SetWriteDeadline(by) != nil { // nothing but Close would end a WriteTo
-		p.late.Store(time.AfterFunc(time.Until(by), func() { p.pc.Close() }))
+		p.late.Store(time.AfterFunc(time.Until(by), func() { p.close() }))
 	}
 }
 
@@ -215,8 +229,14 @@ func (p *plain) interrupt() {
 	}
 	p.once.Do(func() { close(p.over) })
 	if p.pc.SetReadDeadline(longPast) != nil {
-		p.pc.Close() // nothing else would end a ReadFrom
+		p.close() // nothing else would end a ReadFrom
 	}
+}
+
+// close implements batcher.
+func (p *plain) close() error {
+	p.closing.Do(func() { p.closeErr = p.pc.Close() })
+	return p.closeErr
 }
 
 func newPauses() pauses { return pauses{over: make(chan struct{})} }
@@ -230,6 +250,8 @@ func (p *pauses) pause() {
 	case <-p.over:
 	}
 }
+
+var errCount = errors.New("packet: ReadFrom returned an impossible count")
 
 // errNoAddress is why an unbound sender on a Unix socket cannot be answered.
 var errNoAddress error = syscall.EDESTADDRREQ

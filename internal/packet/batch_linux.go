@@ -363,6 +363,9 @@ func (f *fast) interrupt() {
 	f.pc.SetReadDeadline(longPast)
 }
 
+// close implements batcher.
+func (f *fast) close() error { return f.pc.Close() }
+
 // ---- sending ----
 
 // tries implements batcher.

@@ -130,7 +130,7 @@ func (s *socket) closeSocket() error {
 	s.out.join()
 	s.endReceiver()
 	<-s.done
-	return s.pc.Close()
+	return s.io.close()
 }
 
 // abort is closeIfUnused for who does not wait for the sessions.
