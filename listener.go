@@ -69,12 +69,13 @@ func (l *Listener) Addr() net.Addr { return l.inner.Addr() }
 // Close stops accepting, removes a Unix socket's file, and ends the handshakes
 // under way. The listener's connections live on; but what is sent to the path of a
 // unixgram socket, by programs that have not connected to it, does not arrive any more.
-// Close returns when Accept of the net.Listener has. Closing again returns ErrClosed; any
-// other error is that of the net.Listener.
+// Close returns when Accept of the net.Listener has. Closing again returns ErrClosed, and so
+// does closing where the net.Listener was closed by somebody else; any other error is that
+// of the net.Listener.
 func (l *Listener) Close() error {
 	stopped, err := l.stop()
-	if !stopped {
-		return ErrClosed
+	if !stopped { // but the handshakes may go on: see accept
+		err = ErrClosed
 	}
 	<-l.gone
 	closing := l.hub.failPrefaces(l) // first: they become connections

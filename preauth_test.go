@@ -194,6 +194,42 @@ func TestClassifiedOnesAreConnecting(t *testing.T) {
 	})
 }
 
+// Listener.Close ends the handshakes also where its user has closed the net.Listener before.
+func TestListenerCloseEndsHandshakesOfAClosedListener(t *testing.T) {
+	for name, lo := range map[string]*sockhub.ListenOptions{
+		"in the handshake": nil,
+		"in Classify":      {Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) { return nil, 8, nil }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRoom(t, nil, nil)
+				inner := memnet.Listen(nil)
+				l, err := r.Serve(inner, lo)
+				if err != nil {
+					t.Fatal(err)
+				}
+				p, err := inner.Dial(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer p.Close()
+				synctest.Wait()
+				inner.Close()
+				synctest.Wait()
+				if s := r.Stats(); s.Listeners != 1 || s.Connecting != 1 {
+					t.Fatalf("%d listeners, %d in their handshake", s.Listeners, s.Connecting)
+				}
+				if err := l.Close(); err != sockhub.ErrClosed {
+					t.Error(err)
+				}
+				if synctest.Wait(); r.Stats().Connecting != 0 || !out(p) {
+					t.Error("the handshake goes on")
+				}
+			})
+		})
+	}
+}
+
 // ---- many ----
 
 func TestThousandNamedClientsOfOneAddressGetInWithinTwoSeconds(t *testing.T) {
