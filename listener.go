@@ -585,7 +585,7 @@ func (p *preface) whom() error {
 	if !p.proxied {
 		return nil
 	}
-	header, rest, err := proxyproto.Read(p.nc)
+	header, rest, err := proxyproto.Read(readerOf{p.nc})
 	if err != nil {
 		return err
 	}
@@ -596,6 +596,12 @@ func (p *preface) whom() error {
 	}
 	return nil
 }
+
+// readerOf reads from a connection that may be of another's making.
+type readerOf struct{ nc net.Conn }
+
+// Read implements io.Reader.
+func (r readerOf) Read(p []byte) (int, error) { return transport.ReadFrom(r.nc, p) }
 
 // choose asks Classify, with as many bytes as it wants.
 func (p *preface) choose() (use *ListenOptions, err error) {
@@ -612,7 +618,7 @@ func (p *preface) choose() (use *ListenOptions, err error) {
 		if more <= len(buf) {
 			continue // they came with the proxy's header
 		}
-		n, err := io.ReadAtLeast(p.nc, buf[len(buf):cap(buf)], more-len(buf))
+		n, err := io.ReadAtLeast(readerOf{p.nc}, buf[len(buf):cap(buf)], more-len(buf))
 		buf = buf[:len(buf)+n]
 		if err != nil {
 			return nil, err

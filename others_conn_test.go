@@ -11,6 +11,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"net"
+	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -465,6 +467,86 @@ func TestCloseThatWaitsKeepsNobodyIn(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// miscounts is a connection whose Reads say that they have got what they have not, from the
+// one on before which so many were right.
+type miscounts struct {
+	net.Conn
+	right int
+	n     func(p []byte) int
+}
+
+func (m *miscounts) Read(p []byte) (int, error) {
+	n, err := m.Conn.Read(p)
+	if m.right--; m.right < 0 && err == nil {
+		n = m.n(p)
+	}
+	return n, err
+}
+
+// A count that cannot be ends the connection alone, wherever it is read from.
+func TestConnThatCannotCount(t *testing.T) {
+	server, client := secure()
+	server = server.Clone()
+	server.SessionTicketsDisabled = true
+	for _, tt := range []struct {
+		name  string
+		lo    sockhub.ListenOptions
+		tls   bool
+		right int
+	}{
+		{name: "messages", lo: sockhub.ListenOptions{Mode: sockhub.Anonymous}},
+		{name: "Classify", lo: sockhub.ListenOptions{Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) { return nil, 8, nil }}},
+		{name: "a PROXY header", lo: sockhub.ListenOptions{ProxyFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}},
+		{name: "a TLS handshake", lo: sockhub.ListenOptions{TLS: server}, tls: true},
+		{name: "TLS", lo: sockhub.ListenOptions{TLS: server, Mode: sockhub.Anonymous}, tls: true, right: 4},
+	} {
+		for what, n := range map[string]func(p []byte) int{
+			"more":              func(p []byte) int { return len(p) + 1 },
+			"less than nothing": func([]byte) int { return -1 },
+		} {
+			t.Run(tt.name+", "+what, func(t *testing.T) {
+				s := newStand(t, nil, nil)
+				inner, err := net.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer inner.Close()
+				l := some{inner, make(chan net.Conn)}
+				if _, err := s.Serve(l, &tt.lo); err != nil {
+					t.Fatal(err)
+				}
+				nc, err := net.Dial("tcp", inner.Addr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer nc.Close()
+				ours, err := inner.Accept()
+				if err != nil {
+					t.Fatal(err)
+				}
+				l.conns <- &miscounts{Conn: ours, right: tt.right, n: n}
+				if tt.tls {
+					nc = tls.Client(nc, client)
+				}
+				nc.SetDeadline(time.Now().Add(patience))
+				for range 20 { // as TLS may have read a few times by then
+					if _, err := nc.Write(wire([]byte("a message"))); err != nil {
+						break
+					}
+					<-time.After(time.Millisecond)
+				}
+				if _, err := nc.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("the peer reads %v", err)
+				}
+				s.until("nobody is there", func() bool { st := s.Stats(); return st.Conns+st.Connecting == 0 })
+				if n := s.Stats().Panics; n > 0 {
+					t.Errorf("%d panics", n)
+				}
+			})
+		}
 	}
 }
 

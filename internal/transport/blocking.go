@@ -220,7 +220,7 @@ func (c *blocking) setDeadlineLocked(side Side, t time.Time) {
 // that is in Read.
 func (c *blocking) fill() {
 	p := c.spaceForRead()
-	n, err := c.rwc.Read(p)
+	n, err := ReadFrom(c.rwc, p)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil && c.cutLocked(ReadSide, err) {
@@ -255,9 +255,6 @@ func (c *blocking) spaceForRead() []byte {
 
 // haveReadLocked takes note of what a Read of rwc into p has returned.
 func (c *blocking) haveReadLocked(p []byte, n int, err error) {
-	if n < 0 || n > len(p) {
-		n, err = 0, errors.New("transport: Read returned an impossible count")
-	}
 	if n < len(p) {
 		c.full = 0
 	} else {
@@ -303,7 +300,17 @@ func (c *blocking) readUnlocked(p []byte) (n int, err error) {
 		c.mu.Lock()
 		c.inRead = false
 	}()
-	return c.rwc.Read(p)
+	return ReadFrom(c.rwc, p)
+}
+
+var errCount = errors.New("transport: Read returned an impossible count")
+
+// ReadFrom is r.Read of another's making, which may not keep to what a Read may return.
+func ReadFrom(r io.Reader, p []byte) (n int, err error) {
+	if n, err = r.Read(p); n < 0 || n > len(p) {
+		return 0, errCount
+	}
+	return n, err
 }
 
 // TryRead implements Conn.

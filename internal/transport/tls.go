@@ -133,7 +133,7 @@ func (g *gate) Read(p []byte) (n int, err error) {
 	}
 	switch {
 	case !g.open:
-		return g.Conn.Read(p)
+		return ReadFrom(g.Conn, p)
 	case g.dry || len(p) == 0:
 		return 0, wouldBlock{}
 	}
