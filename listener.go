@@ -700,8 +700,8 @@ func (p *preface) call(f func() error) (err error) {
 // not hold. The options of a socket, keep-alive among them, stay as they are.
 // Deadlines are how a Read is interrupted, by SetHandler for one. Where a deadline
 // that has passed ends a connection for good, as it does some on WebSockets, hide
-// them: struct{ io.ReadWriteCloser }{c} has none. None of the
-// methods of rwc may call Hub.Close or Shutdown, which wait for them.
+// them: struct{ io.ReadWriteCloser }{c} has none. None of its methods may call Hub.Close or
+// Shutdown, which wait for them.
 //
 // A tls.Conn of the user's own, or what embeds one, does its handshake first, in any mode.
 // It has HandshakeTimeout for that too; in Attach DialOptions.Timeout.
