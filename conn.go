@@ -526,6 +526,35 @@ func (s *scratch) spend(n int) {
 	s.free = s.free[n:]
 }
 
+// begin gives the decoder something to work in.
+func (d *decoder) begin(s *scratch) {
+	if !d.stays() {
+		s.grow(d.need())
+	} else if s.free = d.stay.mem; d.stay.in != nil {
+		s.chunk.Release()
+		s.chunk, d.stay.in = d.stay.in, nil
+	}
+	d.move(s.free)
+	d.letStay()
+}
+
+// pause ends what begin has begun.
+func (d *decoder) pause(s *scratch) {
+	if !d.mayStay() {
+		large := s.chunk == nil && len(d.chunk) > maxSized
+		if s.spend(d.park()); large {
+			s.free = nil // what comes next would pin all of it
+		}
+		return
+	}
+	d.leave(s.chunk)
+	s.free = nil
+	if s.chunk != nil {
+		s.chunk = chunk.Get(chunk.Size)
+		s.free = s.chunk.Mem()
+	}
+}
+
 // serve is the reader goroutine: it begins the handshake, reads to the end,
 // waits for the writer and reports.
 //
@@ -730,10 +759,9 @@ func (c *Conn) readTurn() (park bool) {
 		s.grow(minChunk)
 		park = c.discard(s.free)
 	} else {
-		s.grow(c.dec.need())
-		c.dec.move(s.free)
+		c.dec.begin(s)
 		park, long = c.readSome(s)
-		s.spend(c.dec.park())
+		c.dec.pause(s)
 		c.settle(s, c.dec.partial())
 		if c.starve() {
 			park, long = false, true
@@ -2080,8 +2108,7 @@ func (c *Conn) starve() (again bool) {
 // cutRest delivers what was read and had to wait for room.
 func (c *Conn) cutRest() {
 	s := c.getScratch()
-	s.grow(c.dec.need())
-	c.dec.move(s.free)
+	c.dec.begin(s)
 	called, err := c.cut(s)
 	if called {
 		c.afterCalls()
@@ -2089,7 +2116,7 @@ func (c *Conn) cutRest() {
 	if err != nil {
 		c.fail(err)
 	}
-	s.spend(c.dec.park())
+	c.dec.pause(s)
 	c.settle(s, c.dec.partial())
 	c.putScratch(s)
 }
@@ -2489,7 +2516,8 @@ func (r *Reply) Flush() {
 // mode: the next input starts with it, and comes when there is more of it, or
 // when Reply.SetRaw(false) has made messages of it. So a parser, of lines say, gives
 // back what is not complete. FrameTimeout and MaxMessage hold for that, as for a message
-// that has begun. It panics if rest is not the end of that message.
+// that has begun; and it comes again in the same memory, or in other. It panics if rest is
+// not the end of that message.
 func (r *Reply) Unread(rest []byte) {
 	c := r.conn()
 	c.dec.unread(rest)

@@ -183,10 +183,11 @@ type decoder struct {
 	// that of the message that next returned last, which is its owner's to
 	// release, and its to set to nil.
 	borrow bool
-	wasBig bool // the last message had a buffer of its own
-	early  bool // the next will have one, when as much of it as is earnest has come
-	sized  bool // the chunk is for a message like the last one
-	lent   bool // big lies in memory that is counted with the lender
+	wasBig bool   // the last message had a buffer of its own
+	early  bool   // the next will have one, when as much of it as is earnest has come
+	sized  bool   // the chunk is for a message like the last one
+	lent   bool   // big lies in memory that is counted with the lender
+	head   uint16 // the size of big's header, which is received
 	own    *chunk.Chunk
 
 	// A message that does not fit, and is more than half a chunk, has a buffer of its own.
@@ -197,7 +198,13 @@ type decoder struct {
 	rest []byte // between park and move: what was chunk[r:w]
 	kept int    // if raw: bytes at the front that Unread gave back; no piece is cut before there are more
 	size int    // of the message that big is of, the whole length
-	head int    // that of its header, which is received
+	stay *stay  // where rest lies, if it is the front of that; else nil, mostly
+}
+
+// stay is where much that Unread gave back stays between two turns, with room behind it.
+type stay struct {
+	mem []byte
+	in  *chunk.Chunk // that mem lies in; nil without borrow
 }
 
 // needs is how many bytes the message that comes is known to lack: of its header first,
@@ -253,7 +260,10 @@ func (d *decoder) move(chunk []byte) {
 	}
 	d.chunk, d.rest = chunk, nil
 	d.sized = !d.borrow && len(chunk) > readChunk
-	d.r, d.w = 0, copy(chunk, left)
+	d.r, d.w = 0, len(left)
+	if d.w > 0 && &left[0] != &chunk[0] {
+		copy(chunk, left)
+	}
 }
 
 // atEnd reports that everything received was cut, and not at the chunk's front.
@@ -276,6 +286,38 @@ func (d *decoder) park() (used int) {
 	used = d.r
 	d.chunk, d.r, d.w = nil, 0, 0
 	return used
+}
+
+// mayStay reports whether leave is to end a turn, and not park: what Unread gave back
+// is so much that copying it whenever a little more comes would cost more than all else,
+// and it has most of the chunk.
+func (d *decoder) mayStay() bool {
+	n := d.w - d.r
+	most := 2*n + growStep
+	if d.borrow {
+		most = 4 * n // a chunk's size is a power of 2
+	}
+	return d.raw && d.kept > 0 && n >= maxSized && len(d.chunk) <= most
+}
+
+// leave is park that leaves the unfinished input in the chunk, which is the decoder's own
+// from then on, and lies in in, if it borrows.
+func (d *decoder) leave(in *chunk.Chunk) {
+	d.rest, d.stay = d.chunk[d.r:d.w:d.w], &stay{d.chunk[d.r:], in}
+	d.chunk, d.r, d.w = nil, 0, 0
+}
+
+// stays reports whether the unfinished input can be worked on where it stays.
+func (d *decoder) stays() bool {
+	return d.stay != nil && len(d.rest) > 0 && &d.rest[0] == &d.stay.mem[0] && len(d.stay.mem) >= d.need()
+}
+
+// letStay lets go of what leave has kept.
+func (d *decoder) letStay() {
+	if d.stay != nil && d.stay.in != nil {
+		d.stay.in.Release()
+	}
+	d.stay = nil
 }
 
 // full reports that what comes next does not fit this chunk: move is due.
@@ -343,6 +385,7 @@ func (d *decoder) drop() {
 		d.bigIn.Release()
 	}
 	d.big, d.bigIn, d.rest = nil, nil, nil
+	d.letStay()
 }
 
 // advance says that n bytes were received into space.
@@ -364,7 +407,7 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 		d.earned()
 		msg, d.big = d.big, nil
 		d.own, d.bigIn = d.bigIn, nil
-		d.want, d.wasBig, d.last = 1, true, d.head+d.size
+		d.want, d.wasBig, d.last = 1, true, int(d.head)+d.size
 		return msg[:len(msg):len(msg)], true, nil
 	}
 	p := d.chunk[d.r:d.w]
@@ -403,7 +446,7 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 	case len(p) < h+earnest && end > growStep:
 		d.want, d.early = h+earnest, true
 	default:
-		d.early, d.size, d.head = false, int(n), h
+		d.early, d.size, d.head = false, int(n), uint16(h)
 		d.grow(p[h:])
 		d.w, d.want = d.r, 1 // the chunk does not hold it any more
 	}
@@ -430,9 +473,9 @@ func (d *decoder) piece(p []byte) (msg []byte, ok bool, err error) {
 		return nil, false, fmt.Errorf("%w: %d bytes unread", ErrMessageTooLarge, len(p))
 	}
 	d.lacks = int(min(d.max-uint64(len(p)), math.MaxInt)) // of what may come, as of a message
-	d.want = 2 * len(p)                                   // doubling, however little comes each time
-	if len(d.chunk) >= d.want {
-		d.want = len(p) + 1
+	d.want = len(p) + 1
+	if len(d.chunk)-d.w < len(p)/8 {
+		d.want = 2 * len(p) // doubling, however little comes each time
 	}
 	return nil, false, nil
 }
@@ -605,7 +648,7 @@ func (d *decoder) unseen() (n uint64) {
 func (d *decoder) partial() int {
 	n := len(d.rest) + d.w - d.r
 	if d.big != nil {
-		n += d.head + len(d.big)
+		n += int(d.head) + len(d.big)
 	}
 	return n
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -538,6 +539,151 @@ func TestUnreadCountsOnceBehindOtherMessages(t *testing.T) {
 			t.Errorf("BytesIn is %d", n)
 		}
 	})
+}
+
+// Large raw input that is not complete stays where it is, however little comes at a time:
+// a peer that drips would make the reader copy all of it for every byte.
+func TestALittleMoreDoesNotCopyWhatWasUnread(t *testing.T) {
+	for _, reuse := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			const begun, more = 4 << 20, 200
+			want, calls := body(1, 1, begun+more), 0
+			h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+				calls++
+				if !bytes.Equal(m, want[:len(m)]) {
+					t.Errorf("call %d differs", calls)
+				}
+				if len(m) < len(want) {
+					r.Unread(m)
+					return
+				}
+				r.Send([]byte("whole"))
+			}}
+			_, _, peer := serveHandler(t, sockhub.Raw, h, &sockhub.Options{ReuseBuffers: reuse})
+			peer.Write(want[:begun])
+			synctest.Wait()
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			calls = 0
+			for i := range more {
+				peer.Write(want[begun+i : begun+i+1])
+				synctest.Wait()
+			}
+			runtime.ReadMemStats(&after)
+			expect(t, peer, []byte("whole"))
+			if calls != more {
+				t.Errorf("%d calls for %d bytes", calls, more)
+			}
+			if n := (after.TotalAlloc - before.TotalAlloc) >> 20; n > 8*begun>>20 {
+				t.Errorf("with ReuseBuffers %t, %d bytes took %d MiB", reuse, more, n)
+			}
+			peer.Close()
+		})
+	}
+}
+
+// What comes after large raw input does not lie in the memory that was made for that: who
+// keeps it would keep all of it.
+func TestWhatComesAfterLargeRawInputKeepsLittle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const large = 16 << 20
+		var kept []byte
+		h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			switch {
+			case len(m) == large:
+				r.Send([]byte("whole"))
+			case len(m) > 1:
+				r.Unread(m)
+			default:
+				kept = m
+			}
+		}}
+		_, _, peer := serveHandler(t, sockhub.Raw, h, nil)
+		heap := func() uint64 {
+			var m runtime.MemStats
+			for range 3 {
+				runtime.GC() // what lies in a Pool is gone after two
+			}
+			runtime.ReadMemStats(&m)
+			return m.HeapAlloc
+		}
+		before := heap()
+		peer.Write(make([]byte, large))
+		expect(t, peer, []byte("whole"))
+		peer.Write([]byte("x"))
+		synctest.Wait()
+		if more := int64(heap() - before); string(kept) != "x" || more > large/4 {
+			t.Errorf("%q keeps %d bytes", kept, more)
+		}
+		peer.Close()
+	})
+}
+
+// Parts of all sizes are taken from the front of raw input, however it comes, and nothing
+// that the program has kept, or sent, changes.
+func TestUnreadGivesAllSizesWhole(t *testing.T) {
+	for seed := range uint64(12) {
+		synctest.Test(t, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(seed, 1))
+			var in []byte
+			var want [][]byte
+			for k := range 12 {
+				part := body(int(seed), k, 1+random.IntN(1<<(4+2*random.IntN(9))))
+				want = append(want, part)
+				in = append(binary.LittleEndian.AppendUint32(in, uint32(len(part))), part...)
+			}
+			reuse := seed%2 == 1
+			var got [][]byte
+			h := &handlerFuncs{}
+			h.message = func(r *sockhub.Reply, m []byte) {
+				for len(m) >= 4 && len(m)-4 >= int(binary.LittleEndian.Uint32(m)) {
+					end := 4 + int(binary.LittleEndian.Uint32(m))
+					part := m[4:end]
+					m = m[end:]
+					if reuse {
+						got = append(got, bytes.Clone(part))
+					} else {
+						got = append(got, part)
+					}
+					if err := r.Conn().Send(t.Context(), part); err != nil {
+						t.Error(err)
+					}
+					if len(got) == len(want) {
+						r.SetRaw(false) // what follows is messages
+						break
+					}
+				}
+				r.Unread(m)
+				if len(got) == len(want) {
+					h.message = func(r *sockhub.Reply, m []byte) { r.Send(m) }
+				}
+			}
+			_, _, peer := serveHandler(t, sockhub.Raw, h, &sockhub.Options{ReuseBuffers: reuse})
+			last := body(int(seed), 99, 200<<10)
+			in = append(in, frame(string(last))...)
+			answers, size := make(chan []byte), len(in)-4*len(want)
+			go func() {
+				b := make([]byte, size)
+				n, _ := io.ReadFull(peer, b)
+				answers <- b[:n]
+			}()
+			for len(in) > 0 {
+				n := min(len(in), 1+random.IntN(1<<(2*random.IntN(10))))
+				peer.Write(in[:n])
+				if in = in[n:]; random.IntN(4) > 0 {
+					synctest.Wait()
+				}
+			}
+			answer := <-answers
+			if err := sameBodies(got, want); err != nil {
+				t.Errorf("seed %d: %v", seed, err)
+			}
+			if all := append(slices.Concat(want...), frame(string(last))...); !bytes.Equal(answer, all) {
+				t.Errorf("seed %d: %d bytes came back, not the %d that were sent, or others", seed, len(answer), len(all))
+			}
+			peer.Close()
+		})
+	}
 }
 
 func TestReplyOfACallThatPanickedIsOver(t *testing.T) {
