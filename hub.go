@@ -659,7 +659,9 @@ func (h *Hub) liveConns() (n, inCall, fed int) {
 // (DefaultLinger, if that is none), whatever ctx is. A loop that takes longer for one may
 // find its answers refused with ErrClosed, although Shutdown returns nil: it sets a longer
 // Linger, or HalfOpen. What was accepted before is written, unless Close is called then.
-// Connections with HalfOpen set are the user's to Finish until ctx ends.
+// Connections with HalfOpen set are the user's to Finish until ctx ends. Each of the
+// others ends by itself: what is passed on to it may be refused with ErrClosed while
+// there is input from others.
 //
 // Of a hub that is closed already, Shutdown waits for the end and returns nil.
 //

@@ -200,8 +200,8 @@ type ListenOptions struct {
 
 	// ReusePort lets several processes, or hubs, listen on the same TCP port,
 	// if all of them ask for it. Linux and FreeBSD spread new connections over
-	// them. Where the system has no safe way, and on Unix sockets, Listen
-	// fails with errors.ErrUnsupported.
+	// them; each has its own names and limits. Where the system has no safe way,
+	// and on Unix sockets, Listen fails with errors.ErrUnsupported.
 	ReusePort bool
 
 	// FileMode is the mode of a Unix socket file, in force before anybody can
@@ -275,7 +275,8 @@ type Backoff struct {
 // make one larger, and so can an Unread. MaxMessage is the limit of each Send, while
 // Framing and StreamOver do nothing. A Handler that parses what comes gives back with
 // Reply.Unread what is not complete: FrameTimeout and MaxMessage hold for that, and do not
-// for what a program keeps itself.
+// for what a program keeps itself. Where output was cut, its peer may see the same end as
+// of all of it.
 //
 // On packet networks only unixpacket can be Named, and none is Raw or NamedRaw.
 type Mode int

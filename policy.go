@@ -288,6 +288,10 @@ func GID(gids ...uint32) Rule {
 // ASCII letters. The common name, IP addresses and mail addresses of the leaf
 // are not looked at: anybody's text may stand in a common name.
 //
+// The rule func(p Peer) error { return TLSName(p.Name)(p) } admits a peer under the
+// names of its certificate alone. But names of peers differ by case: with a
+// certificate for alice, ALICE is another name.
+//
 // Wildcards do not match anything but themselves, on neither side. A server's
 // certificate for *.example.com says that it may answer for all those names;
 // as the answer to who a peer is, it would let the holder of one wildcard pass

@@ -157,6 +157,14 @@ func dialTLS(ctx context.Context, hub *sockhub.Hub, address string, cert tls.Cer
 	})
 }
 
+// ownName is a Rule: a peer has to have the name in its certificate.
+func ownName(p sockhub.Peer) error {
+	if p.Name != strings.ToLower(p.Name) {
+		return errors.New("names are in lower case") // WORKER is worker in a certificate, but not here
+	}
+	return sockhub.TLSName(p.Name)(p)
+}
+
 // sendFile sends a file of any size as one message. 256 KiB of it are in memory
 // at most.
 func sendFile(ctx context.Context, c *sockhub.Conn, name string) error {
@@ -360,6 +368,27 @@ func TestReadmeTLS(t *testing.T) {
 	for _, name := range []string{"worker.example", "other.example"} {
 		_, err := dialTLS(soon(t), client, l.Addr().String(), ca.certify(name), ca.pool)
 		if (err == nil) != (name == "worker.example") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+
+	l, err = hub.Listen(soon(t), "tcp", "127.0.0.1:0", &sockhub.ListenOptions{
+		TLS: &tls.Config{
+			Certificates: []tls.Certificate{ca.certify("127.0.0.1")},
+			ClientCAs:    ca.pool,
+			ClientAuth:   tls.RequireAndVerifyClientCert,
+		},
+		Admit: ownName,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"alice.example", "ALICE.example", "bob.example"} {
+		_, err := client.Dial(soon(t), "tcp", l.Addr().String(), &sockhub.DialOptions{
+			Name: name,
+			TLS:  &tls.Config{Certificates: []tls.Certificate{ca.certify("alice.example")}, RootCAs: ca.pool},
+		})
+		if (err == nil) != (name == "alice.example") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
