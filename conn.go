@@ -272,7 +272,7 @@ type ConnStats struct {
 	Paused bool
 
 	Since               time.Time // when it was made
-	LastRead, LastWrite time.Time // on a busy connection up to 0.1 s late; LastWrite is zero while nothing was written
+	LastRead, LastWrite time.Time // up to 0.1 s late; LastWrite is zero while nothing was written
 }
 
 // Stats returns the connection's figures as they are now.

@@ -71,8 +71,8 @@ type Options struct {
 	Name string
 
 	// Logger is told what has no event of its own: refused peers and dials that are
-	// tried again at level Info, accept errors at Warn. Nil means silence. Nothing is
-	// logged per message. Its handler must not call Close or Shutdown, which wait for
+	// tried again at level Info, accept errors at Warn, an accepted connection of a kind
+	// that cannot be served at Error. Nil means silence. Nothing is logged per message. Its handler must not call Close or Shutdown, which wait for
 	// whoever is logging.
 	Logger *slog.Logger
 
@@ -156,7 +156,7 @@ type Options struct {
 
 	HandshakeTimeout time.Duration // from accept to the accepted name, absolute: progress does not extend it. Default 5 s
 	FrameTimeout     time.Duration // for a message that has begun and makes no progress; with TLS, one of which a record has come. Default 30 s
-	WriteTimeout     time.Duration // for output that makes no progress at all; a slow peer is not a stuck one. Also for input that does not end after a write has failed. Default 10 s
+	WriteTimeout     time.Duration // for output that makes no progress at all; a slow peer is not a stuck one. Also for input that does not end after a write has failed, which has 10 s where this is none. Default 10 s
 	IdleTimeout      time.Duration // without any input; from 10 s on it may be 0.1 s late. Default: none
 	Linger           time.Duration // how long the input of a finished connection is drained, so that a reset does not destroy our last output. Default 500 ms
 

@@ -420,8 +420,8 @@ func (u UnexpectedPolicy) String() string {
 //
 // If the owner's connection is about to end, since its peer has finished, and only its
 // Ended was not taken or the rest of its output not written, RefuseNew makes the new
-// one wait for that, for HandshakeTimeout at most; and ReplaceOld does so, for half of it,
-// until all that the peer had sent before was read. (That its peer has finished is known of
+// one wait for that, for HandshakeTimeout at most; and ReplaceOld does so, for half of it
+// (2.5 s, if it is none), until all that the peer had sent before was read. (That its peer has finished is known of
 // package net's connections at once, and of others when they were read to that.)
 type DuplicatePolicy int
 
