@@ -712,3 +712,18 @@ func isPanic(err error) bool {
 	_, ok := errors.AsType[*sockhub.PanicError](err)
 	return ok
 }
+
+// A TLS handshake that fails on a connection that was dialed is no input that is wrong:
+// who dials is told.
+func TestDialedTLSHandshakeThatFailsIsNotCounted(t *testing.T) {
+	s, server := newStand(t, nil, nil), newStand(t, nil, nil)
+	l := server.listen("tls", nil)
+	_, err := s.Dial(soon(t), "tcp", l.Addr().String(), &sockhub.DialOptions{Name: "w", TLS: &tls.Config{RootCAs: x509.NewCertPool()}})
+	if !errors.As(err, new(*tls.CertificateVerificationError)) || !errors.As(err, new(*net.OpError)) || errors.Is(err, sockhub.ErrRefused) {
+		t.Error(err)
+	}
+	eventually(t, "the handshake that has failed", func() bool { return server.Stats().ProtocolErrors == 1 })
+	if st := s.Stats(); st.ProtocolErrors != 0 || st.Dialed != 0 {
+		t.Errorf("%+v", st)
+	}
+}
