@@ -3,6 +3,7 @@ package sockhub_test
 // Stats and ConnStats; counters_test.go has what counts as input.
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/sockhub/sockhub"
 )
@@ -227,6 +231,68 @@ func TestStatsAfterTheEndOfACutMessage(t *testing.T) {
 		}
 		if st := l.c.Stats(); st.QueuedMessages != 0 || st.QueuedOut != 0 {
 			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// What a connection has done is in its figures and in those of the hub, there also when it
+// has ended.
+func TestStatsOfAnExchange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		<-time.After(time.Second)
+		made := time.Now()
+		c, p := r.serve(nil, nil)
+		if s := c.Stats(); !s.Since.Equal(made) || !s.LastRead.Equal(made) || !s.LastWrite.IsZero() {
+			t.Errorf("at first: %+v", s)
+		}
+		<-time.After(time.Second)
+		read := time.Now()
+		p.Write(frames("", "three", "and more"))
+		synctest.Wait()
+		<-time.After(time.Second)
+		written := time.Now()
+		for _, m := range []string{"seven", ""} {
+			if err := c.TrySend([]byte(m)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		<-time.After(time.Second)
+		want := sockhub.ConnStats{
+			MessagesIn: 3, BytesIn: 13, MessagesOut: 2, BytesOut: 5, QueuedIn: 13 + 3*sockhub.MessageCharge,
+			Since: made, LastRead: read, LastWrite: written,
+		}
+		late := cmpopts.EquateApproxTime(100 * time.Millisecond)
+		if d := cmp.Diff(want, c.Stats(), late); d != "" {
+			t.Errorf("the connection (-want +got):\n%s", d)
+		}
+		ofHub := sockhub.Stats{
+			Conns: 1, Listeners: 1, Accepted: 1, MessagesIn: 3, BytesIn: 13, MessagesOut: 2, BytesOut: 5, Batches: 1, QueuedIn: want.QueuedIn,
+		}
+		if d := cmp.Diff(ofHub, r.Stats()); d != "" {
+			t.Errorf("the hub (-want +got):\n%s", d)
+		}
+		p.CloseWrite()
+		if d := r.endOf(c); d.Err != io.EOF {
+			t.Error(d.Err)
+		}
+		got := r.Stats()
+		ofHub.Conns, ofHub.Disconnected, ofHub.QueuedIn, ofHub.Batches = 0, 1, 0, got.Batches
+		if d := cmp.Diff(ofHub, got); d != "" {
+			t.Errorf("the hub, when the connection has ended (-want +got):\n%s", d)
+		}
+	})
+}
+
+// Input that no Framing can read is a protocol error, as one that is too large is.
+func TestInputThatIsNoMessageIsAProtocolError(t *testing.T) {
+	inBubble(t, nil, true, func(t *testing.T, hub *sockhub.Hub) {
+		_, peer := serveHalf(t, hub, &sockhub.ListenOptions{Framing: sockhub.Uvarint()})
+		peer.Write(bytes.Repeat([]byte{0xff}, 10))
+		synctest.Wait()
+		if s := hub.Stats(); s.ProtocolErrors != 1 || s.Disconnected != 1 {
+			t.Errorf("%+v", s)
 		}
 	})
 }
