@@ -745,3 +745,30 @@ func TestMessagesOfReadersAndOutboundLimit(t *testing.T) {
 		})
 	}
 }
+
+// Where it is OutboundLimit that has no room, the peer is not to blame for it: DisconnectPeer
+// acts as BlockSender.
+func TestDisconnectPeerAtOutboundLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{OutboundLimit: 64 << 10, MaxConns: 64, WriteTimeout: -1}, nil)
+		other, otherPeer := r.serve(stuck, nil)
+		for other.TrySend(make([]byte, 1000)) == nil {
+		}
+		c, p := r.serve(stuck, &sockhub.ListenOptions{Overflow: sockhub.DisconnectPeer})
+		var err error
+		for err == nil {
+			err = c.TrySend(make([]byte, 1000))
+		}
+		if !errors.Is(err, sockhub.ErrBackpressure) {
+			t.Error(err)
+		}
+		call := async(func() (int, error) { return 0, c.Send(t.Context(), make([]byte, 1000)) })
+		waits(t, call)
+		go io.Copy(io.Discard, p)
+		go io.Copy(io.Discard, otherPeer)
+		returns(t, call, nil)
+		if s := r.Stats(); s.SlowPeers != 0 || s.Conns != 2 {
+			t.Errorf("%+v", s)
+		}
+	})
+}

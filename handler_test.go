@@ -716,3 +716,70 @@ func TestReplyOfACallThatPanickedIsOver(t *testing.T) {
 		}
 	})
 }
+
+// For what Unread gives back MaxMessage and FrameTimeout hold, as for a message that has
+// begun.
+func TestUnreadInputIsLimited(t *testing.T) {
+	for want, send := range map[error][]int{sockhub.ErrMessageTooLarge: {60, 40}, sockhub.ErrFrameTimeout: {60, 39}} {
+		synctest.Test(t, func(t *testing.T) {
+			end := make(chan sockhub.Disconnection, 1)
+			h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Unread(m) }, disconnected: func(d sockhub.Disconnection) { end <- d }}
+			_, _, peer := serveHandler(t, sockhub.Raw, h, &sockhub.Options{MaxMessage: 100})
+			defer peer.Close()
+			took := within(func() {
+				for _, n := range send {
+					peer.Write(make([]byte, n))
+					synctest.Wait()
+				}
+				if d := <-end; !errors.Is(d.Err, want) {
+					t.Errorf("%v, want %v", d.Err, want)
+				}
+			})
+			if late := want == sockhub.ErrFrameTimeout; late != (took == sockhub.DefaultFrameTimeout) || !late && took != 0 {
+				t.Errorf("%v after %v", want, took)
+			}
+		})
+	}
+}
+
+// Whoever appends to a message copies it, whichever way it has come.
+func TestMessagesHaveNoSpareCapacity(t *testing.T) {
+	for _, mode := range []sockhub.Mode{sockhub.Anonymous, sockhub.Raw} {
+		for _, reuse := range []bool{false, true} {
+			for _, handled := range []bool{false, true} {
+				synctest.Test(t, func(t *testing.T) {
+					n := 0
+					check := func(m []byte) {
+						if n++; cap(m) != len(m) {
+							t.Errorf("mode %v, ReuseBuffers %v, a Handler %v: message %d of %d bytes has room for %d", mode, reuse, handled, n, len(m), cap(m))
+						}
+					}
+					lo := &sockhub.ListenOptions{Mode: mode, ReuseBuffers: reuse, ConnInbound: -1}
+					if handled {
+						lo.Handler = func(*sockhub.Conn) sockhub.Handler {
+							return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { check(m); r.Send([]byte("x")) }}
+						}
+					}
+					r := newRoom(t, nil, nil)
+					_, p := r.serve(nil, lo)
+					go io.Copy(io.Discard, p)
+					for range 3 { // what came before decides how the next is read
+						for _, size := range []int{1, 1000, 20_000, 100_000, 1 << 20} {
+							m := string(make([]byte, size))
+							p.Write(frames("", "a", m, m[:size/2], "b", m))
+						}
+					}
+					synctest.Wait()
+					if !handled {
+						for _, m := range r.take().Messages() {
+							check(m)
+						}
+					}
+					if n < 90 && mode == sockhub.Anonymous || n == 0 {
+						t.Errorf("%d messages", n)
+					}
+				})
+			}
+		}
+	}
+}

@@ -4,6 +4,7 @@ package sockhub
 
 import (
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 )
@@ -116,5 +117,29 @@ func TestEndOfPrefacesEndsNobodyWhoWasHandedOn(t *testing.T) {
 	}
 	if b := <-hub.Events(); len(b.Received) != 1 || b.Received[0].Conn != c {
 		t.Errorf("%+v: %v", b, c.endReason())
+	}
+}
+
+// Who has many addresses of one IPv6 network is one source, and so is a user on Unix sockets.
+func TestSourceOfAHandshake(t *testing.T) {
+	at := func(ip string) Peer { return newPeer("tcp", nil, net.TCPAddrFromAddrPort(netip.MustParseAddrPort(ip))) }
+	of := func(uid uint32) Peer { return Peer{Network: "unix", Cred: &Cred{UID: uid}} }
+	for _, test := range []struct {
+		a, b Peer
+		same bool
+	}{
+		{at("10.0.0.1:1"), at("10.0.0.1:2"), true},
+		{at("10.0.0.1:1"), at("[::ffff:10.0.0.1]:2"), true},
+		{at("10.0.0.1:1"), at("10.0.0.2:1"), false},
+		{at("[2001:db8::1]:1"), at("[2001:db8::ffff:0:0:2]:1"), true},
+		{at("[2001:db8::1]:1"), at("[2001:db8:0:1::1]:1"), false},
+		{of(1), of(1), true},
+		{of(1), of(2), false},
+		{of(1), Peer{}, false},
+		{of(0), at("10.0.0.1:1"), false},
+	} {
+		if same := sourceOf(test.a) == sourceOf(test.b); same != test.same {
+			t.Errorf("%v and %v: one source is %v", test.a, test.b, same)
+		}
 	}
 }

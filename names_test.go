@@ -976,3 +976,27 @@ func TestServeConnOfALongName(t *testing.T) {
 		}
 	})
 }
+
+// At MemoryLimit nobody is let in, so that nobody is to go for it either.
+func TestReplaceOldAtMemoryLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld, MemoryLimit: 300_000, WriteTimeout: -1}, nil)
+		r.join("w")
+		full, _ := r.serve(stuck, nil)
+		for range 31 {
+			if err := full.TrySend(make([]byte, 10_000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.take()
+		full.Close()
+		synctest.Wait() // its report is not taken
+		endsUnheard(t, r.claim("w"))
+		if s := r.Stats(); s.RefusedLimit != 1 || s.Conns != 1 {
+			t.Errorf("%+v", s)
+		}
+		r.sends(r.conn("w").ID(), nil)
+		r.take()
+		r.join("w")
+	})
+}

@@ -424,3 +424,30 @@ func TestRefusalsAreLoggedInJSON(t *testing.T) {
 		})
 	}
 }
+
+// Classify may ask for 1 KiB, and for more than it has seen: who asks for another number is
+// not asked again, and the peer is refused.
+func TestClassifyMaySeeOneKiB(t *testing.T) {
+	for more, served := range map[int]bool{1024: true, 1025: false, 3: false} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRoom(t, nil, &sockhub.ListenOptions{Classify: func(_ sockhub.Peer, first []byte) (*sockhub.ListenOptions, int, error) {
+				switch {
+				case len(first) == 0:
+					return nil, 10, nil
+				case len(first) < more || more < 10:
+					return nil, more, nil
+				}
+				return nil, 0, nil
+			}})
+			p := r.from("10.0.0.1", frames("w", string(make([]byte, 2000))))
+			if served {
+				expect(t, p, frame("OK"))
+			} else {
+				endsUnheard(t, p)
+			}
+			if s := r.Stats(); served != (s.RefusedPolicy == 0) || s.Connecting != 0 {
+				t.Errorf("%d bytes: %+v", more, s)
+			}
+		})
+	}
+}

@@ -460,3 +460,22 @@ func TestReportForALog(t *testing.T) {
 		}
 	}
 }
+
+// The output of a connection has failed, and its peer is silent: it ends after WriteTimeout,
+// whichever that is, with what has failed.
+func TestWriteTimeoutAfterAFailedWrite(t *testing.T) {
+	for timeout, want := range map[time.Duration]time.Duration{3 * time.Second: 3 * time.Second, -1: sockhub.DefaultWriteTimeout} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLine(t, &sockhub.Options{WriteTimeout: timeout}, &memnet.Options{Faults: memnet.Faults{FailWriteAt: [2]int64{20, 0}}}, nil)
+			took := within(func() {
+				l.sent(string(make([]byte, 100)))
+				if d := ended(t, l.Hub, l.c); !errors.Is(d.Err, syscall.ETIMEDOUT) || !d.Report.Cut {
+					t.Errorf("%v, %v", d.Err, d.Report)
+				}
+			})
+			if took != want {
+				t.Errorf("WriteTimeout %v: it ended after %v", timeout, took)
+			}
+		})
+	}
+}

@@ -573,3 +573,32 @@ func TestWhatWasReadOfAStreamIsNotHeld(t *testing.T) {
 		}
 	}
 }
+
+// A message of StreamOver bytes is a message still, and one byte more makes a Stream.
+func TestStreamBeginsAboveStreamOver(t *testing.T) {
+	for _, framing := range []sockhub.Framing{nil, sockhub.Uvarint()} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLine(t, nil, nil, &sockhub.ListenOptions{StreamOver: 300, Framing: framing})
+			if framing == nil {
+				framing = sockhub.LengthPrefix(8, binary.LittleEndian)
+			}
+			for _, cut := range []int{0, 200} {
+				for _, size := range []int{300, 301} {
+					wire := append(framing.AppendHeader(nil, uint64(size)), make([]byte, size)...)
+					l.p.Write(wire[:cut])
+					synctest.Wait()
+					l.p.Write(wire[cut:])
+					d := l.take().Received
+					if len(d) != 1 || (size > 300) != (d[0].Stream != nil) || (size > 300) != (len(d[0].Messages) == 0) {
+						t.Fatalf("%d bytes: %+v", size, d)
+					}
+					if s := d[0].Stream; s != nil {
+						if n, err := io.Copy(io.Discard, s); n != int64(s.Size()) || n != int64(size) || err != nil {
+							t.Errorf("read %d of %d bytes: %v", n, s.Size(), err)
+						}
+					}
+				}
+			}
+		})
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -472,4 +473,47 @@ func TestTheLongestLingerStopsNoClock(t *testing.T) {
 	s.first().Finish()
 	p.atEnd() // and it does not close
 	dialHub(t, l, "").atEnd()
+}
+
+// Where there is no Linger, a connection that was finished ends with the last byte of its
+// output, and else after Linger, if its peer does not finish.
+func TestLingerIsOfAPeerThatDoesNotFinish(t *testing.T) {
+	for linger, want := range map[time.Duration]time.Duration{-1: 0, 0: sockhub.DefaultLinger, time.Minute: time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLine(t, &sockhub.Options{Linger: linger}, nil, nil)
+			l.sent("x")
+			took := within(func() {
+				l.c.Finish()
+				if d := ended(t, l.Hub, l.c); d.Err != sockhub.ErrClosed || d.Report.WrittenMessages != 1 {
+					t.Errorf("%v, %v", d.Err, d.Report)
+				}
+			})
+			if took != want {
+				t.Errorf("Linger %v: it ended after %v", linger, took)
+			}
+		})
+	}
+}
+
+// DialOptions.Timeout holds for all of an attempt, and its end is ErrHandshakeTimeout where
+// the peer has not answered; a context that ends first is its own cause.
+func TestTimeoutOfADial(t *testing.T) {
+	s, l := newStand(t, nil, nil), newDialed(t)
+	begun := time.Now()
+	_, err := s.Dial(soon(t), "tcp", l.addr(), &sockhub.DialOptions{Name: "w", Timeout: 100 * time.Millisecond})
+	if !errors.Is(err, sockhub.ErrHandshakeTimeout) || !errors.As(err, new(*net.OpError)) || time.Since(begun) < 100*time.Millisecond {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithTimeout(soon(t), 100*time.Millisecond)
+	defer cancel()
+	_, err = s.Dial(ctx, "tcp", l.addr(), &sockhub.DialOptions{Name: "w", Timeout: -1})
+	if errors.Is(err, sockhub.ErrHandshakeTimeout) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	ours, peer := net.Pipe()
+	go io.Copy(io.Discard, peer)
+	_, err = s.Attach(soon(t), ours, &sockhub.DialOptions{Name: "w", Timeout: 100 * time.Millisecond})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
 }
