@@ -72,8 +72,8 @@ type Options struct {
 
 	// Logger is told what has no event of its own: refused peers and dials that are
 	// tried again at level Info, accept errors at Warn, an accepted connection of a kind
-	// that cannot be served at Error. Nil means silence. Nothing is logged per message. Its handler must not call Close or Shutdown, which wait for
-	// whoever is logging.
+	// that cannot be served at Error. Nil means silence. Nothing is logged per message.
+	// Its handler must not call Close or Shutdown, which wait for whoever is logging.
 	Logger *slog.Logger
 
 	// Admit is asked about every accepted connection, beside the listener's

@@ -116,3 +116,47 @@ func closedBy(t *testing.T, peer net.Conn) {
 		t.Errorf("the connection was not closed: %v", err)
 	}
 }
+
+// A hub without any limit serves as one with limits does.
+func TestNoLimitsAtAll(t *testing.T) {
+	none := &sockhub.Options{
+		Name: "w", MaxConns: -1, MaxPending: -1, MaxPendingPerSource: -1, MaxMessage: -1, StreamOver: -1, ConnInbound: -1, ConnOutbound: -1,
+		InboundLimit: -1, OutboundLimit: -1, MemoryLimit: -1, HandshakeTimeout: -1, FrameTimeout: -1, WriteTimeout: -1, IdleTimeout: -1, Linger: -1,
+	}
+	for _, reuse := range []bool{false, true} {
+		none.ReuseBuffers = reuse
+		s, client := newStand(t, none, echo), newStand(t, none, nil)
+		for _, network := range []string{"tcp", "udp"} {
+			l, err := s.Listen(soon(t), network, "127.0.0.1:0", &sockhub.ListenOptions{
+				MaxConns: -1, MaxMessage: -1, StreamOver: -1, ConnInbound: -1, ConnOutbound: -1, IdleTimeout: -1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := client.Dial(soon(t), network, l.Addr().String(), &sockhub.DialOptions{Timeout: -1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			sizes := []int{0, 1, 1000, 30_000}
+			if network == "tcp" {
+				sizes = append(sizes, 5<<20) // more than ConnInbound and ConnOutbound are by default
+			}
+			for i, size := range sizes {
+				if err := c.Send(soon(t), make([]byte, size)); err != nil {
+					t.Fatal(err)
+				}
+				if got := client.got(c, i+1)[i]; len(got) != size {
+					t.Errorf("%s: %d bytes of %d came back", network, len(got), size)
+				}
+			}
+		}
+		if n, err := client.Broadcast(client.Conns(), []byte("x")); n != 2 || err != nil {
+			t.Error(n, err)
+		}
+		if err := client.Shutdown(soon(t)); err != nil {
+			t.Error(err)
+		}
+		if err := s.Shutdown(soon(t)); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -673,3 +673,29 @@ func TestTheWaitGoesOnAfterAConnection(t *testing.T) {
 		t.Errorf("%d attempts", n)
 	}
 }
+
+// A connection that lasted longer than the wait before it starts that anew.
+func TestTheWaitBeginsAnewAfterAConnectionThatLasted(t *testing.T) {
+	s, l := newStand(t, nil, nil), newDialed(t)
+	lasted := make(chan time.Time)
+	go func() {
+		l.next().Close() // then 20 ms
+		l.next().Close() // then 400 ms
+		p := l.welcome()
+		<-time.After(500 * time.Millisecond)
+		p.Close()
+		lasted <- time.Now()
+		l.welcome()
+		lasted <- time.Now()
+	}()
+	c, err := s.Dial(soon(t), "tcp", l.addr(), &sockhub.DialOptions{
+		Name: "w", Reconnect: &sockhub.Backoff{Min: 20 * time.Millisecond, Factor: 20, Jitter: -1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	over := <-lasted
+	if d := (<-lasted).Sub(over); d > 4*time.Second { // it would be 8 s
+		t.Errorf("dialed again after %v", d)
+	}
+	s.Forget(c.ID())
+}
