@@ -334,3 +334,39 @@ func TestBroadcastOfABorrowedMessageAndDroppedOnes(t *testing.T) {
 		}
 	})
 }
+
+// What was lent is the hub's again when it was given back, which the tests' hub shows by
+// writing over it; else it is the user's for good.
+func TestLentMemoryIsTakenBack(t *testing.T) {
+	const size = 1 << 20 // with a chunk of its own
+	for _, reuse := range []bool{false, true} {
+		for _, handled := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRoom(t, nil, nil)
+				var kept []byte
+				lo := &sockhub.ListenOptions{ReuseBuffers: reuse}
+				if handled {
+					lo.Handler = func(*sockhub.Conn) sockhub.Handler {
+						return &handlerFuncs{message: func(_ *sockhub.Reply, m []byte) { kept = m }}
+					}
+				}
+				_, p := r.serve(nil, lo)
+				p.Write(frame(string(make([]byte, size))))
+				synctest.Wait()
+				if !handled {
+					b := r.take()
+					for _, m := range b.Messages() {
+						kept = m
+					}
+					if kept[0] != 0 {
+						t.Error("it was taken back before Release")
+					}
+					b.Release()
+				}
+				if taken := kept[0] != 0; len(kept) != size || taken != reuse {
+					t.Errorf("ReuseBuffers %v, a Handler %v: taken back is %v", reuse, handled, taken)
+				}
+			})
+		}
+	}
+}

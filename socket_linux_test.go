@@ -287,3 +287,18 @@ func TestPeerCredentialsOfUnixSockets(t *testing.T) {
 		}
 	}
 }
+
+// A negative KeepAlive of the user's own is none, as in package net.
+func TestKeepAliveThatTheUserDoesNotWant(t *testing.T) {
+	s, client := newStand(t, nil, nil), newStand(t, nil, nil)
+	l := s.listen("tcp4", &sockhub.ListenOptions{Config: &net.ListenConfig{KeepAlive: -1}})
+	c, err := client.Dial(soon(t), "tcp4", l.Addr().String(), &sockhub.DialOptions{Name: "c", Dialer: &net.Dialer{KeepAlive: -1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]*sockhub.Conn{"accepted": s.first(), "dialed": c} {
+		if got := keepAliveOf(t, c); got.On != 0 {
+			t.Errorf("%s socket: %+v", what, got)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"testing"
@@ -295,4 +296,34 @@ func TestInputThatIsNoMessageIsAProtocolError(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	})
+}
+
+// What has no event of its own is logged: who is refused and what is dialed again at Info,
+// Accept that fails at Warn.
+func TestLevelsOfTheLog(t *testing.T) {
+	for level, logged := range map[slog.Level][]string{
+		slog.LevelInfo:     {"connection refused", "dial failed", "accept failed"},
+		slog.LevelInfo + 1: {"accept failed"},
+		slog.LevelWarn + 1: nil,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var log bytes.Buffer
+			r := newRoom(t, &sockhub.Options{Name: "w", Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: level})), Admit: sockhub.Nobody()}, nil)
+			endsUnheard(t, r.claim("w"))
+			r.l.AcceptError(io.ErrNoProgress)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			r.Dial(ctx, "unix", "no such directory/s", &sockhub.DialOptions{Reconnect: &sockhub.Backoff{Min: time.Hour, Max: time.Hour}})
+			r.Close()
+			var got []string
+			for _, what := range []string{"connection refused", "dial failed", "accept failed"} {
+				if bytes.Contains(log.Bytes(), []byte(what)) {
+					got = append(got, what)
+				}
+			}
+			if d := cmp.Diff(logged, got); d != "" {
+				t.Errorf("at level %v (-want +got):\n%s", level, d)
+			}
+		})
+	}
 }
