@@ -1,6 +1,7 @@
 package sockhub_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/sockhub/sockhub"
 	"github.com/sockhub/sockhub/internal/memnet"
+	"github.com/sockhub/sockhub/internal/transport"
 )
 
 // benchPair connects two hubs over loopback. Every batch of the server's goes
@@ -306,3 +308,113 @@ func BenchmarkBroadcast(b *testing.B) {
 		}
 	}
 }
+
+// What a turn of the reader and its answers cost the hub, without a system call or a
+// peer: a transport that at each turn has as many messages, and takes all that is
+// written. It is small beside the kernel's part, and steady enough to count instructions.
+func BenchmarkTurn(b *testing.B) {
+	for _, api := range []string{"Handler", "Events"} {
+		for _, msgs := range []int{1, 64} {
+			b.Run(fmt.Sprintf("%s/%dx64B", api, msgs), func(b *testing.B) {
+				hub, err := sockhub.New(context.Background(), &sockhub.Options{ReuseBuffers: true})
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer hub.Close()
+				o := &sockhub.ListenOptions{Mode: sockhub.Anonymous}
+				if api == "Handler" {
+					o.Handler = func(*sockhub.Conn) sockhub.Handler { return echoHandler{} }
+				} else {
+					go func() {
+						for batch := range hub.Events() {
+							for _, d := range batch.Received {
+								d.Conn.SendMany(context.Background(), slices.Values(d.Messages))
+							}
+							batch.Release()
+						}
+					}()
+				}
+				frame := append([]byte{64, 0, 0, 0, 0, 0, 0, 0}, make([]byte, 64)...)
+				ours, peer := memnet.Pair(nil)
+				defer peer.Close()
+				t := &treadmill{
+					Conn: ours.Transport(), input: bytes.Repeat(frame, msgs), turns: b.N, start: b.ResetTimer,
+					answered: make(chan struct{}, 1), over: make(chan struct{}),
+				}
+				b.ReportAllocs()
+				if _, err := hub.ServeConn(context.Background(), onTreadmill{ours, t}, o); err != nil {
+					b.Fatal(err)
+				}
+				<-t.over
+				b.StopTimer()
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*msgs), "ns/msg")
+			})
+		}
+	}
+}
+
+// treadmill is the transport of BenchmarkTurn: it has input turns times, each time when
+// the input before was answered. For the rest it is that of an idle connection in memory.
+type treadmill struct {
+	transport.Conn
+	input    []byte
+	turns    int
+	read     bool // this turn's input was
+	written  int  // in this turn
+	start    func()
+	answered chan struct{} // a send for each turn
+	over     chan struct{} // closed after the last
+}
+
+// onTreadmill is what brings it.
+type onTreadmill struct {
+	*memnet.End
+	t *treadmill
+}
+
+func (c onTreadmill) Transport() transport.Conn { return c.t }
+
+func (t *treadmill) Read(turn func() bool) error {
+	for t.start(); t.turns > 0; t.turns-- {
+		t.read = false
+		if !turn() {
+			return nil
+		}
+		<-t.answered
+	}
+	close(t.over)
+	return t.Conn.Read(turn)
+}
+
+func (t *treadmill) TryRead(p []byte) (n int, drained bool, err error) {
+	if t.turns == 0 {
+		return t.Conn.TryRead(p)
+	}
+	if !t.read {
+		t.read, n = true, copy(p, t.input)
+	}
+	return n, true, nil
+}
+
+// TryWritev is called by one goroutine at a time, whichever has the connection's pen.
+func (t *treadmill) TryWritev(v [][]byte) (n int, err error) {
+	for _, p := range v {
+		n += len(p)
+	}
+	if t.written += n; t.written == len(t.input) {
+		t.written = 0
+		t.answered <- struct{}{}
+	}
+	return n, nil
+}
+
+func (t *treadmill) WriteNow(v [][]byte) (n int, ok bool, err error) {
+	n, err = t.TryWritev(v)
+	return n, true, err
+}
+
+func (t *treadmill) WriteInTurn(v [][]byte) (n int, ok bool, err error) { return t.WriteNow(v) }
+
+type echoHandler struct{ sockhub.BaseHandler }
+
+func (echoHandler) Message(r *sockhub.Reply, msg []byte) { r.Send(msg) }
