@@ -728,6 +728,10 @@ func (c *Conn) SendMany(ctx context.Context, m iter.Seq[[]byte]) (n int, err err
 	}
 	defer func() { n = r.end() }() // also when m panics
 	for msg := range m {
+		r.yielded = true
+		if uint(len(msg)-1) < uint(r.small) && r.side.Charge() < r.room && r.side.AppendFitting(msg) {
+			continue
+		}
 		err := c.checkSize(len(msg))
 		if err == nil {
 			err = c.set.fits(r.framing, uint64(len(msg)))
@@ -741,7 +745,6 @@ func (c *Conn) SendMany(ctx context.Context, m iter.Seq[[]byte]) (n int, err err
 			}
 		}
 		appendTo(&r.side, r.framing, msg)
-		r.yielded = true
 	}
 	r.yielded = false
 	return 0, r.flush()
@@ -754,6 +757,7 @@ type run struct {
 	framing *outq.Framing
 	side    outq.Queue // gathered, and accepted at the next flush
 	room    int64      // charge that may be gathered before that
+	small   int        // longest message of which nothing else is to be asked
 	begun   bool       // the first flush was, so c.out.run is ours
 	yielded bool       // m has not come to its end
 	n       int        // accepted
@@ -775,7 +779,10 @@ func (r *run) flush() error {
 	}
 	o := &r.c.out
 	r.room = min(o.limit-o.charge()+o.behindCharge(), portion)
-	r.framing = o.framing
+	r.framing, r.small = o.framing, 0
+	if r.framing == outq.Default {
+		r.small = int(min(outq.Inline, r.c.set.maxMessage))
+	}
 	return nil
 }
 

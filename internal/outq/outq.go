@@ -21,10 +21,10 @@ const (
 	// Overhead is what a message is charged beside its length.
 	Overhead = 64
 
-	// inline is the size up to which a body is copied behind its header
+	// Inline is the size up to which a body is copied behind its header
 	// instead of being referenced: below it, an iovec costs more than the
 	// copy.
-	inline = 2048
+	Inline = 2048
 
 	// A block's memory for small bytes: the first block of a burst is
 	// small, so that a connection with one message waiting holds little;
@@ -210,18 +210,38 @@ func (q *Queue) Charge() int64 { return q.bytes + int64(q.msgs)*Overhead }
 // Append queues one message. A small body is copied, a large one is kept by
 // reference and must not change until it is written.
 func (q *Queue) Append(f *Framing, body []byte) {
-	if len(body) <= inline {
+	if len(body) <= Inline {
 		q.copied(f, body)
 	} else {
 		q.referred(f, body, nil)
 	}
 }
 
+// AppendFitting is Append in the default framing of a small body, if its copy has room
+// behind the last message.
+func (q *Queue) AppendFitting(body []byte) bool {
+	b := q.tail
+	if b == nil || len(b.refs) >= maxRefs {
+		return false
+	}
+	at := len(b.buf)
+	end := at + defaultSize + len(body)
+	if end > cap(b.buf) {
+		return false
+	}
+	b.buf = b.buf[:end]
+	p := b.buf[at:]
+	binary.LittleEndian.PutUint64(p, uint64(len(body)))
+	copy(p[defaultSize:], body)
+	q.add(b, len(body), defaultSize, false)
+	return true
+}
+
 // AppendBorrowed is Append of a body that may lie in memory that is used again.
 // The queue keeps the memory from that until the body is written, or copies a
 // body that is a small part of it.
 func (q *Queue) AppendBorrowed(f *Framing, body []byte) {
-	if len(body) <= inline {
+	if len(body) <= Inline {
 		q.copied(f, body)
 	} else {
 		q.borrowed(f, body)
@@ -243,13 +263,7 @@ func (q *Queue) borrowed(f *Framing, body []byte) {
 // copied queues a message with a copy of its body, referred one that refers to it:
 // if that lies in a chunk, with a reference to the chunk, which is the queue's now.
 func (q *Queue) copied(f *Framing, body []byte) {
-	if b := q.tail; f == Default && b != nil && len(b.refs) < maxRefs && len(b.buf)+defaultSize+len(body) <= cap(b.buf) {
-		// As below, in one piece: most messages come here.
-		at := len(b.buf)
-		b.buf = b.buf[:at+defaultSize+len(body)]
-		binary.LittleEndian.PutUint64(b.buf[at:], uint64(len(body)))
-		copy(b.buf[at+defaultSize:], body)
-		q.add(b, len(body), defaultSize, false)
+	if f == Default && q.AppendFitting(body) {
 		return
 	}
 	b, header := q.header(f, len(body), len(body))
@@ -270,7 +284,7 @@ func small(body []byte, c *chunk.Chunk) bool {
 
 // AppendPartsBorrowed is AppendParts of parts that AppendBorrowed would take.
 func (q *Queue) AppendPartsBorrowed(f *Framing, parts [][]byte, size int) {
-	if size <= inline {
+	if size <= Inline {
 		q.AppendParts(f, parts, size)
 		return
 	}
@@ -307,7 +321,7 @@ func (q *Queue) Own() {
 
 // AppendParts queues one message made of parts, whose lengths add up to size.
 func (q *Queue) AppendParts(f *Framing, parts [][]byte, size int) {
-	byRef := size > inline
+	byRef := size > Inline
 	room := size
 	if byRef {
 		room = 0
@@ -329,7 +343,7 @@ func (q *Queue) AppendParts(f *Framing, parts [][]byte, size int) {
 func (q *Queue) header(f *Framing, n, more int) (b *block, size int) {
 	b = q.tail
 	if b == nil || len(b.buf)+MaxHeader+more > cap(b.buf) || len(b.refs) >= maxRefs {
-		b = q.push(MaxHeader + more) // at most inline more: any block has room
+		b = q.push(MaxHeader + more) // at most Inline more: any block has room
 	}
 	switch at := len(b.buf); f {
 	case nil:

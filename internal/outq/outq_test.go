@@ -21,7 +21,7 @@ func body(r *rand.Rand) []byte {
 	case 0:
 		n = 0
 	case 1:
-		n = inline - 2 + r.IntN(5)
+		n = Inline - 2 + r.IntN(5)
 	case 2:
 		n = r.IntN(largeBlock)
 	}
@@ -241,7 +241,7 @@ func TestSlabHoldsOnlyWhatIsWorthIt(t *testing.T) {
 		t.Error("taken before Reset")
 	}
 	s.Reset(1 << 30)
-	if s.Add(header8, make([]byte, inline)) {
+	if s.Add(header8, make([]byte, Inline)) {
 		t.Error("a large message")
 	}
 	n := 0
@@ -334,8 +334,8 @@ func TestFramingWithMemoryOfItsOwn(t *testing.T) {
 			w Writing
 			s Slab
 		)
-		for range 3 * largeBlock / inline {
-			q.Append(odd, make([]byte, inline))
+		for range 3 * largeBlock / Inline {
+			q.Append(odd, make([]byte, Inline))
 		}
 		w.Take(&q)
 		for _, p := range w.Vec(make([][]byte, 0, 1000), 1<<30) {

@@ -26,7 +26,7 @@ func (r *Run) Charge() int64 { return r.bytes + int64(len(r.msgs))*Overhead }
 // Add adds a copy of a message.
 func (r *Run) Add(body []byte) {
 	if r.buf == nil {
-		r.buf, r.msgs = make([]byte, 0, inline), make([]message, 0, inline/Overhead)
+		r.buf, r.msgs = make([]byte, 0, Inline), make([]message, 0, Inline/Overhead)
 	}
 	r.buf = append(binary.LittleEndian.AppendUint64(r.buf, uint64(len(body))), body...)
 	r.msgs = append(r.msgs, newMessage(len(body), defaultSize, false))

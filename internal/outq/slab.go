@@ -9,7 +9,7 @@ import (
 
 // SlabMax is the longest body that a Slab takes. Longer ones are better not copied
 // twice.
-const SlabMax = inline / 4
+const SlabMax = Inline / 4
 
 const (
 	slabBytes = largeBlock
@@ -45,11 +45,14 @@ type Slab struct {
 // Add adds a message, unless there is no room for it, or it is better not copied
 // twice.
 func (s *Slab) Add(f *Framing, body []byte) bool {
+	if len(body) > SlabMax {
+		return false
+	}
 	if f == Default {
 		return s.AddDefault(body)
 	}
 	at := s.bytes
-	if len(body) > SlabMax || at+MaxHeader+len(body) > len(s.buf) || s.msgs >= len(s.sizes) {
+	if at+MaxHeader+len(body) > len(s.buf) || s.msgs >= len(s.sizes) {
 		return false
 	}
 	header := 0
@@ -63,14 +66,19 @@ func (s *Slab) Add(f *Framing, body []byte) bool {
 	return true
 }
 
-// AddDefault is Add with the default framing.
+// AddDefault is Add with the default framing, of a body not longer than SlabMax. (A look
+// at that here would have the compiler store the header in four pieces.)
 func (s *Slab) AddDefault(body []byte) bool {
-	at := s.bytes
-	if len(body) > SlabMax || at+defaultSize+len(body) > len(s.buf) || s.msgs >= len(s.sizes) {
+	end := s.bytes + defaultSize + len(body)
+	if end > len(s.buf) || s.msgs >= len(s.sizes) {
 		return false
 	}
-	binary.LittleEndian.PutUint64(s.buf[at:], uint64(len(body)))
-	s.add(at, defaultSize, body)
+	b := s.buf[s.bytes:end]
+	binary.LittleEndian.PutUint64(b, uint64(len(body)))
+	copy(b[defaultSize:], body)
+	s.sizes[s.msgs] = newMessage(len(body), defaultSize, false)
+	s.msgs++
+	s.bytes = end
 	return true
 }
 
