@@ -397,6 +397,15 @@ func (d *decoder) advance(n int) {
 	}
 }
 
+// spent reports that everything received was cut, as next would find, for less.
+func (d *decoder) spent() bool {
+	if d.r < d.w || !d.ordinary() {
+		return false
+	}
+	d.want, d.lacks = headerSize, 0
+	return true
+}
+
 // next returns the next complete message, its capacity clipped to its length,
 // or ok == false if there is none. After an error the stream is lost.
 func (d *decoder) next() (msg []byte, ok bool, err error) {
@@ -487,9 +496,9 @@ func (d *decoder) whole(msgs [][]byte) [][]byte {
 	if !d.ordinary() {
 		return msgs
 	}
-	last := 0
+	last, longest := 0, d.longest()
 	for p := d.chunk[d.r:d.w]; ; {
-		end, ok := d.front(p)
+		end, ok := front(p, longest)
 		if !ok {
 			break
 		}
@@ -509,13 +518,22 @@ func (d *decoder) ordinary() bool {
 	return d.framing == nil && !d.raw && d.big == nil && d.stream == 0 && !d.sized
 }
 
-// front is where the first message of p ends, if it is there as a whole.
-func (d *decoder) front(p []byte) (end int, ok bool) {
+// longest is the length of the longest message that is no error and no stream.
+func (d *decoder) longest() uint64 {
+	if d.streamOver > 0 {
+		return min(d.max, d.streamOver)
+	}
+	return d.max
+}
+
+// front is where the first message of p ends, if it is there as a whole and not longer
+// than longest.
+func front(p []byte, longest uint64) (end int, ok bool) {
 	if len(p) < headerSize {
 		return 0, false
 	}
 	n := binary.LittleEndian.Uint64(p)
-	if n > uint64(len(p)-headerSize) || n > d.max || d.streamOver > 0 && n > d.streamOver {
+	if n > uint64(len(p)-headerSize) || n > longest {
 		return 0, false
 	}
 	return headerSize + int(n), true
