@@ -2543,6 +2543,9 @@ func (r *Reply) Flush() {
 // not the end of that message.
 func (r *Reply) Unread(rest []byte) {
 	c := r.conn()
+	if len(rest) > 0 && (!c.inHand || len(rest) > c.handed) {
+		panic(unreadOther)
+	}
 	c.dec.unread(rest)
 	c.turnBytes -= len(rest) // they come again
 }

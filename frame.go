@@ -562,12 +562,14 @@ func (d *decoder) unread(rest []byte) {
 		d.r = at
 		copy(d.chunk[at:], rest)
 	default:
-		panic("sockhub: Unread of what is not the end of the raw input")
+		panic(unreadOther)
 	}
 	if d.raw {
 		d.kept = len(rest)
 	}
 }
+
+const unreadOther = "sockhub: Unread of what is not the end of the message"
 
 // takeBack takes the first n bytes away that are kept between park and move,
 // which unread has put there.

@@ -514,6 +514,30 @@ func TestUnreadBehindALargeMessage(t *testing.T) {
 	})
 }
 
+// What is no part of the message that a call is given is not taken for input.
+func TestUnreadOfSomethingElse(t *testing.T) {
+	for name, h := range map[string]*handlerFuncs{
+		"another slice": {message: func(r *sockhub.Reply, m []byte) { r.Unread(slices.Clone(m)) }},
+		"more":          {message: func(r *sockhub.Reply, m []byte) { r.Unread(append(m, 'x')) }},
+		"Drained":       {drained: func(r *sockhub.Reply) { r.Unread([]byte("x")) }},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			end := make(chan sockhub.Disconnection, 1)
+			h.disconnected = func(d sockhub.Disconnection) { end <- d }
+			_, c, peer := serveHandler(t, sockhub.Raw, h, nil)
+			defer peer.Close()
+			if h.message != nil {
+				peer.Write([]byte("raw"))
+			} else {
+				c.NotifyDrained()
+			}
+			if d := <-end; !errors.As(d.Err, new(*sockhub.PanicError)) {
+				t.Errorf("%s: %v", name, d.Err)
+			}
+		})
+	}
+}
+
 // What is given back and comes again as raw input counts once, also behind messages
 // that were answered together.
 func TestUnreadCountsOnceBehindOtherMessages(t *testing.T) {

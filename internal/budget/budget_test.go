@@ -2,6 +2,7 @@ package budget
 
 import (
 	"flag"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -349,5 +350,25 @@ func TestOutboundOfManyWithLittleQueuedHasRoom(t *testing.T) {
 	}
 	if used := b.Used(); used > limit/2-64<<20 {
 		t.Errorf("%d bytes are taken for %d that are queued", used, conns)
+	}
+}
+
+// Among more than there are bytes for, nobody has a floor, and nothing is kept for floors.
+func TestOutboundWithoutFloorsIsShared(t *testing.T) {
+	var woken []string
+	b := NewOutbound(1000, func(c string) { woken = append(woken, c) }, func() {})
+	b.Among(5)
+	var a, c Share
+	if !b.Take(&a, 600, false) || b.Take(&c, 101, false) {
+		t.Error("floors of 100, 500 shared", b.Used())
+	}
+	b.Wait("c")
+	b.Among(math.MaxInt)
+	if len(woken) != 1 || !b.Take(&c, 500, false) || b.Take(&c, 501, false) {
+		t.Error("1000 shared", woken, b.Used())
+	}
+	b.Among(5)
+	if !b.Overdrawn(&c) || !b.Take(&c, 600, false) || b.Take(&c, 601, false) {
+		t.Error("500 shared, all of it taken", b.Used())
 	}
 }

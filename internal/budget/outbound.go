@@ -18,10 +18,11 @@ type Outbound[C comparable] struct {
 	room func(c C) // called without locks of this package's
 	fell func()    // likewise
 
-	limit, shared, step int64 // constant
-	floor               atomic.Int64
-	used                atomic.Int64
-	waiting             atomic.Int64 // len(queue)
+	limit, step int64 // constant
+	shared      atomic.Int64
+	floor       atomic.Int64
+	used        atomic.Int64
+	waiting     atomic.Int64 // len(queue)
 
 	mu    sync.Mutex // guards what follows
 	queue []C        // who waits for room
@@ -33,21 +34,27 @@ type Outbound[C comparable] struct {
 // wait that there may be room again, fell whenever Used has become less; they
 // must not call back.
 func NewOutbound[C comparable](limit int64, room func(c C), fell func()) *Outbound[C] {
-	b := &Outbound[C]{room: room, fell: fell, in: make(map[C]bool), limit: limit, shared: limit - limit/2}
+	b := &Outbound[C]{room: room, fell: fell, in: make(map[C]bool), limit: limit}
+	b.shared.Store(limit - limit/2)
 	// Shared bytes are taken in steps, so that the counter that all connections
 	// share is touched seldom.
-	b.step = max(1, min(64<<10, b.shared/64))
+	b.step = max(1, min(64<<10, b.shared.Load()/64))
 	b.floor.Store(limit / 2)
 	return b
 }
 
-// Among says how many connections there may be.
+// Among says how many connections there may be. Where they are too many for floors, the
+// whole limit is shared.
 func (b *Outbound[C]) Among(conns int) {
 	if b.limit == math.MaxInt {
 		return
 	}
-	floor := b.limit / 2 / int64(max(1, conns))
-	if before := b.floor.Swap(floor); floor > before && b.waiting.Load() > 0 {
+	floor, shared := b.limit/2/int64(max(1, conns)), b.limit-b.limit/2
+	if floor == 0 {
+		shared = b.limit
+	}
+	before, had := b.floor.Swap(floor), b.shared.Swap(shared)
+	if (floor > before || shared > had) && b.waiting.Load() > 0 {
 		b.wake()
 	}
 }
@@ -82,10 +89,10 @@ func (b *Outbound[C]) Take(s *Share, charge int64, alone bool) bool {
 	for {
 		used := b.used.Load()
 		n := (lacks + b.step - 1) / b.step * b.step
-		if n > b.shared-used {
+		if n > b.shared.Load()-used {
 			n = lacks
 		}
-		if n > b.shared-used {
+		if n > b.shared.Load()-used {
 			break
 		}
 		if b.used.CompareAndSwap(used, used+n) {
@@ -98,7 +105,7 @@ func (b *Outbound[C]) Take(s *Share, charge int64, alone bool) bool {
 
 // Could reports whether Take would give that much, as things are.
 func (b *Outbound[C]) Could(s *Share, charge int64, alone bool) bool {
-	if b.lacks(s, charge) <= max(0, b.shared-b.used.Load()) {
+	if b.lacks(s, charge) <= max(0, b.shared.Load()-b.used.Load()) {
 		return true
 	}
 	b.mu.Lock()
@@ -117,14 +124,14 @@ func (b *Outbound[C]) Force(s *Share, charge int64) {
 
 // Overdrawn reports whether Force has taken more than there was, and who has this
 // share is one of those who have more than their floor: it is to wait.
-func (b *Outbound[C]) Overdrawn(s *Share) bool { return s.held > 0 && b.used.Load() > b.shared }
+func (b *Outbound[C]) Overdrawn(s *Share) bool { return s.held > 0 && b.used.Load() > b.shared.Load() }
 
 // Left is what there is beyond the charge of a connection's queue, as things are.
 func (b *Outbound[C]) Left(s *Share, charge int64) int64 {
 	if b.limit == math.MaxInt {
 		return math.MaxInt
 	}
-	return b.floor.Load() + s.held + s.exempt - charge + max(0, b.shared-b.used.Load())
+	return b.floor.Load() + s.held + s.exempt - charge + max(0, b.shared.Load()-b.used.Load())
 }
 
 func (b *Outbound[C]) takeExempt(s *Share, n int64) bool {
@@ -168,7 +175,7 @@ func (b *Outbound[C]) Fell(s *Share, charge int64) {
 	}
 	spare := s.held - max(0, charge-b.floor.Load()-s.exempt)
 	keep := 2 * b.step // it will be wanted again
-	if b.used.Load() > b.shared/2 {
+	if b.used.Load() > b.shared.Load()/2 {
 		keep = b.step / 8 // many who have little in their queues are to leave something to others
 	}
 	if spare > 0 && (charge == 0 || s.exempt > 0 || spare >= keep) {
