@@ -666,10 +666,10 @@ func (h *Hub) liveConns() (n, inCall, fed int) {
 // Of a hub that is closed already, Shutdown waits for the end and returns nil.
 //
 // Messages that have not come completely are not delivered, and a Stream that is
-// being read fails with ErrClosed; nor is what came behind that. What the peer still sends of it is discarded, so
-// that the peer notices nothing but that no answer comes before the end. To let
-// Streams end, close the Listeners, wait until they were read, and then call
-// Shutdown.
+// being read fails with ErrClosed; nor is what came behind that. What the peer still
+// sends of it is discarded, so that the peer notices nothing but that no answer comes
+// before the end. To let Streams end, close the Listeners, wait until they were read, and
+// then call Shutdown.
 func (h *Hub) Shutdown(ctx context.Context) error {
 	h.mu.Lock()
 	if h.stage == running {
