@@ -647,3 +647,43 @@ func TestCallsAfterFinishAgree(t *testing.T) {
 		})
 	}
 }
+
+// So is what waited for room for the answer of a Handler that does not have the connection
+// any more.
+func TestShutdownDeliversToEventsWhatWaitedForRoom(t *testing.T) {
+	for _, inCall := range []bool{false, true} {
+		t.Run(fmt.Sprint(inCall), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := openHub(t, &sockhub.Options{ConnOutbound: 100})
+				var got []string
+				h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+					got = append(got, string(m))
+					r.Send(make([]byte, 2000))
+					if inCall {
+						r.SetHandler(nil)
+					}
+				}}
+				c, p := serveMemory(t, hub, &memnet.Options{Buffer: 1000}, sockhub.ListenOptions{
+					Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+				p.Write(frames("1", "2", "3"))
+				synctest.Wait()
+				if !inCall {
+					c.SetHandler(nil)
+				}
+				synctest.Wait()
+				done := async(func() (int, error) { return 0, hub.Shutdown(t.Context()) })
+				synctest.Wait()
+				go io.Copy(io.Discard, p)
+				for b := range hub.Events() {
+					for _, m := range b.Messages() {
+						got = append(got, string(m))
+					}
+				}
+				<-done
+				if want := []string{"1", "2", "3"}; !slices.Equal(got, want) {
+					t.Errorf("%q, want %q", got, want)
+				}
+			})
+		})
+	}
+}

@@ -643,7 +643,7 @@ func (c *Conn) attend() (over, shrink bool) {
 	if c.stream != nil {
 		c.serveStream()
 	}
-	if (ending && c.handler != nil || again) && !c.paused && c.stream == nil { // else the input is still its user's
+	if (ending && c.greet == nil || again) && !c.paused && c.stream == nil && c.dec.partial() > 0 { // else the input is still its user's
 		c.cutRest()
 	}
 	if c.handler != nil {
@@ -701,7 +701,7 @@ func (c *Conn) attendLocked(ending bool) (over bool) {
 		return true
 	}
 	resumed := c.resume && c.stream == nil // since attend looked, so it comes again, and delivers what waited
-	if ending && !c.gated && !c.out.wantRoom && !resumed && !c.drainedComesLocked() {
+	if ending && !c.gated && c.diverted == nil && !c.out.wantRoom && !resumed && !c.drainedComesLocked() {
 		c.input, c.endErr = shut, ErrClosed
 	}
 	if c.out.finish == nil {
