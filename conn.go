@@ -530,12 +530,16 @@ func (s *scratch) spend(n int) {
 func (d *decoder) begin(s *scratch) {
 	if !d.stays() {
 		s.grow(d.need())
-	} else if s.free = d.stay.mem; d.stay.in != nil {
-		s.chunk.Release()
-		s.chunk, d.stay.in = d.stay.in, nil
+		d.move(s.free)
+		d.letStay()
+		return
 	}
-	d.move(s.free)
-	d.letStay()
+	s.free = d.stay.mem
+	if d.stay.in != nil {
+		s.chunk.Release()
+		s.chunk = d.stay.in
+	}
+	d.goOn()
 }
 
 // pause ends what begin has begun.

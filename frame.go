@@ -198,12 +198,13 @@ type decoder struct {
 	rest []byte // between park and move: what was chunk[r:w]
 	kept int    // if raw: bytes at the front that Unread gave back; no piece is cut before there are more
 	size int    // of the message that big is of, the whole length
-	stay *stay  // where rest lies, if it is the front of that; else nil, mostly
+	stay *stay  // where rest lies, if it is all of what stays there; else nil, mostly
 }
 
 // stay is where much that Unread gave back stays between two turns, with room behind it.
 type stay struct {
-	mem []byte
+	mem []byte       // all that is kept for it, what lies before it too
+	at  int          // where it begins
 	in  *chunk.Chunk // that mem lies in; nil without borrow
 }
 
@@ -260,10 +261,7 @@ func (d *decoder) move(chunk []byte) {
 	}
 	d.chunk, d.rest = chunk, nil
 	d.sized = !d.borrow && len(chunk) > readChunk
-	d.r, d.w = 0, len(left)
-	if d.w > 0 && &left[0] != &chunk[0] {
-		copy(chunk, left)
-	}
+	d.r, d.w = 0, copy(chunk, left)
 }
 
 // atEnd reports that everything received was cut, and not at the chunk's front.
@@ -303,13 +301,21 @@ func (d *decoder) mayStay() bool {
 // leave is park that leaves the unfinished input in the chunk, which is the decoder's own
 // from then on, and lies in in, if it borrows.
 func (d *decoder) leave(in *chunk.Chunk) {
-	d.rest, d.stay = d.chunk[d.r:d.w:d.w], &stay{d.chunk[d.r:], in}
+	d.rest, d.stay = d.chunk[d.r:d.w:d.w], &stay{d.chunk, d.r, in}
 	d.chunk, d.r, d.w = nil, 0, 0
+}
+
+// goOn is move to where the unfinished input stays.
+func (d *decoder) goOn() {
+	d.chunk, d.r, d.w = d.stay.mem, d.stay.at, d.stay.at+len(d.rest)
+	d.sized = !d.borrow && len(d.chunk) > readChunk
+	d.rest, d.stay = nil, nil
 }
 
 // stays reports whether the unfinished input can be worked on where it stays.
 func (d *decoder) stays() bool {
-	return d.stay != nil && len(d.rest) > 0 && &d.rest[0] == &d.stay.mem[0] && len(d.stay.mem) >= d.need()
+	st := d.stay
+	return st != nil && len(d.rest) > 0 && &d.rest[0] == &st.mem[st.at] && len(st.mem)-st.at >= d.need()
 }
 
 // letStay lets go of what leave has kept.
