@@ -134,6 +134,7 @@ type Conn struct {
 	resume   bool          // the reader is to read on
 	granted  bool          // resume comes with the budget's token
 	endRead  bool          // the reader is to end the input, for Shutdown
+	heardEnd bool          // its user knows that the input has ended
 	shaking  bool          // the handshake is under way
 	overdue  bool          // the drain's deadline has passed
 	over     bool          // the reader has left
@@ -633,7 +634,7 @@ func (c *Conn) attend() (over, shrink bool) {
 		c.quiet = c.hub.watch.Now()
 	}
 	c.mu.Unlock()
-	if c.token && c.letGo {
+	if c.token && c.input != reading {
 		c.endToken() // it was too late
 	}
 	if ch != nil {
@@ -674,7 +675,12 @@ func (c *Conn) attend() (over, shrink bool) {
 	}
 	if c.input != reading && !c.letGo {
 		c.retireStream(ErrClosed)
-		c.letGoInput()
+		if c.token {
+			c.endToken()
+		}
+		if over || !c.mayComeAgain() {
+			c.letGoInput()
+		}
 	}
 	if before == reading && c.input == shut {
 		c.reportEnd()
@@ -689,6 +695,17 @@ func (c *Conn) letGoInput() {
 	c.dec.drop()
 	c.giveHeld()
 	c.endToken()
+}
+
+// mayComeAgain reports whether the input's end, and what was delivered before, may still be
+// withdrawn from Events for a Handler, for which what is held may be raw bytes.
+func (c *Conn) mayComeAgain() bool {
+	if c.handler != nil || len(c.dec.rest) == 0 || c.dec.stream > 0 || c.ends.Load() != 0 {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.heardEnd
 }
 
 // giveHeld gives back what is held of the budget for what was not delivered.
@@ -1608,7 +1625,9 @@ func (c *Conn) endInput() {
 func (c *Conn) endTaken() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if (c.input == shut || c.input == ended) && !c.set.halfOpen && c.closeErr == nil && !c.over {
+	if c.heardEnd = true; c.set.halfOpen {
+		c.kickReader() // which holds something of the input, perhaps
+	} else if (c.input == shut || c.input == ended) && c.closeErr == nil && !c.over {
 		c.finishLocked(c.endErr)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -943,4 +944,69 @@ func TestWithdrawnMessagesReachTheirHandler(t *testing.T) {
 	if n := 1 + len(entered); n != 3 {
 		t.Errorf("%d messages of 3", n)
 	}
+}
+
+// What is behind a message that was withdrawn with the end, and no whole message, is raw
+// bytes if the Handler says so.
+func TestSetRawBeforeWhatIsNoMessageAndTheEnd(t *testing.T) {
+	for _, shutdown := range []bool{false, true} {
+		for _, rest := range []string{"hello", string(frame("hello")[:10])} {
+			t.Run(fmt.Sprintf("%v %q", shutdown, rest), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					hub := openHub(t, &sockhub.Options{Linger: time.Hour})
+					c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+					<-hub.Events()
+					go io.Copy(io.Discard, p)
+					p.Write(append(frame("upgrade"), rest...))
+					synctest.Wait()
+					if shutdown {
+						go hub.Shutdown(t.Context())
+					} else {
+						p.CloseWrite()
+					}
+					synctest.Wait()
+					var got []byte
+					if err := c.SetHandler(&endingHandler{wireHandler: wireHandler{raw: true, got: &got}}); err != nil {
+						t.Fatal(err)
+					}
+					synctest.Wait()
+					p.Close()
+					synctest.Wait()
+					if want := "upgrade" + rest + " ended"; string(got) != want {
+						t.Errorf("%q, want %q", got, want)
+					}
+				})
+			})
+		}
+	}
+}
+
+// It is held until the end was taken, and no longer.
+func TestWhatIsNoMessageGoesWithTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 4000
+		hub := openHub(t, &sockhub.Options{MaxMessage: size, InboundLimit: 140_000, ConnInbound: -1})
+		others := make([]*memnet.End, 40)
+		for i := range others {
+			_, p := serveMemory(t, hub, nil, sockhub.ListenOptions{HalfOpen: true})
+			p.Write(frame(string(make([]byte, size)))[:size])
+			p.CloseWrite()
+			others[i] = p
+		}
+		_, p := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+		go p.Write(bytes.Repeat(frame(string(make([]byte, size))), 10))
+		got := 0
+		go func() {
+			for b := range hub.Events() {
+				for range b.Messages() {
+					got++
+				}
+			}
+		}()
+		synctest.Wait()
+		<-time.After(time.Second)
+		if got != 10 {
+			t.Errorf("%d messages of 10: %+v", got, hub.Stats())
+		}
+	})
 }
