@@ -1081,6 +1081,9 @@ func (c *Conn) discard(p []byte) (park bool) {
 // called the handler, afterCalls is to follow.
 func (c *Conn) cut(s *scratch) (called bool, err error) {
 	for !c.holdsBack() && !c.dec.spent() {
+		if c.dec.moveDue() {
+			c.nextChunk(s)
+		}
 		if called && !c.reply.shouldGather() && c.quick() {
 			continue
 		}

@@ -195,7 +195,7 @@ type decoder struct {
 	bigIn  *chunk.Chunk // that big lies in
 	lender *Budget      // of memory for messages that have just begun; nil: there is none
 
-	rest []byte // between park and move: what was chunk[r:w]
+	rest []byte // between park and move: what was chunk[r:w]. Else what unread has taken of a message with a buffer of its own: then move is due
 	kept int    // if raw: bytes at the front that Unread gave back; no piece is cut before there are more
 	size int    // of the message that big is of, the whole length
 	stay *stay  // where rest lies, if it is all of what stays there; else nil, mostly
@@ -256,7 +256,7 @@ const minChunk = 1024
 // unfinished input to its front.
 func (d *decoder) move(chunk []byte) {
 	left := d.rest
-	if d.chunk != nil {
+	if d.r < d.w {
 		left = d.chunk[d.r:d.w]
 	}
 	d.chunk, d.rest = chunk, nil
@@ -325,6 +325,9 @@ func (d *decoder) letStay() {
 	}
 	d.stay = nil
 }
+
+// moveDue reports that unread has taken what is not in the chunk.
+func (d *decoder) moveDue() bool { return len(d.rest) > 0 && d.chunk != nil }
 
 // full reports that what comes next does not fit this chunk: move is due.
 func (d *decoder) full() bool { return d.big == nil && d.r+d.want > len(d.chunk) }
@@ -405,7 +408,7 @@ func (d *decoder) advance(n int) {
 
 // spent reports that everything received was cut, as next would find, for less.
 func (d *decoder) spent() bool {
-	if d.r < d.w || !d.ordinary() {
+	if d.r < d.w || len(d.rest) > 0 || !d.ordinary() {
 		return false
 	}
 	d.want, d.lacks = headerSize, 0
@@ -481,7 +484,7 @@ func tooLong(n uint64) error {
 // piece is next for raw bytes: all of p, once there is more than Unread gave back.
 func (d *decoder) piece(p []byte) (msg []byte, ok bool, err error) {
 	if len(p) > d.kept {
-		d.r, d.want, d.kept = d.w, 1, 0
+		d.r, d.want, d.kept, d.wasBig = d.w, 1, 0, false
 		return slices.Clip(p), true, nil
 	}
 	if uint64(len(p)) >= d.max {
@@ -567,6 +570,8 @@ func (d *decoder) unread(rest []byte) {
 	case at >= 0 && d.sized && !d.wasBig: // a message that next has copied, before setRaw
 		d.r = at
 		copy(d.chunk[at:], rest)
+	case d.wasBig && d.r == d.w: // one that had a buffer of its own, likewise
+		d.rest = slices.Concat(rest, d.rest)
 	default:
 		panic(unreadOther)
 	}

@@ -807,3 +807,53 @@ func TestMessagesHaveNoSpareCapacity(t *testing.T) {
 		}
 	}
 }
+
+// Unread takes the end of the message behind which SetRaw has switched, of whatever size it
+// is, and what comes then is read as raw bytes are.
+func TestUnreadOfAMessageOfAnySize(t *testing.T) {
+	for _, reuse := range []bool{false, true} {
+		for _, size := range []int{100, 10_000, 20_000, 100_000, 300_000} {
+			for _, again := range []bool{false, true} { // frames again
+				t.Run(fmt.Sprint(reuse, size, again), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						hub := openHub(t, &sockhub.Options{ReuseBuffers: reuse})
+						tail := frames("one", "two")
+						var got []string
+						var end error
+						_, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
+							first := true
+							return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+								if !first {
+									got = append(got, string(m))
+									return
+								}
+								first = false
+								r.SetRaw(true)
+								if r.Unread(m[len(m)-len(tail):]); again {
+									r.SetRaw(false)
+								}
+							}, disconnected: func(d sockhub.Disconnection) { end = d.Err }}
+						}})
+						go p.Write(frame(string(append(make([]byte, size), tail...))))
+						synctest.Wait()
+						want := []string{"one", "two"}
+						if !again {
+							const more = 64 << 10
+							p.Write(make([]byte, 1))
+							synctest.Wait()
+							p.Write(make([]byte, more-1))
+							synctest.Wait()
+							if n := len(got); n > 10 {
+								t.Errorf("%d KiB come in %d pieces", more>>10, n)
+							}
+							got, want = []string{strings.Join(got, "")}, []string{string(tail) + string(make([]byte, more))}
+						}
+						if !slices.Equal(got, want) {
+							t.Errorf("%d messages, or others: %v", len(got), end)
+						}
+					})
+				})
+			}
+		}
+	}
+}
