@@ -972,6 +972,9 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 		return 0, nil, &AdmissionError{Peer: c.peer, Err: errUnexpected}
 	}
 	if err := h.roomForLocked(c); err != nil {
+		if g.outbid && err == ErrTooManyConns {
+			err = ErrReplaced
+		}
 		return 0, nil, err
 	}
 	if err := c.letIn(); err != nil {
@@ -1004,8 +1007,10 @@ func (h *Hub) claimLocked(cl *client, c *Conn) (replaced *Conn, err error) {
 	switch ends := cl.owner.outlook(); {
 	case refuse && ends == stays:
 		return nil, fmt.Errorf("%w: %q", ErrNameTaken, cl.name)
-	case refuse, ends == leavesSoon:
+	case refuse:
 		// It ends by itself.
+	case ends == leavesSoon:
+		h.outbidLocked(cl, c) // likewise, or for another that claims the name
 	case ends == unread && c.patient():
 		// What its peer has sent before it finished, and came back, is to be read.
 	default:
@@ -1030,7 +1035,22 @@ func (h *Hub) unclaimLocked(c *Conn) (waited bool) {
 		return false
 	}
 	cl.claims = without(cl.claims, c)
+	for _, w := range slices.Backward(cl.claims) {
+		if w.listener == c.listener && c.greet.place.Pass(&w.greet.place) {
+			w.greet.outbid = false
+		}
+	}
 	return true
+}
+
+// outbidLocked gives c the place that was promised to one on the same listener that has
+// claimed the name before: it would keep c out, which is to have the name.
+func (h *Hub) outbidLocked(cl *client, c *Conn) {
+	for _, w := range cl.claims {
+		if w.listener == c.listener && w.greet.seq < c.greet.seq && w.greet.place.Pass(&c.greet.place) {
+			w.greet.outbid = true
+		}
+	}
 }
 
 var errUnexpected = errors.New("nobody is expected under this name")

@@ -1051,6 +1051,7 @@ type greeting struct {
 	// Guarded by hub.mu.
 	entry   *pendingEntry  // nil: not in hub.pending
 	place   places.Promise // see promiseLocked
+	outbid  bool           // place is that of a later one's, see outbidLocked
 	seq     uint64         // of the claim, from 1 on; 0: there was none
 	preface *preface       // that came before; nil once the hub has the connection
 }

@@ -553,8 +553,6 @@ func TestReplaceOldEndsTheOldOneFirst(t *testing.T) {
 	})
 }
 
-// What a peer has sent before it finished is not lost when it comes back at once, whether
-// it has taken what was sent to it or not.
 // Who replaces an owner on a Listener that is full gets the owner's place there, whoever
 // else comes when that has ended.
 func TestReplaceOldOnAFullListener(t *testing.T) {
@@ -593,6 +591,62 @@ func TestReplaceOldOnAFullListener(t *testing.T) {
 	})
 }
 
+// Of several who claim a name one after the other, on a Listener that is full, the last one
+// gets it whose handshake has not timed out.
+func TestReplaceOldByTheLastOnAFullListener(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for n := range 100 {
+			end := make(chan struct{})
+			r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, &sockhub.ListenOptions{
+				MaxConns: 1,
+				Handler: func(*sockhub.Conn) sockhub.Handler {
+					return &handlerFuncs{disconnected: func(sockhub.Disconnection) { <-end }}
+				},
+				Admit: func(p sockhub.Peer) error {
+					if p.Name == "other" {
+						<-end
+					}
+					return nil
+				},
+			})
+			r.join("alpha")
+			late, err := r.l.Dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-time.After(time.Second)
+			last := r.claim("alpha")
+			synctest.Wait()
+			other := r.claim("other")
+			if n%2 == 0 { // the one that connected first
+				late.Write(frame("alpha"))
+				synctest.Wait()
+				last = late
+			} else {
+				for range 2 {
+					last = r.claim("alpha")
+					synctest.Wait()
+				}
+				late.Write(frame("alpha"))
+				<-time.After(sockhub.DefaultHandshakeTimeout - time.Second)
+				endsUnheard(t, late)
+			}
+			synctest.Wait()
+			close(end)
+			expect(t, last, frame("OK"))
+			synctest.Wait()
+			if s := r.Stats(); s.Conns != 1 || s.Connecting != 0 || s.RefusedLimit != 1 {
+				t.Fatalf("%+v", s)
+			}
+			endsUnheard(t, other)
+			late.Close()
+			r.Close()
+		}
+	})
+}
+
+// What a peer has sent before it finished is not lost when it comes back at once, whether
+// it has taken what was sent to it or not.
 func TestReplaceOldOfOneThatWasNotReadToItsEnd(t *testing.T) {
 	for _, queued := range []int{0, 10 << 20} {
 		synctest.Test(t, func(t *testing.T) {

@@ -82,6 +82,16 @@ func (h *Hub) Promise(p *Promise, g, old *Group) bool {
 	return true
 }
 
+// Pass gives a promise to another who asks in the same group for the place of the same one,
+// unless that has one, and reports whether it has.
+func (p *Promise) Pass(to *Promise) bool {
+	if !p.made || to.made {
+		return false
+	}
+	*to, *p = *p, Promise{}
+	return true
+}
+
 // Withdraw ends a promise, if there is one.
 func (h *Hub) Withdraw(p *Promise) {
 	if p.made {

@@ -76,6 +76,13 @@ func TestPlacesOnAModel(t *testing.T) {
 			case p.old != nil && p.old.stage == in:
 				p.old.stage = ended
 				p.old.group.Leave()
+			case p.old != nil && r.IntN(3) == 0: // it is outbid
+				for _, q := range peers {
+					if q.stage == asks && q.group == p.group && p.promise.Pass(&q.promise) {
+						p.old, q.old, q.follows = nil, p.old, true
+						break
+					}
+				}
 			case p.promise.Made() && (hub.FullBeyond(&p.promise) || p.group.Full(&p.promise)):
 				t.Fatalf("seed %d: a promise is not kept: %+v", seed, hub)
 			case p.group.Full(&p.promise), hub.FullBeyond(&p.promise), hub.Full() && !p.follows:
