@@ -117,6 +117,7 @@ type Hub struct {
 	sockets   map[*Listener]struct{} // of datagrams, those that have clients, closed or not
 	places    places.Hub             // of connections past their handshake, until their Disconnected was taken
 	lastClaim uint64                 // connections that have asked for a client so far
+	logging   int                    // connections that are in live no more, and of whose end the log is being told
 	totals    Stats
 
 	fan   fan   // what goes to Events
@@ -641,7 +642,7 @@ func (h *Hub) liveConns() (n, inCall, fed int) {
 			inCall++
 		}
 	}
-	return len(h.live) + len(h.prefaces), inCall, fed
+	return len(h.live) + len(h.prefaces) + h.logging, inCall, fed
 }
 
 // Shutdown ends everything gracefully: it stops accepting and dialing, and
@@ -1176,6 +1177,10 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	} else {
 		h.leftLocked(c)
 	}
+	if refused {
+		h.logging++
+		defer h.logged()
+	}
 	h.mu.Unlock()
 	for _, w := range claims {
 		w.kickReader()
@@ -1186,6 +1191,14 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 	case refused:
 		h.log.Info("connection refused", "peer", c, "error", d.Err)
 	}
+	h.someoneLeft()
+}
+
+// logged is told that the log has the end of one that has left live before.
+func (h *Hub) logged() {
+	h.mu.Lock()
+	h.logging--
+	h.mu.Unlock()
 	h.someoneLeft()
 }
 

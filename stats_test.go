@@ -298,6 +298,42 @@ func TestInputThatIsNoMessageIsAProtocolError(t *testing.T) {
 	})
 }
 
+// slowLog is a slog.Handler that takes its time for one record.
+type slowLog struct {
+	slog.Handler
+	end chan struct{}
+}
+
+// Enabled implements slog.Handler.
+func (slowLog) Enabled(context.Context, slog.Level) bool { return true }
+
+// Handle implements slog.Handler.
+func (l slowLog) Handle(context.Context, slog.Record) error {
+	<-l.end
+	return nil
+}
+
+// After Close nothing is logged, so who has a log may close it.
+func TestCloseWaitsForTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := slowLog{slog.DiscardHandler, make(chan struct{})}
+		r := newRoom(t, &sockhub.Options{Logger: slog.New(log), Admit: sockhub.Nobody()}, nil)
+		endsUnheard(t, r.claim("w"))
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			r.Close()
+		}()
+		select {
+		case <-closed:
+			t.Error("Close has returned, and one is still logging")
+		case <-time.After(time.Second):
+		}
+		close(log.end)
+		<-closed
+	})
+}
+
 // What has no event of its own is logged: who is refused and what is dialed again at Info,
 // Accept that fails at Warn.
 func TestLevelsOfTheLog(t *testing.T) {
