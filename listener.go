@@ -450,8 +450,8 @@ func (p *preface) close() {
 		<-p.closed
 		return
 	}
+	defer close(p.closed) // deferred because a Close of another's making may end the goroutine
 	p.nc.Close()
-	close(p.closed)
 }
 
 // start runs it, unless the hub has no place for it.

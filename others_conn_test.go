@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -468,6 +469,33 @@ func TestCloseThatWaitsKeepsNobodyIn(t *testing.T) {
 			})
 		})
 	}
+}
+
+// leaves is a connection of which Close ends the goroutine, as a test may that has failed.
+type leaves struct{ net.Conn }
+
+func (l leaves) Close() error {
+	l.Conn.Close()
+	runtime.Goexit()
+	return nil
+}
+
+func TestCloseThatLeavesIsWaitedForNoLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		l := some{memnet.Listen(nil), make(chan net.Conn)}
+		defer l.Listener.Close()
+		if _, err := r.Serve(l, &sockhub.ListenOptions{
+			Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) { return nil, 1, nil },
+		}); err != nil {
+			t.Fatal(err)
+		}
+		ours, theirs := net.Pipe()
+		defer theirs.Close()
+		l.conns <- leaves{ours}
+		synctest.Wait()
+		r.Close()
+	})
 }
 
 // miscounts is a connection whose Reads say that they have got what they have not, from the
