@@ -704,7 +704,8 @@ func (p *preface) call(f func() error) (err error) {
 // Shutdown, which wait for them.
 //
 // A tls.Conn of the user's own, or what embeds one, does its handshake first, in any mode.
-// It has HandshakeTimeout for that too; in Attach DialOptions.Timeout.
+// It has HandshakeTimeout for that too; in Attach DialOptions.Timeout. What lies below that,
+// or below anything with a NetConn method, may be closed twice.
 //
 // Errors: those of Listen for options, and one that matches errors.ErrUnsupported
 // for TLS over what is no net.Conn, a UDP socket without a peer, and unixpacket over
