@@ -183,11 +183,12 @@ type decoder struct {
 	// that of the message that next returned last, which is its owner's to
 	// release, and its to set to nil.
 	borrow bool
-	wasBig bool   // the last message had a buffer of its own
-	early  bool   // the next will have one, when as much of it as is earnest has come
-	sized  bool   // the chunk is for a message like the last one
-	lent   bool   // big lies in memory that is counted with the lender
-	head   uint16 // the size of big's header, which is received
+	wasBig bool  // the last message had a buffer of its own
+	early  bool  // the next will have one, when as much of it as is earnest has come
+	sized  bool  // the chunk is for a message like the last one
+	copied bool  // the last small message was copied out of a sized chunk; raw input never is
+	lent   bool  // big lies in memory that is counted with the lender
+	head   uint8 // the size of big's header, which is received; at most maxHeader
 	own    *chunk.Chunk
 
 	// A message that does not fit, and is more than half a chunk, has a buffer of its own.
@@ -454,6 +455,7 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 		d.r += end
 		d.wasBig, d.last = false, end
 		if d.sized && end <= readChunk/2 {
+			d.copied = true
 			return slices.Clip(bytes.Clone(p[h:end])), true, nil // who keeps it does not keep all of the chunk
 		}
 		return p[h:end:end], true, nil
@@ -464,7 +466,7 @@ func (d *decoder) next() (msg []byte, ok bool, err error) {
 	case len(p) < h+earnest && end > growStep:
 		d.want, d.early = h+earnest, true
 	default:
-		d.early, d.size, d.head = false, int(n), uint16(h)
+		d.early, d.size, d.head = false, int(n), uint8(h)
 		d.grow(p[h:])
 		d.w, d.want = d.r, 1 // the chunk does not hold it any more
 	}
@@ -484,7 +486,7 @@ func tooLong(n uint64) error {
 // piece is next for raw bytes: all of p, once there is more than Unread gave back.
 func (d *decoder) piece(p []byte) (msg []byte, ok bool, err error) {
 	if len(p) > d.kept {
-		d.r, d.want, d.kept, d.wasBig = d.w, 1, 0, false
+		d.r, d.want, d.kept, d.wasBig, d.copied = d.w, 1, 0, false, false
 		return slices.Clip(p), true, nil
 	}
 	if uint64(len(p)) >= d.max {
@@ -567,7 +569,7 @@ func (d *decoder) unread(rest []byte) {
 		d.rest = slices.Concat(rest, d.rest) // it came before, and was withdrawn from Events
 	case at >= 0 && &d.chunk[at] == &rest[0]:
 		d.r = at
-	case at >= 0 && d.sized && !d.wasBig: // a message that next has copied, before setRaw
+	case at >= 0 && d.sized && d.copied && !d.wasBig: // a message that next has copied, before setRaw
 		d.r = at
 		copy(d.chunk[at:], rest)
 	case d.wasBig && d.r == d.w: // one that had a buffer of its own, likewise
@@ -630,7 +632,7 @@ func (d *decoder) header(p []byte) (h int, n uint64, err error) {
 	switch {
 	case err != nil:
 		return 0, 0, err
-	case h < 0, h > len(p), h == 0 && len(p) >= longest:
+	case h < 0, h > min(len(p), longest), h == 0 && len(p) >= longest:
 		return 0, 0, fmt.Errorf("sockhub: %T found no header in %d bytes", d.framing, len(p))
 	case h == 0:
 		d.want = longest
