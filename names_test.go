@@ -553,24 +553,30 @@ func TestReplaceOldEndsTheOldOneFirst(t *testing.T) {
 	})
 }
 
+// roomForOne is a room whose Listener has one place, which is not left before end is
+// closed; nor is "other" let in before.
+func roomForOne(t *testing.T, end <-chan struct{}) *room {
+	return newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, &sockhub.ListenOptions{
+		MaxConns: 1,
+		Handler: func(*sockhub.Conn) sockhub.Handler {
+			return &handlerFuncs{disconnected: func(sockhub.Disconnection) { <-end }}
+		},
+		Admit: func(p sockhub.Peer) error {
+			if p.Name == "other" {
+				<-end
+			}
+			return nil
+		},
+	})
+}
+
 // Who replaces an owner on a Listener that is full gets the owner's place there, whoever
 // else comes when that has ended.
 func TestReplaceOldOnAFullListener(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for range 50 {
 			end := make(chan struct{})
-			r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, &sockhub.ListenOptions{
-				MaxConns: 1,
-				Handler: func(*sockhub.Conn) sockhub.Handler {
-					return &handlerFuncs{disconnected: func(sockhub.Disconnection) { <-end }}
-				},
-				Admit: func(p sockhub.Peer) error {
-					if p.Name == "other" {
-						<-end
-					}
-					return nil
-				},
-			})
+			r := roomForOne(t, end)
 			r.join("alpha")
 			others := []*memnet.End{}
 			for range 5 {
@@ -597,18 +603,7 @@ func TestReplaceOldByTheLastOnAFullListener(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for n := range 100 {
 			end := make(chan struct{})
-			r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, &sockhub.ListenOptions{
-				MaxConns: 1,
-				Handler: func(*sockhub.Conn) sockhub.Handler {
-					return &handlerFuncs{disconnected: func(sockhub.Disconnection) { <-end }}
-				},
-				Admit: func(p sockhub.Peer) error {
-					if p.Name == "other" {
-						<-end
-					}
-					return nil
-				},
-			})
+			r := roomForOne(t, end)
 			r.join("alpha")
 			late, err := r.l.Dial(t.Context())
 			if err != nil {

@@ -729,6 +729,7 @@ func (c *Conn) SendMany(ctx context.Context, m iter.Seq[[]byte]) (n int, err err
 	defer func() { n = r.end() }() // also when m panics
 	for msg := range m {
 		r.yielded = true
+		// As below, in one piece: most messages go this way.
 		if uint(len(msg)-1) < uint(r.small) && r.side.Charge() < r.room && r.side.AppendFitting(msg) {
 			continue
 		}

@@ -67,7 +67,8 @@ func (s *Slab) Add(f *Framing, body []byte) bool {
 }
 
 // AddDefault is Add with the default framing, of a body not longer than SlabMax. (A look
-// at that here would have the compiler store the header in four pieces.)
+// at that here would have the compiler store the header in four pieces; and add is written
+// out, which saves 9 instructions of 270 that an echo takes.)
 func (s *Slab) AddDefault(body []byte) bool {
 	end := s.bytes + defaultSize + len(body)
 	if end > len(s.buf) || s.msgs >= len(s.sizes) {
