@@ -1528,7 +1528,7 @@ func (c *Conn) end() {
 	life := c.life
 	heir, inherited := c.heirLocked()
 	c.hub.budget.out.Fell(&c.out.share, 0)
-	c.reported = report.left.charge()
+	c.reported = report.charge()
 	c.mu.Unlock()
 
 	c.hub.budget.reports.Add(c.reported)

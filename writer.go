@@ -1864,7 +1864,7 @@ type Report struct {
 	// orderly end it is often not 0, though everything arrives.
 	Unacked int64
 
-	left *leftover // nil: nothing
+	left *outq.Writing // what was not written, the rest of a cut message too; nil: nothing
 }
 
 // String is a line for a log: "3 of 3 messages written", or, if not all were, what
@@ -1890,42 +1890,15 @@ func (r Report) String() string {
 	return text
 }
 
-// leftover is output that was accepted and not written.
-type leftover struct {
-	w    outq.Writing
-	q    outq.Queue
-	skip int // a message of the handshake stands first
-	cut  []byte
-}
-
-// charge is what it counts against the limits: each message, an empty one too.
-func (l *leftover) charge() int64 {
-	if l == nil {
-		return 0
-	}
-	return l.w.Charge() + l.q.Charge()
-}
-
 // Unsent yields the messages that were accepted and of which nothing was
 // written, in order. They are the caller's for good. It may be called again,
 // also concurrently. Messages of Reply.SendFrom, and those of Conn.SendFrom above 64 KiB,
 // are counted as unsent and not yielded: they were never in memory as a whole.
 func (r Report) Unsent() iter.Seq[[]byte] {
-	return func(yield func([]byte) bool) {
-		if r.left == nil {
-			return
-		}
-		skip := r.left.skip
-		for _, bodies := range []iter.Seq[[]byte]{r.left.w.Unwritten(), r.left.q.Bodies()} {
-			for b := range bodies {
-				if skip > 0 {
-					skip--
-				} else if !yield(b) {
-					return
-				}
-			}
-		}
+	if r.left == nil {
+		return func(func([]byte) bool) {}
 	}
+	return r.left.Unwritten()
 }
 
 // CutMessage is the message that was partly written, and the caller's for good.
@@ -1934,7 +1907,16 @@ func (r Report) CutMessage() []byte {
 	if r.left == nil {
 		return nil
 	}
-	return r.left.cut
+	msg, _, _ := r.left.Cut()
+	return msg
+}
+
+// charge is what the messages that it holds count against the limits, empty ones too.
+func (r Report) charge() int64 {
+	if r.left == nil {
+		return 0
+	}
+	return r.left.Charge()
 }
 
 // report is made by the reader when nobody writes nor will. A packet that is not whole has
@@ -1969,7 +1951,11 @@ func (o *output) report(t transport.Conn, packets bool) Report {
 	if o.late != nil {
 		o.q.Splice(o.late)
 	}
-	if !o.q.Empty() || !o.w.Empty() {
+	o.w.Take(&o.q)
+	if o.said > 0 {
+		o.w.Skip() // it was the handshake's, and is no message
+	}
+	if !o.w.Empty() {
 		o.reportLeft(&r)
 	}
 	return r
@@ -1988,27 +1974,16 @@ func (f *feed) report(r *Report, packets bool) {
 	}
 }
 
-// reportLeft tells of what is in w and q.
+// reportLeft tells of what is in w.
 func (o *output) reportLeft(r *Report) {
 	o.w.Own() // what is told is the caller's for good
-	o.q.Own()
-	l := &leftover{w: o.w, q: o.q}
-	o.w, o.q = outq.Writing{}, outq.Queue{}
-	msgs, bytes := uint64(l.w.Len()+l.q.Len()), uint64(l.w.Bytes()+l.q.Bytes())
-	body, written, cut := l.w.Cut()
-	switch {
-	case o.said == 0 && cut:
-		r.Cut, r.CutSize, r.CutWritten, l.cut = true, uint64(len(body)), uint64(written), body
+	left := o.w
+	r.left, o.w = &left, outq.Writing{}
+	msgs, bytes := uint64(left.Len()), uint64(left.Bytes())
+	if body, written, cut := left.Cut(); cut {
+		r.Cut, r.CutSize, r.CutWritten = true, uint64(len(body)), uint64(written)
 		msgs, bytes = msgs-1, bytes-r.CutSize
-	case o.said > 0:
-		msgs, bytes = msgs-1, bytes-uint64(o.said-1)
-		if !cut {
-			l.skip = 1
-		}
 	}
 	r.UnsentMessages += msgs
 	r.UnsentBytes += bytes
-	if msgs > 0 || l.cut != nil {
-		r.left = l
-	}
 }

@@ -303,22 +303,6 @@ func (q *Queue) AppendPartsBorrowed(f *Framing, parts [][]byte, size int) {
 	q.add(b, size, header, true)
 }
 
-// Own makes the referenced bodies in chunks, and what is a Run's, memory of q's own.
-func (q *Queue) Own() {
-	for b := q.head; b != nil; b = b.next {
-		if b.shared {
-			b.buf = append([]byte(nil), b.buf...)
-		}
-		for i := range b.refs {
-			if r := &b.refs[i]; r.chunk != nil {
-				body := append([]byte(nil), r.body...)
-				r.forget()
-				r.body = body
-			}
-		}
-	}
-}
-
 // AppendParts queues one message made of parts, whose lengths add up to size.
 func (q *Queue) AppendParts(f *Framing, parts [][]byte, size int) {
 	byRef := size > Inline
@@ -581,6 +565,12 @@ func (w *Writing) Wrote(n int) (msgs int, bytes int64) {
 // Restart counts what was written of the first message as not written.
 func (w *Writing) Restart() { w.in = 0 }
 
+// Skip forgets the first message, whatever was written of it. There has to be one.
+func (w *Writing) Skip() {
+	w.q.DropFirst()
+	w.in = 0
+}
+
 // Cut tells of the message that is partly written: its body, and how many
 // bytes of the body were written. The header may have been cut too.
 func (w *Writing) Cut() (body []byte, written int, ok bool) {
@@ -594,8 +584,21 @@ func (w *Writing) Cut() (body []byte, written int, ok bool) {
 	return body, max(0, w.in-m.header()), true
 }
 
-// Own is Queue.Own.
-func (w *Writing) Own() { w.q.Own() }
+// Own makes the referenced bodies in chunks, and what is a Run's, memory of w's own.
+func (w *Writing) Own() {
+	for b := w.q.head; b != nil; b = b.next {
+		if b.shared {
+			b.buf = append([]byte(nil), b.buf...)
+		}
+		for i := range b.refs {
+			if r := &b.refs[i]; r.chunk != nil {
+				body := append([]byte(nil), r.body...)
+				r.forget()
+				r.body = body
+			}
+		}
+	}
+}
 
 // Unwritten yields the bodies of the messages of which nothing was written.
 func (w *Writing) Unwritten() iter.Seq[[]byte] {

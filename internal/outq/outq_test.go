@@ -151,6 +151,35 @@ func TestQueueAgreesWithPlainSlices(t *testing.T) {
 }
 
 // 1,000 messages of 9 bytes are few slices of one write.
+// A message that is skipped is not told of, however much of it was written.
+func TestSkippedMessageIsForgotten(t *testing.T) {
+	for _, size := range []int{2, Inline + 1} {
+		for _, n := range []int{0, 1, 8, 9, 8 + size - 1} {
+			var (
+				q Queue
+				w Writing
+			)
+			q.Append(header8, make([]byte, size))
+			q.Append(header8, []byte("next"))
+			w.Take(&q)
+			w.Wrote(n)
+			w.Skip()
+			if _, _, cut := w.Cut(); cut || w.Len() != 1 || w.Bytes() != 4 || w.Charge() != 4+Overhead {
+				t.Errorf("%d of %d bytes: cut %v; %d messages of %d bytes are left", n, size, cut, w.Len(), w.Bytes())
+			}
+			if left := slices.Collect(w.Unwritten()); len(left) != 1 || string(left[0]) != "next" {
+				t.Errorf("%d of %d bytes: %q is left", n, size, left)
+			}
+			if wire := slices.Concat(w.Vec(make([][]byte, 0, 4), 100)...); string(wire[8:]) != "next" {
+				t.Errorf("%d of %d bytes: %q is written next", n, size, wire)
+			}
+			if w.Skip(); !w.Empty() {
+				t.Errorf("%d of %d bytes: not empty", n, size)
+			}
+		}
+	}
+}
+
 func TestSmallMessagesShareSlices(t *testing.T) {
 	var q Queue
 	var w Writing
