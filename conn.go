@@ -470,8 +470,8 @@ func (c *Conn) mayWait() bool {
 	return c.greet != nil || c.tls != nil && c.peer.Dialed || transport.Waits(c.t)
 }
 
-// leave ends the reader's stay inside the turnstile.
-func (c *Conn) leave() {
+// leaveTurnstile ends the reader's stay inside the turnstile.
+func (c *Conn) leaveTurnstile() {
 	c.inside = false
 	c.hub.turnstile.Leave()
 }
@@ -666,7 +666,7 @@ func (c *Conn) attend() (over, shrink bool) {
 
 	c.mu.Lock()
 	before := c.input
-	over = c.attendLocked(ending || again)
+	over = c.advanceEndLocked(ending || again)
 	last := over && !c.out.frozen && c.owesDrained()
 	c.mu.Unlock()
 	if last { // it was put off, and is called once more, whatever comes of that
@@ -715,9 +715,10 @@ func (c *Conn) giveHeld() {
 	c.held = 0
 }
 
-// attendLocked does what attend has to do about the end. ending: attend has seen that
-// Shutdown ends the input, and has had what was read delivered, unless that waits.
-func (c *Conn) attendLocked(ending bool) (over bool) {
+// advanceEndLocked brings the connection nearer to its end, as far as what is asked of it,
+// and what is still queued, has it, and reports whether it is over. ending: attend has seen
+// that Shutdown ends the input, and has had what was read delivered, unless that waits.
+func (c *Conn) advanceEndLocked(ending bool) (over bool) {
 	if c.closeErr != nil {
 		return true
 	}
@@ -790,7 +791,7 @@ func (c *Conn) readTurn() (park bool) {
 	}
 	c.putScratch(s)
 	if c.inside {
-		c.leave()
+		c.leaveTurnstile()
 	}
 	if long {
 		// Only now: who yields comes last, and would keep meanwhile what others wait
@@ -1220,7 +1221,7 @@ func (c *Conn) betweenCalls() bool {
 	}
 	if r.accept(); r.full {
 		c.inCall.Store(false)
-		c.makeRoom()
+		c.writeOrPause()
 		return false
 	}
 	return true
@@ -1515,7 +1516,7 @@ func (c *Conn) shrinkLocked(due func(time.Duration) bool) bool {
 // callbacks that are running, one of which may be a user's.
 func (c *Conn) end() {
 	if c.inside { // a Framing has ended the goroutine
-		c.leave()
+		c.leaveTurnstile()
 	}
 	c.mu.Lock()
 	c.bookLocked() // of a turn that a callback has left
@@ -2166,9 +2167,9 @@ func (c *Conn) cutRest() {
 	c.putScratch(s)
 }
 
-// makeRoom writes what the handler has answered, and pauses the input if that
+// writeOrPause writes what the handler has answered, and pauses the input if that
 // leaves no room for another answer.
-func (c *Conn) makeRoom() {
+func (c *Conn) writeOrPause() {
 	c.reply.write()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -2186,7 +2187,7 @@ func (c *Conn) flush() {
 	for range 16 {
 		if r.write(); r.full {
 			r.full = false
-			c.makeRoom()
+			c.writeOrPause()
 		}
 		if !c.owesDrained() {
 			return

@@ -78,11 +78,11 @@ func TestFinishWaitsForADrainedThatHasJustBecomeDue(t *testing.T) {
 	c.out.drained = true
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.attendLocked(false) {
+	if c.advanceEndLocked(false) {
 		t.Error("over, and Drained was not called")
 	}
 	c.out.drained = false // it was taken
-	if !c.attendLocked(false) {
+	if !c.advanceEndLocked(false) {
 		t.Error("not over")
 	}
 }
@@ -93,15 +93,15 @@ func TestShutdownEndsTheInputBehindWhatWaited(t *testing.T) {
 	c := &Conn{handler: &passing{}, endRead: true}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.attendLocked(false); c.input != reading {
+	if c.advanceEndLocked(false); c.input != reading {
 		t.Error("ended, though Shutdown has just come")
 	}
 	c.resume = true
-	if c.attendLocked(true); c.input != reading {
+	if c.advanceEndLocked(true); c.input != reading {
 		t.Error("ended, though there has just come room")
 	}
 	c.resume = false
-	if c.attendLocked(true); c.input != shut {
+	if c.advanceEndLocked(true); c.input != shut {
 		t.Error("not ended")
 	}
 }

@@ -271,7 +271,7 @@ func (c *Conn) queue(ctx context.Context, size int, put func(*outq.Queue, *outq.
 	}
 	if err := c.set.fits(c.out.framing, uint64(size)); err != nil { // SetRaw while it waited
 		c.hub.budget.out.Fell(&c.out.share, c.out.charge())
-		return c.leaveLocked(nil, err)
+		return c.leaveLineLocked(nil, err)
 	}
 	put(&c.out.q, c.out.framing)
 	c.out.accepted.add(1, int64(size))
@@ -357,14 +357,14 @@ func (c *Conn) admitLocked(ctx context.Context, charge int64, mine bool) error {
 	for {
 		free := mine || !o.run && (len(o.waiters) == 0 || o.waiters[0] == w)
 		if o.refuse != nil {
-			return c.leaveLocked(w, c.refusalLocked())
+			return c.leaveLineLocked(w, c.refusalLocked())
 		}
 		if free && (c.hasRoomLocked(charge, mine) || c.makeRoomLocked(charge, mine) || mine && c.passLocked(charge)) {
 			o.lacked = 0
-			return c.leaveLocked(w, nil)
+			return c.leaveLineLocked(w, nil)
 		}
 		if o.refuse != nil { // makeRoomLocked has given the peer up
-			return c.leaveLocked(w, ErrSlowPeer)
+			return c.leaveLineLocked(w, ErrSlowPeer)
 		}
 		o.waited = true // or would have to, which is for Drained to tell too
 		if o.empty() && !o.writing && (o.lacked == 0 || charge < o.lacked) {
@@ -372,9 +372,9 @@ func (c *Conn) admitLocked(ctx context.Context, charge int64, mine bool) error {
 		}
 		switch {
 		case o.policy == DropNewest && free:
-			return c.leaveLocked(w, ErrBackpressure)
+			return c.leaveLineLocked(w, ErrBackpressure)
 		case ctx.Err() != nil:
-			return c.leaveLocked(w, context.Cause(ctx))
+			return c.leaveLineLocked(w, context.Cause(ctx))
 		case w == nil && mine:
 			w = &waiter{ready: make(chan struct{}), mine: true}
 			o.waiters = slices.Insert(o.waiters, 0, w)
@@ -409,8 +409,8 @@ func (c *Conn) sendRefusal() error {
 	return c.refusalLocked()
 }
 
-// leaveLocked takes w out of the line; the next one may then go.
-func (c *Conn) leaveLocked(w *waiter, err error) error {
+// leaveLineLocked takes w out of the line; the next one may then go.
+func (c *Conn) leaveLineLocked(w *waiter, err error) error {
 	if w != nil {
 		c.out.waiters = slices.DeleteFunc(c.out.waiters, func(x *waiter) bool { return x == w })
 	}
@@ -988,7 +988,7 @@ func (c *Conn) beginFrom(ctx context.Context, f *feed, first []byte) error {
 	}
 	if err := c.set.fits(c.out.framing, f.size); err != nil {
 		c.hub.budget.out.Fell(&c.out.share, c.out.charge())
-		return c.leaveLocked(nil, err) // it was raw when its caller looked
+		return c.leaveLineLocked(nil, err) // it was raw when its caller looked
 	}
 	f.begin(c.out.framing, first) // a Framing of the user's may panic
 	c.out.run = true
