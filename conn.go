@@ -137,14 +137,14 @@ type Conn struct {
 	heardEnd bool          // its user knows that the input has ended
 	shaking  bool          // the handshake is under way
 	overdue  bool          // the drain's deadline has passed
-	over     bool          // the reader has left
+	over     bool          // the reader has left, and closeErr says why
 	reclaim  bool          // the next check has the handshake claim its name again, whose owner may be stuck by now
 	endErr   error         // what ended the input
 	lacks    int           // bytes left of the message that the token is for
 	tokenBy  time.Duration // until when its owner has to have read them; 0: nobody
 	change   *change       // told to do by SetHandler and SetRaw; nil: nothing
 	deadline time.Duration // of the handshake, later of the drain; 0: none
-	closeErr error         // why the connection is to end now; set once
+	closeErr error         // why the connection is to end now, or has ended; set once, but for notLetIn
 	life     *life         // what Context returns; nil: nobody has asked
 
 	clock watch.Entry // the next moment at which check runs
@@ -338,7 +338,7 @@ func (c *Conn) Finish() error {
 	switch {
 	case errors.Is(c.closeErr, ErrClosed):
 		return nil
-	case c.over || c.closeErr != nil:
+	case c.closeErr != nil:
 		return ErrNotConnected
 	}
 	if c.finishLocked(reason); reason != ErrClosed {
@@ -1420,7 +1420,7 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 		return false
 	}
 	c.mu.Lock()
-	if c.over || c.closeErr != nil {
+	if c.closeErr != nil {
 		c.mu.Unlock()
 		return 0
 	}
@@ -1523,7 +1523,7 @@ func (c *Conn) end() {
 	c.freezeLocked(ErrNotConnected)
 	c.joinWriterLocked()
 	c.joinFeedersLocked()
-	report := c.out.report(c.t, c.set.network != "")
+	report := c.out.report(c.t, c.set.packets())
 	err := c.whyLocked(report)
 	c.closeErr, c.over = err, true
 	life := c.life
@@ -1631,7 +1631,7 @@ func (c *Conn) endTaken() {
 	defer c.mu.Unlock()
 	if c.heardEnd = true; c.set.halfOpen {
 		c.kickReader() // which holds something of the input, perhaps
-	} else if (c.input == shut || c.input == ended) && c.closeErr == nil && !c.over {
+	} else if (c.input == shut || c.input == ended) && c.closeErr == nil {
 		c.finishLocked(c.endErr)
 	}
 }
@@ -1829,7 +1829,7 @@ func (c *Conn) Raw() bool {
 // The error is that of Send when the connection has ended, and one that matches
 // errors.ErrUnsupported on networks of packets.
 func (c *Conn) SetRaw(raw bool) error {
-	if c.set.network != "" {
+	if c.set.packets() {
 		return errRawPackets
 	}
 	return c.order(func(ch *change) {
@@ -1851,7 +1851,7 @@ type change struct {
 func (c *Conn) order(edit func(*change)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.over || c.closeErr != nil {
+	if c.closeErr != nil {
 		return c.refusalLocked()
 	}
 	if c.change == nil {
@@ -2582,7 +2582,7 @@ func (r *Reply) Unread(rest []byte) {
 // of packets.
 func (r *Reply) SetRaw(raw bool) {
 	c := r.conn()
-	if c.set.network != "" {
+	if c.set.packets() {
 		panic(errRawPackets)
 	}
 	c.dec.setRaw(raw)

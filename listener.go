@@ -1139,7 +1139,7 @@ func (h *Hub) transport(rwc io.ReadWriteCloser, set *settings) transport.Conn {
 	nc, isConn := rwc.(net.Conn)
 	_, isSession := rwc.(*packet.Conn)
 	switch {
-	case set.network == "" || isSession || !isConn:
+	case !set.packets() || isSession || !isConn:
 	case set.network == "unixpacket":
 		longest := int(set.maxMessage)
 		if set.mode.named() { // the handshake's packets may be longer

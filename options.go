@@ -328,9 +328,12 @@ type settings struct {
 	network     string        // if it is of packets, else ""
 }
 
+// packets reports whether each message is a packet; else they are cut from a stream.
+func (s *settings) packets() bool { return s.network != "" }
+
 // sessions reports whether the connections are sessions of datagrams, without a
 // beginning or end that the system knows of.
-func (s *settings) sessions() bool { return s.network != "" && s.network != "unixpacket" }
+func (s *settings) sessions() bool { return s.packets() && s.network != "unixpacket" }
 
 // packetMax is the longest packet of a network, and 0 if it has none.
 func packetMax(network string) int {

@@ -341,7 +341,7 @@ func (s *settings) fits(framing *outq.Framing, size uint64) error {
 // checkPacket says whether a message of this size can be a packet, if it is to be one.
 func (s *settings) checkPacket(size uint64) error {
 	switch {
-	case s.network != "" && size > s.maxMessage:
+	case s.packets() && size > s.maxMessage:
 		return tooLarge(size)
 	case size == 0 && s.network == "unixpacket":
 		return fmt.Errorf("sockhub: an empty packet would be the end: %w", errors.ErrUnsupported)
@@ -1277,7 +1277,7 @@ func (c *Conn) callClose(f *feed, closed chan<- struct{}) {
 // be when the connection is ending already.
 func (c *Conn) callLeft(err *PanicError) {
 	c.mu.Lock()
-	late := c.over || c.closeErr != nil
+	late := c.closeErr != nil
 	c.mu.Unlock()
 	if late {
 		c.hub.countPanic()
@@ -1646,7 +1646,7 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int, file *os.File) {
 			switch {
 			case c.t.WritesWhole():
 				limit = writeWhole
-			case c.set.network == "" && transport.KeepsTrying(c.t):
+			case !c.set.packets() && transport.KeepsTrying(c.t):
 				limit = writeHidden
 			}
 			slices = o.w.Vec(v.slices[:0], limit)
