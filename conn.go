@@ -2410,10 +2410,7 @@ func (o *output) answers() *outq.Queue {
 // admit says whether one more message may be gathered: the first of a call
 // always.
 func (r *Reply) admit(size int) error {
-	if err := r.conn().checkSize(size); err != nil {
-		return err
-	}
-	if err := r.c.set.fits(r.framing, uint64(size)); err != nil {
+	if err := r.conn().checkFramed(r.framing, size); err != nil {
 		return err
 	}
 	return r.place(size)

@@ -270,8 +270,7 @@ func (c *Conn) queue(ctx context.Context, size int, put func(*outq.Queue, *outq.
 		return err
 	}
 	if err := c.set.fits(c.out.framing, uint64(size)); err != nil { // SetRaw while it waited
-		c.hub.budget.out.Fell(&c.out.share, c.out.charge())
-		return c.leaveLineLocked(nil, err)
+		return c.unadmitLocked(err)
 	}
 	put(&c.out.q, c.out.framing)
 	c.out.accepted.add(1, int64(size))
@@ -310,8 +309,15 @@ func (h *Hub) noteSend() {
 	}
 }
 
-// checkSize says whether a message of this size may be sent, if the framing can express
-// it: see fits.
+// checkFramed says whether a message of this size may be sent with this framing.
+func (c *Conn) checkFramed(framing *outq.Framing, size int) error {
+	if err := c.checkSize(size); err != nil {
+		return err
+	}
+	return c.set.fits(framing, uint64(size))
+}
+
+// checkSize is checkFramed where it is not known yet how the message is framed.
 func (c *Conn) checkSize(size int) error {
 	if size > 0 && uint64(size) <= c.set.maxMessage {
 		return nil // and nothing else can be wrong with it
@@ -353,7 +359,7 @@ func (s *settings) checkPacket(size uint64) error {
 // may. mine: the caller is in a run of its own. It gives mu up while it waits.
 func (c *Conn) admitLocked(ctx context.Context, charge int64, mine bool) error {
 	o := &c.out
-	var w *waiter
+	var w *waiter // nil: has not waited
 	for {
 		free := mine || !o.run && (len(o.waiters) == 0 || o.waiters[0] == w)
 		if o.refuse != nil {
@@ -420,6 +426,13 @@ func (c *Conn) leaveLineLocked(w *waiter, err error) error {
 			c.arm(c.hub.watch.Now()) // who was refused because w stood before him may have room
 		}
 	}
+	return err
+}
+
+// unadmitLocked gives back the room that admitLocked has given, as err is in the way.
+func (c *Conn) unadmitLocked(err error) error {
+	c.hub.budget.out.Fell(&c.out.share, c.out.charge())
+	c.roomLocked()
 	return err
 }
 
@@ -733,11 +746,7 @@ func (c *Conn) SendMany(ctx context.Context, m iter.Seq[[]byte]) (n int, err err
 		if uint(len(msg)-1) < uint(r.small) && r.side.Charge() < r.room && r.side.AppendFitting(msg) {
 			continue
 		}
-		err := c.checkSize(len(msg))
-		if err == nil {
-			err = c.set.fits(r.framing, uint64(len(msg)))
-		}
-		if err != nil {
+		if err := c.checkFramed(r.framing, len(msg)); err != nil {
 			return 0, errors.Join(r.flush(), err)
 		}
 		if r.side.Charge() >= r.room {
@@ -986,9 +995,8 @@ func (c *Conn) beginFrom(ctx context.Context, f *feed, first []byte) error {
 	if err := c.admitLocked(ctx, pieceSize, false); err != nil {
 		return err
 	}
-	if err := c.set.fits(c.out.framing, f.size); err != nil {
-		c.hub.budget.out.Fell(&c.out.share, c.out.charge())
-		return c.leaveLineLocked(nil, err) // it was raw when its caller looked
+	if err := c.set.fits(c.out.framing, f.size); err != nil { // it was raw when its caller looked
+		return c.unadmitLocked(err)
 	}
 	f.begin(c.out.framing, first) // a Framing of the user's may panic
 	c.out.run = true
