@@ -1095,28 +1095,13 @@ func (c *Conn) cut(s *scratch) (called bool, err error) {
 		}
 		msg, ok, e := c.dec.next()
 		if e != nil {
-			c.badInput, err = true, e
-			switch {
-			case c.greet == nil:
-			case c.peer.Dialed:
-				err = fmt.Errorf("%w: %w", ErrRefused, e) // it is not OK
-			default:
-				err = fmt.Errorf("%w: %w", ErrBadName, e)
-			}
-			break
-		}
-		if !ok && c.dec.stream > 0 {
-			if c.skipping {
-				c.dec.skip()
-				if c.skipping = c.dec.stream > 0; !c.skipping {
-					continue
-				}
-				break
-			}
-			c.beginStream(c.handler != nil)
+			c.badInput, err = true, c.noMessage(e)
 			break
 		}
 		if !ok {
+			if c.dec.stream > 0 && c.passStream() {
+				continue
+			}
 			break
 		}
 		if c.token {
@@ -1150,6 +1135,29 @@ func (c *Conn) cut(s *scratch) (called bool, err error) {
 		c.turnBytes += c.deliver(s)
 	}
 	return called, err
+}
+
+// noMessage is what the connection fails with when what came is no message, for err.
+func (c *Conn) noMessage(err error) error {
+	switch {
+	case c.greet == nil:
+		return err
+	case c.peer.Dialed:
+		return fmt.Errorf("%w: %w", ErrRefused, err) // it is not OK
+	}
+	return fmt.Errorf("%w: %w", ErrBadName, err)
+}
+
+// passStream begins the Stream that the decoder has come to, or goes on skipping the rest
+// of one that was closed. It reports whether it has come to the end of that.
+func (c *Conn) passStream() (passed bool) {
+	if !c.skipping {
+		c.beginStream(c.handler != nil)
+		return false
+	}
+	c.dec.skip()
+	c.skipping = c.dec.stream > 0
+	return !c.skipping
 }
 
 // quick calls the handler for the whole messages at the front of the input, as
