@@ -629,9 +629,9 @@ func (c *Conn) attend() (over, shrink bool) {
 	ending := c.endRead && c.input == reading
 	resumed := c.resume
 	if resumed {
-		c.resume, c.paused, c.holding = false, false, false
+		c.resume, c.paused = false, false
 		c.token, c.granted = c.token || c.granted, false
-		c.quiet = c.hub.watch.Now()
+		c.goOnLocked()
 	}
 	c.mu.Unlock()
 	if c.token && c.input != reading {
@@ -824,6 +824,9 @@ func (c *Conn) hold() {
 	c.holding = true
 	c.mu.Unlock()
 }
+
+// goOnLocked starts them anew, where the input goes on.
+func (c *Conn) goOnLocked() { c.holding, c.quiet = false, c.hub.watch.Now() }
 
 // listening starts the clocks of silence anew: what a callback has taken is no
 // silence of the peer's, though nothing came. It is called before inCall ends.
@@ -1265,7 +1268,7 @@ func (c *Conn) parking(doubtful, progress bool) {
 		c.hub.sent.Store(false)
 		c.hub.epoch.Add(1)
 	}
-	partial := c.dec.partial() > 0 || c.dec.stream > 0
+	partial := c.dec.within()
 	holding := c.input == reading && c.holdsBack()
 	busy := progress && doubtful && !partial && !holding && c.set.coarse()
 	if busy && c.busy.Load() {
@@ -1301,12 +1304,7 @@ func (c *Conn) parking(doubtful, progress bool) {
 	if doubtful || !lean {
 		c.arm(now + doubt)
 	}
-	if partial && c.hub.o.FrameTimeout > 0 {
-		c.arm(now + c.hub.o.FrameTimeout)
-	}
-	if c.set.idleTimeout > 0 {
-		c.arm(now + c.set.idleTimeout)
-	}
+	c.armSilence(now, partial)
 }
 
 // bookLocked counts what was delivered in the turn so far. What it has counted it
@@ -1350,7 +1348,7 @@ func (c *Conn) inputEnded() {
 	c.input = ended
 	if before == reading {
 		c.endErr = io.EOF
-		if c.dec.partial() > 0 || c.dec.stream > 0 {
+		if c.dec.within() {
 			c.endErr = io.ErrUnexpectedEOF
 		}
 	}
@@ -1475,6 +1473,16 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 		c.kickReader()
 	}
 	return next
+}
+
+// armSilence is arm for the clocks of silence, which begin now. partial: within a message.
+func (c *Conn) armSilence(now time.Duration, partial bool) {
+	if t := c.hub.o.FrameTimeout; t > 0 && partial {
+		c.arm(now + t)
+	}
+	if t := c.set.idleTimeout; t > 0 {
+		c.arm(now + t)
+	}
 }
 
 // silenceLocked is why the connection is to end because its peer has been silent, or nil.
@@ -1963,7 +1971,7 @@ func (c *Conn) undivert() (again bool) {
 	c.mu.Lock()
 	if d.paused {
 		d.paused, c.paused = false, false
-		c.holding, c.quiet = false, c.hub.watch.Now()
+		c.goOnLocked()
 	}
 	if !c.out.handled && c.out.empty() {
 		c.out.flushed = false // while Events had the connection, which does not hear of it
@@ -2784,8 +2792,7 @@ func (c *Conn) serveStream() {
 	c.leaveStream()
 	c.skipping = c.dec.stream > 0
 	c.mu.Lock()
-	c.quiet = c.hub.watch.Now()
-	c.holding = false
+	c.goOnLocked()
 	if s.told {
 		c.countStreamLocked(s)
 	}
@@ -2862,10 +2869,5 @@ func (c *Conn) streamWaits(on bool) {
 	if failed {
 		c.arm(now + c.hub.endAfterFailure())
 	}
-	if t := c.hub.o.FrameTimeout; t > 0 {
-		c.arm(now + t)
-	}
-	if t := c.set.idleTimeout; t > 0 {
-		c.arm(now + t)
-	}
+	c.armSilence(now, true)
 }

@@ -685,3 +685,6 @@ func (d *decoder) partial() int {
 	}
 	return n
 }
+
+// within reports whether a message has begun and not ended.
+func (d *decoder) within() bool { return d.stream > 0 || d.partial() > 0 }
