@@ -1453,7 +1453,7 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 	kick = c.shrinkLocked(due) || kick
 	c.roomLocked() // there may be, in the budget
 	drained := c.roomAgainLocked() && !c.tellDrainedLocked()
-	stuck := c.out.since != 0 && c.hub.o.WriteTimeout > 0 && c.stuckLocked(now, due)
+	stuck := c.out.stall.since != 0 && c.hub.o.WriteTimeout > 0 && c.stuckLocked(now, due)
 	c.mu.Unlock()
 
 	switch {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math"
 	"os"
 	"slices"
 	"sync"
@@ -65,7 +66,6 @@ type output struct {
 	wantRoom    bool // the reader waits until charge is below limit
 	answersFull bool // what its Handler has answered, and was taken in, left no room for more
 	fresh       bool // last was in this turn of the reader
-	probing     bool // the next write without progress is the last
 
 	// said is the length plus 1 of the handshake's message (Conn.say), which is the
 	// first of all and nobody's, until it is written.
@@ -87,9 +87,8 @@ type output struct {
 	lacked int64
 
 	written counter
-	since   time.Duration // begin of the current lack of progress; 0: nothing to write
 	last    time.Duration // of the last progress
-	unacked int           // at the last look during a lack of progress, -1 at first
+	stall   stall         // since then
 
 	finish   error         // not nil: the connection ends after the queue, for this reason
 	err      error         // of the write that failed
@@ -1482,8 +1481,9 @@ func (c *Conn) runWriterLocked() {
 	o := &c.out
 	o.writing, o.inline = true, false
 	if t := c.hub.o.WriteTimeout; t > 0 {
-		o.since, o.unacked = c.hub.watch.Now(), -1
-		c.arm(o.since + t/looks)
+		now := c.hub.watch.Now()
+		o.stall.begin(now)
+		c.arm(now + t/looks)
 	}
 	go c.write()
 }
@@ -1715,7 +1715,8 @@ func (c *Conn) releaseLocked() (released bool) {
 	if !o.frozen && (!o.idle() || o.drainedDue() || o.finDue() || o.feed != nil && o.feed.withdraw) {
 		return false
 	}
-	o.writing, o.since, o.probing = false, 0, false
+	o.writing = false
+	o.stall.end()
 	if o.released != nil {
 		close(o.released)
 		o.released = nil
@@ -1766,15 +1767,15 @@ func (c *Conn) wroteLocked(n, size int, err error, now time.Duration) {
 		c.hub.budget.out.Fell(&o.share, o.charge())
 		o.fresh = now == 0
 		if now != 0 {
-			o.last, o.since = now, now
+			o.last = now
 		}
-		o.unacked, o.probing = -1, false
+		o.stall.moved(now)
 		c.roomLocked()
 	}
 	switch {
 	case err != nil:
 		c.writeFailedLocked(err)
-	case n < size && o.probing:
+	case n < size && o.stall.probing:
 		c.giveUpLocked()
 	case n < size:
 		o.waited = true
@@ -1796,41 +1797,68 @@ func (h *Hub) endAfterFailure() time.Duration {
 	return orElse(h.o.WriteTimeout, DefaultWriteTimeout)
 }
 
+// stall is a lack of progress in writing: it tells a slow peer from one that takes
+// nothing. The kernel asks for more output only when a good part of its buffer is free,
+// which a slow peer may take many times WriteTimeout for, while the bytes that it
+// acknowledged can be seen.
+type stall struct {
+	since   time.Duration // when it began; 0: nothing is to be written
+	unacked int32         // bytes, at the last look; -1: it was not looked at
+	probing bool          // the next write without progress is the last
+}
+
+func (s *stall) begin(now time.Duration) { s.since, s.unacked = now, -1 }
+func (s *stall) end()                    { s.since, s.probing = 0, false }
+
+// moved is told that a write has made progress: now, or, if that is 0, since the reader
+// has looked at the clock.
+func (s *stall) moved(now time.Duration) {
+	if now != 0 {
+		s.since = now
+	}
+	s.unacked, s.probing = -1, false
+}
+
+// look looks for progress that no write shows, and reports whether to try one: when there
+// was progress, or may have been before the first look, so that what has become free is
+// filled, and is not taken for progress later. known: unacked is what the peer has not
+// acknowledged. idle: the writer waits for the kernel to ask.
+func (s *stall) look(now, timeout time.Duration, unacked int, known, idle bool) (try bool) {
+	n := int32(min(unacked, math.MaxInt32))
+	switch {
+	case known && s.unacked >= 0:
+		if n < s.unacked {
+			s.since, try = now, true
+		}
+		s.unacked = n
+	case now-s.since >= timeout/looks: // the first one, or there is nothing to be seen
+		try = idle
+		if known {
+			s.unacked = n
+		}
+	}
+	return try
+}
+
 // looks is how often a lack of progress is looked at within WriteTimeout. What a
 // look sees may be as old as the one before, so a connection that takes nothing
 // ends up to WriteTimeout/looks late, and one that took a little first, which only
 // trying again shows, up to three times that: within a second, of ten.
 const looks = 32
 
-// stuckLocked looks for progress that no write shows: the kernel asks for more
-// output only when a good part of its buffer is free, which a slow peer may take
-// many times WriteTimeout for, while the bytes that it acknowledged can be seen.
-// It reports whether the writer is to try again: when there was progress, or may have
-// been before the first look, so that what has become free is filled, and is not taken
-// for progress later; and when there was none for WriteTimeout, for the last time. A
-// writer that cannot be made to try again has been trying all the time, so that was its
-// last.
+// stuckLocked looks at a write that makes no progress. It reports whether the writer is to
+// try again: as stall.look says, and when there was no progress for WriteTimeout, for the
+// last time. A writer that cannot be made to try again has been trying all the time, so
+// that was its last.
 func (c *Conn) stuckLocked(now time.Duration, due func(time.Duration) bool) (again bool) {
-	o, t := &c.out, c.hub.o.WriteTimeout
+	s, t := &c.out.stall, c.hub.o.WriteTimeout
 	n, known := c.t.Unacked()
-	known = known || n > 0 // that it falls will do
-	switch {
-	case known && o.unacked >= 0:
-		if n < o.unacked {
-			o.since, again = now, true
-		}
-		o.unacked = n
-	case now-o.since >= t/looks: // the first one, or there is nothing to be seen
-		again = !transport.KeepsTrying(c.t)
-		if known {
-			o.unacked = n
-		}
-	}
-	last := due(o.since + t)
+	again = s.look(now, t, n, known || n > 0, !transport.KeepsTrying(c.t)) // that it falls will do
+	last := due(s.since + t)
 	due(now + t/looks)
 	switch {
 	case !c.t.WritesWhole():
-		o.probing = last
+		s.probing = last
 		return again || last
 	case last:
 		c.giveUpLocked()
