@@ -109,7 +109,7 @@ type Conn struct {
 	turnMsgs  int32 // delivered, and not in inMsgs; less than 0 if some that are will come again
 	own       int32 // of held: what the budget has beside its limit, for this connection alone
 	turnBytes int   // as turnMsgs
-	handed    int
+	handed    int   // bytes of the message that the handler is called with, or was last
 	held      int64 // of the budget: for what was read and not delivered, and for the next read. While a Stream is read it is its reader's, as own and dec are
 	dec       decoder
 	reply     Reply // the handler's
@@ -433,6 +433,35 @@ func (c *Conn) opError(op string, err error) error {
 }
 
 // ---- the reader goroutine ----
+
+// What comes goes this way, call by call:
+//
+//	serve                       until the connection is over; behind it comes end
+//	    attend                  what others have asked for, and what had to wait
+//	    transport.Conn.Read     waits for input, or a kick
+//	        readTurn            with a scratch, inside the turnstile if it is for Events
+//	            readSome
+//	                receive     reads once, as far as the budget lets it (reserve)
+//	                cut         hands each message on: to greeted, handle or deliver
+//	                afterCalls  writes what the Handler has answered, and tells it Drained
+//	                parking     keeps the books, and sets the clocks
+//	            settle, starve  give back what is left of the budget, or wait for it
+//
+// Others ask by a field that mu guards, and kickReader: Read returns, and attend looks.
+//
+// Input is handed on as long as Conn.input is reading, the end is not decided on (ends)
+// and no callback has ended the connection (stopped). Meanwhile it is held back, and
+// nothing is read, for as long as one of these is set:
+//
+//	paused          until readOn, or roomLocked, sets resume: Events has enough, there is
+//	                no room in the budget, or none for what the Handler answers
+//	stream          until its user has read it, or closed it: serveStream
+//	diverted        until Events has given away what is the new Handler's: undivert
+//	greet.claiming  until the owner of the name has ended: enter
+//	gated           until Events may hear of the connection: enter
+//
+// attend lifts them all, and holdsBack asks for them. They are the reader's own; holding
+// tells others, with mu held, that it has parked because of one.
 
 const (
 	readChunk = 16 << 10  // memory shared by the small messages that come together

@@ -37,6 +37,19 @@ var (
 // queues his message. Who gets it writes once himself (tryLocked), or starts the writer
 // goroutine, which holds the pen as long as there is output, and then is gone. The
 // reader outlives and joins it (joinWriterLocked).
+//
+// What is sent goes this way, call by call:
+//
+//	Send                    likewise SendMany (run.flush) and SendFrom (beginFrom)
+//	    admitLocked         waits for room, and for its turn; then the message is in q
+//	    sendLocked          by whom is it written?
+//	writeNow                by the reader, for what its Handler has answered; as
+//	    tryLocked           by the sender: once, and what is left by
+//	write                   the writer goroutine
+//	    writeTurn
+//	        nextWrite       from q, or the feed, to w; or Drained, or the FIN
+//	        wroteLocked     accounts for what the transport took, and wakes who waits
+//	    releaseLocked       gives the pen back, if there is nothing more to do
 type output struct {
 	// What a Send looks at comes first: see Conn.
 	framing *outq.Framing // nil: raw bytes
