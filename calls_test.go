@@ -15,7 +15,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/sockhub/sockhub"
@@ -29,23 +28,7 @@ import (
 // that the documentation names, and at once when the hub has been closed; and
 // each connection ends once, with a report that balances.
 func TestEveryCallInEveryState(t *testing.T) {
-	for i := range *schedules {
-		s := *firstSeed + i
-		if *seed >= 0 {
-			s = uint64(*seed)
-		}
-		synctest.Test(t, func(t *testing.T) {
-			defer func() {
-				if t.Failed() {
-					t.Logf("run again with -args -seed %d", s)
-				}
-			}()
-			makeCalls(t, s)
-		})
-		if *seed >= 0 {
-			break
-		}
-	}
+	eachSchedule(t, makeCalls)
 }
 
 // callers is one hub whose every call is made.

@@ -33,6 +33,11 @@ var (
 //   - one batch at most waits, and after Close what is left comes in one more
 //   - the report's books balance, and what the peer got is what was accepted
 func TestRandomSchedules(t *testing.T) {
+	eachSchedule(t, runSchedule)
+}
+
+// eachSchedule runs a test in a bubble for each seed that the flags ask for.
+func eachSchedule(t *testing.T, run func(t *testing.T, seed uint64)) {
 	for i := range *schedules {
 		s := *firstSeed + i
 		if *seed >= 0 {
@@ -44,7 +49,7 @@ func TestRandomSchedules(t *testing.T) {
 					t.Logf("run again with -args -seed %d", s)
 				}
 			}()
-			runSchedule(t, s)
+			run(t, s)
 		})
 		if *seed >= 0 {
 			break
