@@ -3,7 +3,6 @@ package sockhub_test
 // Accept that fails, and the ends of listeners.
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -62,11 +61,7 @@ func TestAcceptBacksOffAfterErrorsAndGoesOn(t *testing.T) {
 	for _, failure := range failures {
 		t.Run(failure.Error(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				hub, err := sockhub.New(context.Background(), nil)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer hub.Close()
+				hub := openHub(t, nil)
 				inner := newScripted()
 				l, err := hub.Serve(inner, &sockhub.ListenOptions{Mode: sockhub.Anonymous})
 				if err != nil {
@@ -132,11 +127,7 @@ func serves(t *testing.T, hub *sockhub.Hub, p net.Conn) {
 
 func TestListenerThatWasClosedByItsOwnerIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub, err := sockhub.New(context.Background(), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer hub.Close()
+		hub := openHub(t, nil)
 		inner := newScripted()
 		l, err := hub.Serve(inner, &sockhub.ListenOptions{Mode: sockhub.Anonymous})
 		if err != nil {
@@ -159,11 +150,7 @@ func TestClosingDoesNotWaitForTheBackOff(t *testing.T) {
 	for _, how := range []string{"Listener.Close", "Hub.Close", "Hub.Shutdown"} {
 		t.Run(how, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				hub, err := sockhub.New(context.Background(), nil)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer hub.Close()
+				hub := openHub(t, nil)
 				inner := newScripted()
 				l, err := hub.Serve(inner, nil)
 				if err != nil {

@@ -46,11 +46,7 @@ func TestThousandHalfReceivedMessagesDoNotFillTheInboundLimit(t *testing.T) {
 			scale = 1
 		}
 		conns, size, limit := 1000, 1<<20/scale, int64(130<<20/scale)
-		hub, err := sockhub.New(context.Background(), &sockhub.Options{InboundLimit: limit, MaxMessage: int64(64 << 20 / scale), FrameTimeout: time.Hour})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer hub.Close()
+		hub := openHub(t, &sockhub.Options{InboundLimit: limit, MaxMessage: int64(64 << 20 / scale), FrameTimeout: time.Hour})
 		_, peers := attachMany(t, hub, conns)
 		wire := frame(string(make([]byte, size)))
 		for _, p := range peers {
@@ -81,11 +77,7 @@ func TestThousandHalfReceivedMessagesDoNotFillTheInboundLimit(t *testing.T) {
 // it that could tell when there is room again.
 func TestDrainedComesWhenTheHubHasRoomAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub, err := sockhub.New(context.Background(), &sockhub.Options{OutboundLimit: 1 << 20, MaxConns: 64, WriteTimeout: -1})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer hub.Close()
+		hub := openHub(t, &sockhub.Options{OutboundLimit: 1 << 20, MaxConns: 64, WriteTimeout: -1})
 		ours, peers := attachMany(t, hub, 3)
 		for ours[0].TrySend(make([]byte, 10_000)) == nil {
 		}
@@ -125,11 +117,7 @@ func TestDrainedComesWhenTheHubHasRoomAgain(t *testing.T) {
 
 func TestOutboundLimitIsSharedByAllConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub, err := sockhub.New(context.Background(), &sockhub.Options{OutboundLimit: 1 << 20, MaxConns: 64, WriteTimeout: -1})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer hub.Close()
+		hub := openHub(t, &sockhub.Options{OutboundLimit: 1 << 20, MaxConns: 64, WriteTimeout: -1})
 		ours, peers := attachMany(t, hub, 3)
 		msg := make([]byte, 10_000)
 		fill := func(c *sockhub.Conn) (n int) {
@@ -172,11 +160,7 @@ func TestBudgetIsSharedByHubs(t *testing.T) {
 		b := sockhub.NewBudget(0, 1<<20, 0)
 		var conns []*sockhub.Conn
 		for range 2 {
-			hub, err := sockhub.New(context.Background(), &sockhub.Options{Budget: b, MaxConns: 100, WriteTimeout: -1})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer hub.Close()
+			hub := openHub(t, &sockhub.Options{Budget: b, MaxConns: 100, WriteTimeout: -1})
 			ours, _ := attachMany(t, hub, 2)
 			conns = append(conns, ours...)
 		}
@@ -212,11 +196,7 @@ func TestLimitsThatContradictMaxMessage(t *testing.T) {
 // MemoryLimit stops accepting, and reading, and never sending.
 func TestUnreadReportsCountAgainstTheMemoryLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub, err := sockhub.New(context.Background(), &sockhub.Options{MemoryLimit: 300_000, WriteTimeout: -1})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer hub.Close()
+		hub := openHub(t, &sockhub.Options{MemoryLimit: 300_000, WriteTimeout: -1})
 		ours, _ := attachMany(t, hub, 2)
 		for range 50 {
 			if err := ours[0].TrySend(make([]byte, 10_000)); err != nil {
@@ -246,11 +226,7 @@ func TestUnreadReportsCountAgainstTheMemoryLimit(t *testing.T) {
 func TestPeerThatNeverReadsStopsNobodyElse(t *testing.T) {
 	for _, events := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
-			hub, err := sockhub.New(context.Background(), &sockhub.Options{ConnOutbound: 100_000, OutboundLimit: 1 << 20, WriteTimeout: time.Hour})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer hub.Close()
+			hub := openHub(t, &sockhub.Options{ConnOutbound: 100_000, OutboundLimit: 1 << 20, WriteTimeout: time.Hour})
 			lo := &sockhub.ListenOptions{Mode: sockhub.Anonymous}
 			if !events {
 				lo.Handler = func(*sockhub.Conn) sockhub.Handler {
@@ -583,11 +559,7 @@ func TestExemptSlotIsNotKeptForSmallMessages(t *testing.T) {
 // is queued fits without it, though something always is.
 func TestExemptSlotIsFreeWhenItIsNotNeeded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub, err := sockhub.New(context.Background(), &sockhub.Options{OutboundLimit: 1 << 20, MaxConns: 64})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer hub.Close()
+		hub := openHub(t, &sockhub.Options{OutboundLimit: 1 << 20, MaxConns: 64})
 		go func() {
 			for range hub.Events() {
 			}

@@ -233,11 +233,7 @@ func TestCloseEndsTheContextDuringACall(t *testing.T) {
 
 func TestHalfOpenIsOursToFinish(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub, err := sockhub.New(context.Background(), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer hub.Close()
+		hub := openHub(t, nil)
 		ours, peer := memnet.Pair(nil)
 		c, err := hub.ServeConn(t.Context(), ours, &sockhub.ListenOptions{Mode: sockhub.Anonymous, HalfOpen: true})
 		if err != nil {

@@ -74,11 +74,7 @@ func TestLinkLocalIsAnswered(t *testing.T) {
 			continue
 		}
 		seen := make(chan net.Addr, 2)
-		hub, err := sockhub.New(t.Context(), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer hub.Close()
+		hub := openHub(t, nil)
 		l, err := hub.Listen(t.Context(), "udp6", ":0", &sockhub.ListenOptions{Handler: func(c *sockhub.Conn) sockhub.Handler {
 			seen <- c.Peer().Local
 			return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }}

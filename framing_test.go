@@ -4,7 +4,6 @@ package sockhub_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -53,15 +52,8 @@ func TestMessagesInEveryFraming(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a, err := sockhub.New(context.Background(), nil)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer a.Close()
-				b, err := sockhub.New(context.Background(), &sockhub.Options{Name: "me"})
-				if err != nil {
-					t.Fatal(err)
-				}
+				a := openHub(t, nil)
+				b := openHub(t, &sockhub.Options{Name: "me"})
 				defer b.Close()
 				l := memnet.Listen(nil)
 				// The name and the answer are messages of the framing too.

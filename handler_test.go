@@ -380,11 +380,7 @@ func TestNamedRawGivesANameAndThenBytes(t *testing.T) {
 			got.Write(m)
 			r.Send([]byte("seen"))
 		}}
-		hub, err := sockhub.New(context.Background(), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer hub.Close()
+		hub := openHub(t, nil)
 		ours, peer := memnet.Pair(nil)
 		peer.Write(append(frame("me"), "bytes behind the name"...))
 		c, err := hub.ServeConn(t.Context(), ours, &sockhub.ListenOptions{

@@ -4,7 +4,6 @@ package sockhub_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,16 +20,6 @@ import (
 	"github.com/sockhub/sockhub/internal/memnet"
 	"github.com/sockhub/sockhub/internal/transport"
 )
-
-func openHub(t *testing.T, o *sockhub.Options) *sockhub.Hub {
-	t.Helper()
-	hub, err := sockhub.New(context.Background(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { hub.Close() })
-	return hub
-}
 
 func serveMemory(t *testing.T, hub *sockhub.Hub, mo *memnet.Options, lo sockhub.ListenOptions) (*sockhub.Conn, *memnet.End) {
 	t.Helper()
@@ -860,11 +849,7 @@ func TestTheEndOfWhoWaitsForEventsIsTold(t *testing.T) {
 	const size = 16 << 20
 	for _, end := range []string{"Close", "Shutdown"} {
 		t.Run(end, func(t *testing.T) {
-			hub, err := sockhub.New(t.Context(), &sockhub.Options{ConnOutbound: 2 * size})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer hub.Close()
+			hub := openHub(t, &sockhub.Options{ConnOutbound: 2 * size})
 			if _, err := hub.Expect("bob", nil); err != nil {
 				t.Fatal(err)
 			}
@@ -919,11 +904,7 @@ func TestTheEndOfWhoWaitsForEventsIsTold(t *testing.T) {
 // Messages that are withdrawn from Events for a Handler reach it, also if the connection
 // finishes meanwhile.
 func TestWithdrawnMessagesReachTheirHandler(t *testing.T) {
-	hub, err := sockhub.New(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer hub.Close()
+	hub := openHub(t, nil)
 	l, err := hub.Listen(t.Context(), "tcp", "127.0.0.1:0", &sockhub.ListenOptions{Mode: sockhub.Anonymous})
 	if err != nil {
 		t.Fatal(err)

@@ -25,6 +25,17 @@ import (
 // patience bounds every wait of these tests. It is for what hangs.
 const patience = 30 * time.Second
 
+// openHub makes a hub that lives as long as the test.
+func openHub(t *testing.T, o *sockhub.Options) *sockhub.Hub {
+	t.Helper()
+	hub, err := sockhub.New(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { hub.Close() })
+	return hub
+}
+
 // stand is a hub and what it has reported.
 type stand struct {
 	*sockhub.Hub

@@ -287,11 +287,7 @@ func TestRegistryIsLinearizable(t *testing.T) {
 	if testing.Short() {
 		rounds = 200
 	}
-	hub, err := sockhub.New(context.Background(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer hub.Close()
+	hub := openHub(t, nil)
 	eachSeed(t, rounds, func(t *testing.T, seed uint64) {
 		history := callAtRandom(t, hub, seed)
 		if !linearizable(history, 0, 0, map[string]bool{}) {

@@ -115,11 +115,7 @@ func TestEachSourceOfDatagramsIsAClient(t *testing.T) {
 
 func TestBurstsOfDatagramsArriveWhole(t *testing.T) {
 	server, l := packetHub(t, "udp", "127.0.0.1:0", true, nil, sockhub.ListenOptions{})
-	client, err := sockhub.New(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
+	client := openHub(t, nil)
 	c, err := client.Dial(t.Context(), "udp", l.Addr().String(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -173,11 +169,7 @@ func TestDatagramThatIsTooLongIsDroppedAndCounted(t *testing.T) {
 }
 
 func TestSilentSessionEnds(t *testing.T) {
-	hub, err := sockhub.New(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer hub.Close()
+	hub := openHub(t, nil)
 	l, err := hub.Listen(t.Context(), "udp", "127.0.0.1:0", &sockhub.ListenOptions{IdleTimeout: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
@@ -278,11 +270,7 @@ func TestDatagramsThatNobodyTakesEndADialedClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	nobody.Close()
-	hub, err := sockhub.New(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer hub.Close()
+	hub := openHub(t, nil)
 	c, err := hub.Dial(t.Context(), "udp", nobody.LocalAddr().String(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -322,11 +310,7 @@ func TestListenerSurvivesPeersThatAreGone(t *testing.T) {
 }
 
 func TestPacketOptionsThatContradict(t *testing.T) {
-	hub, err := sockhub.New(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer hub.Close()
+	hub := openHub(t, nil)
 	for name, o := range map[string]sockhub.ListenOptions{
 		"named":   {Mode: sockhub.Named},
 		"raw":     {Mode: sockhub.Raw},
@@ -353,11 +337,7 @@ func TestUnixDatagrams(t *testing.T) {
 	if i, err := os.Stat(path); err != nil || i.Mode().Perm() != 0o660 {
 		t.Errorf("%v, %v", i, err)
 	}
-	client, err := sockhub.New(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
+	client := openHub(t, nil)
 	o := &sockhub.DialOptions{}
 	if runtime.GOOS != "linux" {
 		o.Dialer = &net.Dialer{LocalAddr: &net.UnixAddr{Net: "unixgram", Name: path + "c"}}
@@ -385,11 +365,7 @@ func TestUnixPacketsNamedAndNot(t *testing.T) {
 	for _, mode := range []sockhub.Mode{sockhub.Named, sockhub.Anonymous} {
 		path := filepath.Join(t.TempDir(), "s")
 		_, l := packetHub(t, "unixpacket", path, true, nil, sockhub.ListenOptions{Mode: mode, MaxMessage: 150_000})
-		client, err := sockhub.New(t.Context(), &sockhub.Options{Name: "worker"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer client.Close()
+		client := openHub(t, &sockhub.Options{Name: "worker"})
 		c, err := client.Dial(t.Context(), "unixpacket", path, &sockhub.DialOptions{Mode: mode})
 		if err != nil {
 			t.Fatal(err)
@@ -478,11 +454,7 @@ func TestServePacketOnAnyPacketConn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hub, err := sockhub.New(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer hub.Close()
+	hub := openHub(t, nil)
 	l, err := hub.ServePacket(wrapped{inner}, &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
 		return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }}
 	}})
@@ -504,11 +476,7 @@ func TestServePacketOnAnyPacketConn(t *testing.T) {
 
 func TestShutdownSendsWhatDatagramsAreQueued(t *testing.T) {
 	got := make(chan struct{}, 100)
-	server, err := sockhub.New(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
+	server := openHub(t, nil)
 	l, err := server.Listen(t.Context(), "udp", "127.0.0.1:0", &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
 		return &handlerFuncs{message: func(*sockhub.Reply, []byte) { got <- struct{}{} }}
 	}})

@@ -3,7 +3,6 @@ package sockhub_test
 // PROXY headers.
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -259,11 +258,7 @@ func TestHandshakeTimeoutWithoutDeadlines(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s, err := sockhub.New(context.Background(), nil)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer s.Close()
+				s := openHub(t, nil)
 				l := memnet.Listen(&memnet.Options{Remote: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1}})
 				if _, err := s.Serve(timeless{l}, &o); err != nil {
 					t.Fatal(err)
@@ -292,11 +287,7 @@ func TestHandshakeTimeoutWithoutDeadlines(t *testing.T) {
 // Nor does it wait for a Close that says goodbye first, as that of package tls does.
 func TestHandshakeTimeoutOfAConnThatSaysGoodbye(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, err := sockhub.New(context.Background(), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close()
+		s := openHub(t, nil)
 		l := memnet.Listen(stuck)
 		server, client := secure()
 		if _, err := s.Serve(tls.NewListener(l, server), &sockhub.ListenOptions{
@@ -341,11 +332,7 @@ func TestWhoMadeRoomTakesNoPlaceAgain(t *testing.T) {
 	for _, proxied := range []bool{false, true} {
 		t.Run(fmt.Sprint("proxied ", proxied), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s, err := sockhub.New(context.Background(), &sockhub.Options{MaxPending: 1})
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer s.Close()
+				s := openHub(t, &sockhub.Options{MaxPending: 1})
 				asked := 0
 				decide := make(chan struct{})
 				o := &sockhub.ListenOptions{Classify: func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) {

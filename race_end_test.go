@@ -52,11 +52,7 @@ func (c *stoppingConn) SetReadDeadline(t time.Time) error {
 }
 
 func TestListenerCloseFindsWhatIsBehindClassify(t *testing.T) {
-	hub, err := sockhub.New(context.Background(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer hub.Close()
+	hub := openHub(t, nil)
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -82,15 +78,8 @@ func TestListenerCloseFindsWhatIsBehindClassify(t *testing.T) {
 }
 
 func TestLentMessageIsSentByAnotherHub(t *testing.T) {
-	in, err := sockhub.New(context.Background(), &sockhub.Options{ReuseBuffers: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer in.Close()
-	out, err := sockhub.New(context.Background(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	in := openHub(t, &sockhub.Options{ReuseBuffers: true})
+	out := openHub(t, nil)
 	defer out.Close()
 	ci, pi := net.Pipe()
 	co, po := net.Pipe()
@@ -126,11 +115,7 @@ func TestLentMessageIsSentByAnotherHub(t *testing.T) {
 }
 
 func TestLastWriteOfWhatSendWrote(t *testing.T) {
-	hub, err := sockhub.New(context.Background(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer hub.Close()
+	hub := openHub(t, nil)
 	l, err := hub.Listen(t.Context(), "tcp", "127.0.0.1:0", &sockhub.ListenOptions{Mode: sockhub.Anonymous})
 	if err != nil {
 		t.Fatal(err)
@@ -207,11 +192,7 @@ func TestOldClaimDoesNotReplaceANewerOne(t *testing.T) {
 }
 
 func TestReplacementTakesThePlaceAtMaxConns(t *testing.T) {
-	hub, err := sockhub.New(context.Background(), &sockhub.Options{MaxConns: 1, Duplicates: sockhub.ReplaceOld})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer hub.Close()
+	hub := openHub(t, &sockhub.Options{MaxConns: 1, Duplicates: sockhub.ReplaceOld})
 	go func() {
 		for range hub.Events() {
 		}
@@ -303,10 +284,7 @@ func TestCloseOfAFailingConnectionIsNotDialedAgain(t *testing.T) {
 			defer nc.Close() // and reads nothing
 		}
 	}()
-	hub, err := sockhub.New(context.Background(), &sockhub.Options{WriteTimeout: 200 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
+	hub := openHub(t, &sockhub.Options{WriteTimeout: 200 * time.Millisecond})
 	defer hub.Close()
 	closed := make(chan struct{})
 	h := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {

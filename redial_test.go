@@ -67,15 +67,11 @@ func TestWaitsBetweenDialsGrowUpToTheLongest(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				hub, err := sockhub.New(context.Background(), nil)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer hub.Close()
+				hub := openHub(t, nil)
 				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute+7*time.Millisecond)
 				defer cancel()
 				var n noRoute
-				_, err = hub.Dial(ctx, "tcp", "127.0.0.1:1", &sockhub.DialOptions{Name: "w", Reconnect: &test.b, Dialer: n.dialer()})
+				_, err := hub.Dial(ctx, "tcp", "127.0.0.1:1", &sockhub.DialOptions{Name: "w", Reconnect: &test.b, Dialer: n.dialer()})
 				if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, errNoRoute) {
 					t.Errorf("Dial: %v; want the reasons of the context and of the last dial", err)
 				}
@@ -170,11 +166,7 @@ func TestRedialFromAPathAfterALateAttempt(t *testing.T) {
 // The longest wait that there is does not become none by its jitter.
 func TestWaitOfCenturies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub, err := sockhub.New(context.Background(), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer hub.Close()
+		hub := openHub(t, nil)
 		for range 10 { // the jitter adds to half of them
 			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 			defer cancel()
@@ -200,17 +192,13 @@ func TestFirstDialEndsWithItsContextOrTheHub(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				hub, err := sockhub.New(context.Background(), nil)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer hub.Close()
+				hub := openHub(t, nil)
 				ctx, cancel := context.WithCancelCause(t.Context())
 				defer cancel(nil)
 				var n noRoute
 				time.AfterFunc(50*time.Second, func() { test.end(hub, cancel) })
 				begun := time.Now()
-				_, err = hub.Dial(ctx, "tcp", "127.0.0.1:1", &sockhub.DialOptions{Name: "w", Reconnect: &sockhub.Backoff{}, Dialer: n.dialer()})
+				_, err := hub.Dial(ctx, "tcp", "127.0.0.1:1", &sockhub.DialOptions{Name: "w", Reconnect: &sockhub.Backoff{}, Dialer: n.dialer()})
 				if !errors.Is(err, test.want) {
 					t.Errorf("Dial: %v, want %v", err, test.want)
 				}
@@ -560,19 +548,14 @@ func TestPeerThatEndsEveryConnectionIsNotDialedInATightLoop(t *testing.T) {
 // A program that takes no events for a while finds the new connection there,
 // not the ruins of several.
 func TestRedialDoesNotTimeOutBecauseNobodyTakesTheEvents(t *testing.T) {
-	hub, err := sockhub.New(context.Background(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer hub.Close()
+	hub := openHub(t, nil)
 	l := newDialed(t)
 	peers := make(chan *peer, 2)
 	go func() {
 		peers <- l.welcome()
 		peers <- l.welcome()
 	}()
-	_, err = hub.Dial(soon(t), "tcp", l.addr(), &sockhub.DialOptions{Name: "w", Reconnect: often, Timeout: 50 * time.Millisecond})
-	if err != nil {
+	if _, err := hub.Dial(soon(t), "tcp", l.addr(), &sockhub.DialOptions{Name: "w", Reconnect: often, Timeout: 50 * time.Millisecond}); err != nil {
 		t.Fatal(err)
 	}
 	p := <-peers

@@ -41,11 +41,7 @@ func TestRaceDetectorSeesUseAfterRelease(t *testing.T) {
 // useAfterRelease takes messages from a peer, whose memory is used again at
 // each Release, and looks at the first byte of each, in time or too late.
 func useAfterRelease(t *testing.T, late bool) {
-	hub, err := sockhub.New(context.Background(), &sockhub.Options{ReuseBuffers: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer hub.Close()
+	hub := openHub(t, &sockhub.Options{ReuseBuffers: true})
 	l, err := hub.Listen(t.Context(), "tcp", "127.0.0.1:0", &sockhub.ListenOptions{Mode: sockhub.Anonymous})
 	if err != nil {
 		t.Fatal(err)

@@ -64,11 +64,7 @@ func relay(t *testing.T, handler func(others []*sockhub.Conn) func(*sockhub.Repl
 // A batch that is released again gives nothing back that later ones have meanwhile:
 // what one of these holds stays when the other is released.
 func TestBatchIsReleasedOnce(t *testing.T) {
-	hub, err := sockhub.New(context.Background(), &sockhub.Options{ReuseBuffers: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer hub.Close()
+	hub := openHub(t, &sockhub.Options{ReuseBuffers: true})
 	_, peers := attachMany(t, hub, 1)
 	next := func(seed uint32) *sockhub.Batch {
 		peers[0].Write(frame(string(seeded(seed, 100))))
@@ -159,11 +155,7 @@ func TestBorrowedMessagesArePassedOnIntact(t *testing.T) {
 // that is never released, for ever.
 func TestBatchIsIntactUntilItsRelease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub, err := sockhub.New(context.Background(), &sockhub.Options{ReuseBuffers: true})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer hub.Close()
+		hub := openHub(t, &sockhub.Options{ReuseBuffers: true})
 		_, peers := attachMany(t, hub, 4)
 		r := rand.New(rand.NewPCG(1, 2))
 		const each = 200
@@ -229,11 +221,7 @@ func TestBatchIsIntactUntilItsRelease(t *testing.T) {
 // What a report tells is ordinary memory.
 func TestUnsentBorrowedMessagesAreOnesOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub, err := sockhub.New(context.Background(), &sockhub.Options{ReuseBuffers: true, WriteTimeout: -1, ConnOutbound: 64 << 20})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer hub.Close()
+		hub := openHub(t, &sockhub.Options{ReuseBuffers: true, WriteTimeout: -1, ConnOutbound: 64 << 20})
 		conns, peers := attachMany(t, hub, 2)
 		go func() {
 			for i, size := range relaySizes {

@@ -278,11 +278,7 @@ func TestClientThatComesBackWaitsForItsEndToBeTaken(t *testing.T) {
 	for _, kind := range []string{"tcp4", "unix"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			hub, err := sockhub.New(context.Background(), nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer hub.Close()
+			hub := openHub(t, nil)
 			network, addr := address(t, kind)
 			l, err := hub.Listen(soon(t), network, addr, nil)
 			if err != nil {

@@ -72,10 +72,7 @@ func TestAddressOfDatagramsIsFreeWhileAHandlerIsStuck(t *testing.T) {
 		} {
 			t.Run(network+"/"+name, func(t *testing.T) {
 				where := newPlace(t, network)
-				hub, err := sockhub.New(context.Background(), nil)
-				if err != nil {
-					t.Fatal(err)
-				}
+				hub := openHub(t, nil)
 				defer hub.Close()
 				entered, release, gone := make(chan struct{}), make(chan struct{}), make(chan struct{})
 				h := &handlerFuncs{

@@ -25,11 +25,7 @@ import (
 // says so.
 func inBubble(t *testing.T, o *sockhub.Options, take bool, f func(t *testing.T, hub *sockhub.Hub)) {
 	synctest.Test(t, func(t *testing.T) {
-		hub, err := sockhub.New(context.Background(), o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer hub.Close()
+		hub := openHub(t, o)
 		if take {
 			go func() {
 				for range hub.Events() {

@@ -19,11 +19,7 @@ import (
 
 func TestHandshakeTimeoutIsAbsolute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub, err := sockhub.New(context.Background(), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer hub.Close()
+		hub := openHub(t, nil)
 		l := memnet.Listen(nil)
 		if _, err := hub.Serve(l, nil); err != nil {
 			t.Fatal(err)

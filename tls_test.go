@@ -182,11 +182,7 @@ func TestMutualTLSWithARuleOnTheCertificate(t *testing.T) {
 
 // TestTLSThatCouldServeNobody: it is an error at once, wherever it is given.
 func TestTLSThatCouldServeNobody(t *testing.T) {
-	hub, err := sockhub.New(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer hub.Close()
+	hub := openHub(t, nil)
 	cert := newAuthority().certify("hub.example")
 	for name, tt := range map[string]struct {
 		config *tls.Config
@@ -227,11 +223,7 @@ func TestTLSThatCouldServeNobody(t *testing.T) {
 
 func TestStalledTLSHandshakeEndsInTime(t *testing.T) {
 	ca := newAuthority()
-	hub, err := sockhub.New(context.Background(), &sockhub.Options{HandshakeTimeout: 100 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer hub.Close()
+	hub := openHub(t, &sockhub.Options{HandshakeTimeout: 100 * time.Millisecond})
 	l, err := hub.Listen(t.Context(), "tcp", "127.0.0.1:0",
 		&sockhub.ListenOptions{TLS: &tls.Config{Certificates: []tls.Certificate{ca.certify("127.0.0.1")}}})
 	if err != nil {
@@ -303,11 +295,7 @@ func TestClassifyByFirstBytes(t *testing.T) {
 		t.Errorf("%q, %v", body, err)
 	}
 
-	client, err := sockhub.New(context.Background(), &sockhub.Options{Name: "me"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
+	client := openHub(t, &sockhub.Options{Name: "me"})
 	c, err := client.Dial(t.Context(), "tcp", address, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -453,11 +441,7 @@ func TestSmallMessagesShareTLSRecords(t *testing.T) {
 	check := func(t *testing.T, ours, theirs net.Conn) {
 		ca := newAuthority() // in a bubble it is another year
 		cert := ca.certify("hub.example")
-		hub, err := sockhub.New(t.Context(), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer hub.Close()
+		hub := openHub(t, nil)
 		defer theirs.Close()
 		wire := &recordReader{Conn: theirs}
 		peer := tls.Client(wire, &tls.Config{RootCAs: ca.pool, ServerName: "hub.example"})
