@@ -652,8 +652,10 @@ func (c *Conn) attend() (over, shrink bool) {
 		}
 	}
 	c.mu.Lock()
-	ch := c.change
-	c.change = nil
+	var ch *change
+	if c.closeErr == nil { // else it is end's to see who would have had the connection next
+		ch, c.change = c.change, nil
+	}
 	shrink, c.shrink = c.shrink, false
 	ending := c.endRead && c.input == reading
 	resumed := c.resume
@@ -1595,17 +1597,30 @@ func (c *Conn) end() {
 	if g := c.greet; g != nil {
 		defer g.tell(err)
 	}
-	defer c.hub.depart(c, d) // whatever the handler does
+	var giver Handler
+	defer func() { // whatever the handler does
+		if reported := c.hub.depart(c, d); !reported && giver != nil {
+			c.handler = giver
+			c.lastCall(d)
+		}
+	}()
 	// The heir may be Events. If that has never heard of the connection, the end would be
-	// nobody's.
+	// nobody's. It would be too if Close has not waited for the call that was running, and
+	// Events hears of nothing any more: then it is that Handler's who gave it there.
 	if inherited && (heir != nil || c.hub.fan.knows(c)) {
+		if heir == nil {
+			giver = c.handler
+		}
 		c.handler = heir
 	}
-	if c.gated {
-		if g := c.client.giver; g != nil && c.handler == nil {
-			c.handler = *g
+	if c.client != nil && c.client.giver != nil {
+		if c.handler == nil {
+			giver = *c.client.giver
 		}
 		c.client.giver = nil
+	}
+	if c.gated && c.handler == nil {
+		c.handler, giver = giver, nil
 	}
 	if c.handler != nil {
 		c.lastCall(d)
@@ -1939,7 +1954,7 @@ func (c *Conn) setHandler(h Handler) {
 	if h != nil {
 		return
 	}
-	if c.gated = !c.hub.fan.publish(c); c.gated && before != nil { // else it is told twice
+	if c.gated = !c.hub.fan.publish(c); before != nil {
 		c.client.giver = &before
 	}
 	c.passDrained()

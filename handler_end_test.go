@@ -4,6 +4,7 @@ package sockhub_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -222,4 +223,56 @@ func TestWhatWasSentBeforeAPanicIsInTheReport(t *testing.T) {
 			t.Errorf("%v", r)
 		}
 	})
+}
+
+// Whoever gives a connection to Events in the call that Hub.Close does not wait for hears of
+// its end himself, as Events tells of nothing any more.
+func TestEndIsToldThoughEventsIsClosed(t *testing.T) {
+	for name, give := range map[string]func(*sockhub.Conn, *sockhub.Reply){
+		"SetHandler":       func(c *sockhub.Conn, _ *sockhub.Reply) { c.SetHandler(nil) },
+		"Reply.SetHandler": func(_ *sockhub.Conn, r *sockhub.Reply) { r.SetHandler(nil) },
+	} {
+		for _, when := range []string{"before Close", "after Close"} {
+			for _, known := range []bool{false, true} {
+				t.Run(fmt.Sprint(name, " ", when, ", known to Events ", known), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						hub := openHub(t, nil)
+						goOn, ends := make(chan struct{}), 0
+						h := &handlerFuncs{
+							message: func(r *sockhub.Reply, _ []byte) {
+								if when == "before Close" {
+									give(r.Conn(), r)
+								}
+								<-goOn
+								if when == "after Close" {
+									give(r.Conn(), r)
+								}
+							},
+							disconnected: func(sockhub.Disconnection) { ends++ },
+						}
+						var lo sockhub.ListenOptions
+						if !known {
+							lo.Handler = func(*sockhub.Conn) sockhub.Handler { return h }
+						}
+						c, p := serveMemory(t, hub, nil, lo)
+						if known {
+							<-hub.Events()
+							c.SetHandler(h)
+						}
+						p.Write(frame("m"))
+						synctest.Wait()
+						hub.Close()
+						for b := range hub.Events() {
+							ends += len(b.Disconnected)
+						}
+						close(goOn)
+						synctest.Wait()
+						if ends != 1 {
+							t.Errorf("the end was told %d times", ends)
+						}
+					})
+				})
+			}
+		}
+	}
 }

@@ -577,9 +577,9 @@ func (h *Hub) Close() error {
 		packet.Abort(c.t) // of a dialed one that is in a callback
 	}
 	h.stopping.Wait() // all listeners have been taken out of the map by now
+	h.fan.finish()
 	close(h.quit)
 	h.tasks.Wait()
-	h.fan.finish()
 	h.budget.leave(h)
 	h.unbind()
 	close(h.over)
@@ -1143,8 +1143,9 @@ func (h *Hub) removePendingLocked(g *greeting) {
 	}
 }
 
-// depart takes a connection whose reader is done out of the hub.
-func (h *Hub) depart(c *Conn, d Disconnection) {
+// depart takes a connection whose reader is done out of the hub. It returns whether Events
+// is told.
+func (h *Hub) depart(c *Conn, d Disconnection) (reported bool) {
 	stats := c.Stats()
 	var claims []*Conn
 	h.mu.Lock()
@@ -1171,7 +1172,7 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 		}
 		// Before anybody who claims the name can be let in, so that the old
 		// connection's end is reported first.
-		if !h.fan.disconnected(c, d) {
+		if reported = h.fan.disconnected(c, d); !reported {
 			h.freeLocked(c)
 		}
 	} else {
@@ -1192,6 +1193,7 @@ func (h *Hub) depart(c *Conn, d Disconnection) {
 		h.log.Info("connection refused", "peer", c, "error", d.Err)
 	}
 	h.someoneLeft()
+	return reported
 }
 
 // logged is told that the log has the end of one that has left live before.
@@ -1445,7 +1447,7 @@ type fan struct {
 	likely   int     // connections whose input was in the last batch
 	spare    *notes  // of a batch that was taken, for the next; or nil
 	made     uint64  // batches
-	finished bool    // the last batch was put: nothing is reported any more
+	finished bool    // Close is about to put the last batch: nothing is reported any more
 }
 
 // connEvents is what the fan knows of one connection.
@@ -1497,6 +1499,8 @@ func (f *fan) publish(c *Conn) (published bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
+	case f.finished:
+		return false // nobody would hear of its end
 	case c.ev.published:
 		return true // before it had a Handler
 	case c.client.ending:
@@ -1905,19 +1909,11 @@ func (f *fan) Taken(*Batch) {
 	}
 }
 
-// finish gives back to the budget, which others may share, what came after the
-// last batch.
+// finish has nothing reported any more but what was: that is in the last batch.
 func (f *fan) finish() {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.finished = true
-	untaken := f.untaken
-	f.untaken = 0
-	gone := f.next.gone // since the last batch was made
-	f.mu.Unlock()
-	f.hub.budget.in.Give(untaken)
-	for _, c := range gone {
-		f.hub.budget.forget(c.reported)
-	}
 }
 
 // countPanic counts the panic of a callback that ended nothing.
