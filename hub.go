@@ -1001,14 +1001,15 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 // claimLocked has c wait for the end of the connection that has its name, unless that is
 // to keep it, and returns that connection if it is for the caller to end.
 func (h *Hub) claimLocked(cl *client, c *Conn) (replaced *Conn, err error) {
-	refuse := cl.duplicates(h) == RefuseNew
-	if !refuse && cl.seq > c.greet.seq {
-		return nil, ErrReplaced // by one that came later, and did not have to wait, or was faster
-	}
+	refuse, later := cl.duplicates(h) == RefuseNew, cl.seq > c.greet.seq
 	switch ends := cl.owner.outlook(); {
 	case refuse && ends == stays:
 		return nil, fmt.Errorf("%w: %q", ErrNameTaken, cl.name)
-	case refuse:
+	case !refuse && later && ends == stays:
+		return nil, ErrReplaced // by one that came later, and did not have to wait, or was faster
+	case !refuse && cl.owner.born > c.born && c.outlook() != stays:
+		return nil, ErrReplaced // by where its peer may have gone, before the name was read here
+	case refuse, later:
 		// It ends by itself.
 	case ends == leavesSoon:
 		h.outbidLocked(cl, c) // likewise, or for another that claims the name

@@ -1049,3 +1049,59 @@ func TestReplaceOldAtMemoryLimit(t *testing.T) {
 		r.join("w")
 	})
 }
+
+// A peer that leaves before its name was read, and comes back at once, has the name by its
+// new connection, also where that was faster.
+func TestReplaceOldByWhoHasLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, leave := range []func(*memnet.End) error{(*memnet.End).CloseWrite, (*memnet.End).Close, (*memnet.End).Reset} {
+			goOn, asked := make(chan struct{}), 0
+			r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, &sockhub.ListenOptions{Admit: func(sockhub.Peer) error {
+				if asked++; asked == 1 {
+					<-goOn
+				}
+				return nil
+			}})
+			before := r.claim("alpha")
+			synctest.Wait()
+			leave(before)
+			<-time.After(time.Millisecond)
+			back := r.join("alpha")
+			close(goOn)
+			synctest.Wait()
+			if s := r.Stats(); s.Conns != 1 || s.RefusedName != 1 || out(back) {
+				t.Errorf("%+v", s)
+			}
+			r.Close()
+		}
+	})
+}
+
+// Who waits for the end of a name's owner, and is overtaken there by one that came later and
+// whose peer has finished by then, waits for the end of that too.
+func TestReplaceOldWaitsForALaterOneThatHasLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 50 {
+			ended := make(chan struct{})
+			var first atomic.Bool
+			r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
+				return &handlerFuncs{disconnected: func(sockhub.Disconnection) {
+					if !first.Swap(true) {
+						<-ended
+					}
+				}}
+			}})
+			r.join("alpha").Close()
+			synctest.Wait()
+			<-time.After(time.Millisecond)
+			waiting := r.claim("alpha")
+			synctest.Wait()
+			<-time.After(time.Millisecond)
+			r.claim("alpha").CloseWrite()
+			synctest.Wait()
+			close(ended)
+			expect(t, waiting, frame("OK"))
+			r.Close()
+		}
+	})
+}
