@@ -215,9 +215,12 @@ func (f *file) clear(network, addr string) error {
 	if before.Mode().Type() != fs.ModeSocket {
 		return fmt.Errorf("there is %s at the path, not a socket: %w", kind(before.Mode()), syscall.EEXIST)
 	}
+	var ours *os.SyscallError
 	switch err := probe(network, addr); {
 	case err == nil:
 		return fmt.Errorf("a server is listening: %w", syscall.EADDRINUSE)
+	case errors.As(err, &ours):
+		return err // there was nothing to connect with, which tells nothing of the path
 	case errors.Is(err, unix.ECONNREFUSED):
 		// Nobody has the socket of this file open. (Or, on systems other
 		// than Linux, its backlog is full; only the lock can tell there.)
@@ -261,7 +264,8 @@ func kind(mode fs.FileMode) string {
 }
 
 // probe connects to addr and closes the connection. It does not block: a Unix
-// socket's connect succeeds or fails at once.
+// socket's connect succeeds or fails at once. Its error is an Errno, or that of
+// newSocket.
 func probe(network, addr string) error {
 	fd, err := newSocket(network)
 	if err != nil {
@@ -273,7 +277,7 @@ func probe(network, addr string) error {
 
 // newSocket returns a non-blocking socket that children do not inherit. Not
 // every system has flags to ask for that at once; ForkLock keeps os/exec from
-// forking in between.
+// forking in between. Its error is, or wraps, an *os.SyscallError.
 func newSocket(network string) (int, error) {
 	typ := unix.SOCK_STREAM
 	switch network {

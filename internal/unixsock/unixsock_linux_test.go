@@ -113,3 +113,40 @@ func TestControlCannotChangeTheMode(t *testing.T) {
 		t.Errorf("mode %v", mode)
 	}
 }
+
+// A process that has a descriptor for the lock, and none to ask with whether the
+// socket is dead, is to be told so, and not that a server may be alive.
+func TestNoDescriptorToProbeWith(t *testing.T) {
+	for _, network := range []string{"unix", "unixgram"} {
+		path := tempPath(t)
+		dead(t, network, path)
+		before := stat(t, path)
+		var limit unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+		next, err := unix.Dup(0) // the number that the lock will have
+		if err != nil {
+			t.Skip(err)
+		}
+		unix.Close(next)
+		lower := limit
+		lower.Cur = uint64(next) + 1
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &lower); err != nil {
+			t.Skip(err)
+		}
+		if network == "unix" {
+			_, err = Listen(t.Context(), nil, network, path, 0)
+		} else {
+			_, err = ListenPacket(t.Context(), nil, path, 0)
+		}
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+		if !errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("%s: %v, want EMFILE", network, err)
+		}
+		same(t, path, before)
+		nothing(t, path, "s")
+	}
+}
