@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -180,16 +181,40 @@ func (d *dialing) send(conn *sockhub.Conn, stdin io.Reader, files []string) erro
 // sendWhole sends all that is in r as one message: a file of any size, what has
 // no size only as far as it fits into memory.
 func sendWhole(conn *sockhub.Conn, r io.Reader) error {
-	if f, ok := r.(*os.File); ok {
-		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
-			return sent(conn, conn.SendFrom(conn.Context(), uint64(info.Size()), f))
-		}
+	f, ok := r.(*os.File)
+	size, regular := int64(0), false
+	if ok {
+		size, regular = left(f)
+	}
+	if size > untold {
+		return sent(conn, conn.SendFrom(conn.Context(), uint64(size), f))
 	}
 	msg, err := io.ReadAll(r)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case regular: // -max-message does not hold for these
+		return sent(conn, conn.SendFrom(conn.Context(), uint64(len(msg)), bytes.NewReader(msg)))
 	}
 	return sent(conn, conn.Send(conn.Context(), msg))
+}
+
+// untold is up to where the size of a file is not believed: those of the kernel, as in
+// /proc and /sys, say that they are empty, or of one page.
+const untold = 64 << 10
+
+// left is how much of a regular file is still to be read: somebody else may have read
+// some of standard input.
+func left(f *os.File) (size int64, regular bool) {
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return 0, false
+	}
+	at, err := f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return 0, false
+	}
+	return info.Size() - at, true
 }
 
 // finish is called when the input has been sent.

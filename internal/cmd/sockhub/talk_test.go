@@ -198,6 +198,41 @@ func TestFilesAsMessages(t *testing.T) {
 	}
 }
 
+// A file of which something was read before is what is left of it, and one that does
+// not tell its size, as those of the kernel, is all that can be read.
+func TestWholeFilesThatAreNotWhatTheirSizeSays(t *testing.T) {
+	t.Parallel()
+	l := startListening(t, 1, "-print", "none", "-echo", "tcp://127.0.0.1:0")
+	for _, size := range []int{100, 200_000} {
+		name := filepath.Join(t.TempDir(), "f")
+		body := strings.Repeat("x", size)
+		if err := os.WriteFile(name, []byte("read\n"+body), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.Seek(5, io.SeekStart); err != nil {
+			t.Fatal(err)
+		}
+		cmd := program(t, "dial", "-whole", "-0", l.at[0])
+		cmd.Stdin = f
+		if out, err := cmd.Output(); string(out) != body+"\x00" || err != nil {
+			t.Errorf("%d bytes came, want %d and an end; %v", len(out), size, err)
+		}
+	}
+	const kernels = "/proc/version"
+	want, err := os.ReadFile(kernels)
+	if err != nil {
+		t.Skip(err)
+	}
+	if out, errs, code := finished(t, "", "dial", "-whole", "-0", l.at[0], kernels); out != string(want)+"\x00" || code != 0 {
+		t.Errorf("exit status %d, %q, %s", code, out, errs)
+	}
+}
+
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	cert := filepath.Join(t.TempDir(), "cert.pem")
