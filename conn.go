@@ -1326,7 +1326,7 @@ func (c *Conn) parking(doubtful, progress bool) {
 		c.lean = false
 	}
 	if c.out.fresh {
-		c.out.last, c.out.fresh = now, false
+		c.writtenLocked(now)
 	}
 	c.doubtful, c.partial, c.holding = doubtful, partial, holding
 	c.busy.Store(busy)
@@ -1363,7 +1363,7 @@ func (c *Conn) busyLocked(now time.Duration) {
 	c.busy.Store(false)
 	c.lastRead, c.quiet = now, now
 	if c.out.fresh {
-		c.out.last, c.out.fresh = now, false
+		c.writtenLocked(now)
 	}
 }
 
@@ -1485,6 +1485,9 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 	c.roomLocked() // there may be, in the budget
 	drained := c.roomAgainLocked() && !c.tellDrainedLocked()
 	stuck := c.out.stall.since != 0 && c.hub.o.WriteTimeout > 0 && c.stuckLocked(now, due)
+	if reason == nil && c.muteLocked(now, due) {
+		reason = c.opError("read", syscall.ETIMEDOUT) // as where keep-alive finds it
+	}
 	c.mu.Unlock()
 
 	switch {

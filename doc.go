@@ -251,10 +251,14 @@
 //	ReusePort                    yes      (1)      yes      (1)      -
 //	Report.Unacked of TCP        yes      yes      yes      -        -
 //	  of Unix sockets            if 0     -        -        -        -
+//	keep-alive where output      yes      (3)      (3)      (3)      (3)
+//	  is under way
 //	what came before a reset     yes      (2)      (2)      (2)      (2)
 //
 //	(1) the port is shared, but nothing says who gets a connection
 //	(2) what had not been read when the reset came may be lost
+//	(3) the system sends that again, and tells that nobody answers when it gives up, which
+//	    may take a quarter of an hour
 //
 // Where there are no direct system calls, package net's are used, which cost
 // more. Nothing else that is lacking is passed over in silence: to ask for it is

@@ -3,17 +3,20 @@ package sockhub_test
 // What Linux sockets do: resets behind data, keep-alive, credentials.
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -300,5 +303,75 @@ func TestKeepAliveThatTheUserDoesNotWant(t *testing.T) {
 		if got := keepAliveOf(t, c); got.On != 0 {
 			t.Errorf("%s socket: %+v", what, got)
 		}
+	}
+}
+
+// shortKeepAlive finds a peer that is silent after 2 s.
+var shortKeepAlive = &sockhub.ListenOptions{
+	Config: &net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 1}},
+}
+
+// A peer whose network is gone is found also where something has been sent to it since:
+// the keep-alive of the system rests then.
+func TestPeerIsGoneWhileSomethingIsUnderWay(t *testing.T) {
+	for _, kind := range []string{"tcp4", "tls"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			s := newStand(t, nil, nil)
+			l := s.listen(kind, shortKeepAlive)
+			p := dialKind(t, kind, l, "gone")
+			c := s.first()
+			below := p.Conn
+			if over, ok := below.(*tls.Conn); ok {
+				below = over.NetConn()
+			}
+			raw, err := below.(syscall.Conn).SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw.Control(func(fd uintptr) {
+				nothing := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}} // lets nothing in
+				err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &nothing[0]})
+			})
+			if err != nil {
+				t.Skip(err)
+			}
+			if err := c.Send(soon(t), []byte("are you there?")); err != nil {
+				t.Fatal(err)
+			}
+			begun := time.Now()
+			d := s.end(c)
+			if took := time.Since(begun); took < 2*time.Second || !errors.Is(d.Err, syscall.ETIMEDOUT) {
+				t.Errorf("after %v: %v, want ETIMEDOUT after 2 s", took, d.Err)
+			}
+			if d.Report.WrittenMessages != 1 || d.Report.Unacked == 0 {
+				t.Errorf("%+v, of which %d bytes are not acknowledged", d.Report, d.Report.Unacked)
+			}
+		})
+	}
+}
+
+// One that takes nothing answers all the same.
+func TestPeerWithoutRoomIsNotGone(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, &sockhub.Options{WriteTimeout: -1}, nil)
+	p := dialHub(t, s.listen("tcp4", shortKeepAlive), "full")
+	c := s.first()
+	want := bodies(1, slices.Repeat([]int{100_000}, 100))
+	sent := make(chan error, 1)
+	go func() {
+		_, err := c.SendMany(soon(t), slices.Values(want))
+		sent <- err
+	}()
+	<-time.After(6 * time.Second) // three times what it may be silent for
+	var got [][]byte
+	for range want {
+		got = append(got, p.receive())
+	}
+	if err := sameBodies(got, want); err != nil {
+		t.Error(err)
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
 	}
 }

@@ -76,9 +76,11 @@ type output struct {
 	notify  bool // NotifyDrained asked for it
 	drained bool // it is due: the reader is to call the Handler
 
-	wantRoom    bool // the reader waits until charge is below limit
-	answersFull bool // what its Handler has answered, and was taken in, left no room for more
-	fresh       bool // last was in this turn of the reader
+	wantRoom    bool  // the reader waits until charge is below limit
+	answersFull bool  // what its Handler has answered, and was taken in, left no room for more
+	fresh       bool  // last was in this turn of the reader
+	probes      bool  // the transport can tell whether the peer answers
+	mute        uint8 // how many looks in a row it has not: see muteLocked
 
 	// said is the length plus 1 of the handshake's message (Conn.say), which is the
 	// first of all and nobody's, until it is written.
@@ -102,6 +104,7 @@ type output struct {
 	written counter
 	last    time.Duration // of the last progress
 	stall   stall         // since then
+	look    time.Duration // when to look whether what was written is answered; 0: not at all
 
 	finish   error         // not nil: the connection ends after the queue, for this reason
 	err      error         // of the write that failed
@@ -112,8 +115,7 @@ type output struct {
 	dropped counter
 	policy  OverflowPolicy
 
-	feeders   int           // goroutines of Reply.SendFrom
-	noFeeders chan struct{} // made by who waits until there are none, closed by the last
+	feeders *feeders // goroutines of Reply.SendFrom; nil: there are none
 }
 
 // counter counts messages and the bytes of their bodies.
@@ -1339,11 +1341,20 @@ func (c *Conn) feedWrittenLocked() {
 	c.endRunLocked()
 }
 
+// feeders are goroutines of one connection, as long as there are any.
+type feeders struct {
+	n    int           // guarded by Conn.mu
+	none chan struct{} // closed by the last
+}
+
 // startFeederLocked starts the goroutine that reads for Reply.SendFrom. It is
 // joined by the connection's reader, in joinFeedersLocked.
 func (c *Conn) startFeederLocked(f *feed) {
 	c.out.run, c.out.feed = true, f
-	c.out.feeders++
+	if c.out.feeders == nil {
+		c.out.feeders = &feeders{none: make(chan struct{})}
+	}
+	c.out.feeders.n++
 	go c.feedFrom(f)
 }
 
@@ -1352,8 +1363,11 @@ func (c *Conn) feedFrom(f *feed) {
 	defer func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.out.feeders--; c.out.feeders == 0 && c.out.noFeeders != nil {
-			close(c.out.noFeeders)
+		if fs := c.out.feeders; fs.n == 1 {
+			c.out.feeders = nil
+			close(fs.none)
+		} else {
+			fs.n--
 		}
 	}()
 	defer c.closeFeed(f)
@@ -1384,7 +1398,7 @@ func (c *Conn) beginFeed(f *feed, first []byte) bool {
 func (c *Conn) hasFeeders() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.out.feeders > 0
+	return c.out.feeders != nil
 }
 
 // joinFeedersLocked ends what Reply.SendFrom has begun. The output is frozen.
@@ -1398,11 +1412,10 @@ func (c *Conn) joinFeedersLocked() {
 			c.mu.Lock()
 		}
 	}
-	if c.out.feeders == 0 {
+	fs := c.out.feeders
+	if fs == nil {
 		return
 	}
-	noFeeders := make(chan struct{})
-	c.out.noFeeders = noFeeders
 	// One at most still reads. Others were written, and are being closed; then
 	// feed is nil, or it may be a Conn.SendFrom's.
 	f := c.out.feed
@@ -1410,7 +1423,7 @@ func (c *Conn) joinFeedersLocked() {
 	if f != nil && f.from != nil {
 		c.closeFeed(f)
 	}
-	<-noFeeders
+	<-fs.none
 	c.mu.Lock()
 }
 
@@ -1780,7 +1793,7 @@ func (c *Conn) wroteLocked(n, size int, err error, now time.Duration) {
 		c.hub.budget.out.Fell(&o.share, o.charge())
 		o.fresh = now == 0
 		if now != 0 {
-			o.last = now
+			c.writtenLocked(now)
 		}
 		o.stall.moved(now)
 		c.roomLocked()
@@ -1877,6 +1890,55 @@ func (c *Conn) stuckLocked(now time.Duration, due func(time.Duration) bool) (aga
 		c.giveUpLocked()
 	}
 	return false
+}
+
+// writtenLocked notes when something was written last.
+func (c *Conn) writtenLocked(now time.Duration) {
+	o := &c.out
+	o.last, o.fresh = now, false
+	if o.probes && o.look == 0 {
+		c.lookLocked(now)
+	}
+}
+
+// answerLooks is how often it is looked at, within the time that keep-alive lets a peer be
+// silent, whether what is under way to it is answered. So one that is not ends up to a
+// sixth of that later than it would with nothing under way.
+const answerLooks = 6
+
+// lookLocked has check look when it is time, and returns how long that is.
+func (c *Conn) lookLocked(now time.Duration) (wait time.Duration) {
+	wait = transport.Patience(c.t) / answerLooks
+	if wait == 0 { // somebody has turned keep-alive off
+		c.out.probes, c.out.look = false, 0
+		return 0
+	}
+	c.out.look = now + wait
+	c.arm(c.out.look)
+	return wait
+}
+
+// muteLocked reports that the peer's system has answered nothing of what is under way to it
+// for as long as keep-alive, which rests meanwhile, lets it be silent.
+func (c *Conn) muteLocked(now time.Duration, due func(time.Duration) bool) bool {
+	o := &c.out
+	if o.look == 0 || !due(o.look) {
+		return false
+	}
+	waits, heard := c.t.(transport.Prober).Unanswered()
+	if !waits {
+		o.look, o.mute = 0, 0 // until something is written
+		return false
+	}
+	wait := c.lookLocked(now)
+	if wait == 0 {
+		return false
+	}
+	due(o.look)
+	if o.mute++; heard < wait { // since the last look
+		o.mute = 0
+	}
+	return o.mute > answerLooks
 }
 
 // giveUpLocked ends the connection of a peer that takes nothing.

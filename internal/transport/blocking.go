@@ -588,3 +588,11 @@ func (c *blocking) Unacked() (n int, ok bool) {
 	}
 	return c.under.Unacked()
 }
+
+// Patience implements Prober.
+func (c *blocking) Patience() time.Duration { return Patience(c.under) }
+
+// Unanswered implements Prober.
+func (c *blocking) Unanswered() (waits bool, heard time.Duration) {
+	return c.under.(Prober).Unanswered()
+}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -299,6 +300,44 @@ func (c *fdConn) unackedLocked(fd int) (n int, ok bool) {
 		n--
 	}
 	return n, true
+}
+
+// Patience implements Prober. A connection of Multipath TCP has several ways, of which
+// the system shows one.
+func (c *fdConn) Patience() (d time.Duration) {
+	if c.tcp {
+		c.raw.Control(func(fd uintptr) { d = keepAlive(int(fd)) })
+	}
+	return d
+}
+
+// keepAlive is Patience of a TCP socket.
+func keepAlive(fd int) time.Duration {
+	get := func(level, name int) time.Duration {
+		n, err := unix.GetsockoptInt(fd, level, name)
+		if err != nil {
+			return 0
+		}
+		return time.Duration(n)
+	}
+	if get(unix.SOL_SOCKET, unix.SO_PROTOCOL) != unix.IPPROTO_TCP || get(unix.SOL_SOCKET, unix.SO_KEEPALIVE) == 0 {
+		return 0
+	}
+	return (get(unix.SOL_TCP, unix.TCP_KEEPIDLE) + get(unix.SOL_TCP, unix.TCP_KEEPCNT)*get(unix.SOL_TCP, unix.TCP_KEEPINTVL)) * time.Second
+}
+
+// Unanswered implements Prober. A peer that has no room answers too, to the probes of its
+// window, which come ever more rarely: so what counts there is a probe that was not
+// answered.
+func (c *fdConn) Unanswered() (waits bool, heard time.Duration) {
+	c.raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO)
+		if err == nil {
+			waits = info.Unacked > 0 || info.Probes > 0
+			heard = time.Duration(min(info.Last_ack_recv, info.Last_data_recv)) * time.Millisecond
+		}
+	})
+	return waits, heard
 }
 
 // TrySendFile implements FileSender.

@@ -525,3 +525,11 @@ func (c *tlsConn) Unacked() (n int, ok bool) {
 	n, ok = c.gate.under.Unacked()
 	return n + c.gate.left(), ok
 }
+
+// Patience implements Prober.
+func (c *tlsConn) Patience() time.Duration { return Patience(c.gate.under) }
+
+// Unanswered implements Prober.
+func (c *tlsConn) Unanswered() (waits bool, heard time.Duration) {
+	return c.gate.under.(Prober).Unanswered()
+}

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"time"
 )
 
 // ErrKicked is what Conn.Read and Conn.Write return after a Kick or a Hangup.
@@ -131,6 +132,27 @@ type WriteError struct{ Err error }
 
 func (e *WriteError) Error() string { return e.Err.Error() }
 func (e *WriteError) Unwrap() error { return e.Err }
+
+// Prober is what a Conn may implement too. The keep-alive of a system finds a peer whose
+// network is gone as long as nothing is under way to it. What is, is sent again and again
+// instead, for a quarter of an hour and more; but it can be seen that nobody answers.
+type Prober interface {
+	// Patience is for how long keep-alive lets the peer's system be silent. 0: it is off,
+	// or Unanswered cannot tell.
+	Patience() time.Duration
+
+	// Unanswered reports whether something is under way to the peer that its system
+	// has not answered, and how long ago that was heard of last.
+	Unanswered() (waits bool, heard time.Duration)
+}
+
+// Patience is Prober.Patience, and 0 for a Conn that is none.
+func Patience(c Conn) time.Duration {
+	if p, ok := c.(Prober); ok {
+		return p.Patience()
+	}
+	return 0
+}
 
 // FileSender is what a Conn may implement too: it sends from a file without
 // reading it.
