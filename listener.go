@@ -69,6 +69,9 @@ func (l *Listener) Addr() net.Addr { return l.inner.Addr() }
 // Close stops accepting, removes a Unix socket's file, and ends the handshakes
 // under way. The listener's connections live on; but what is sent to the path of a
 // unixgram socket, by programs that have not connected to it, does not arrive any more.
+// On udp the port stays taken until the last of these connections has ended, and whoever
+// else sends to it gets no answer; also where other sockets share it (ReusePort), as the
+// system goes on choosing this one for some.
 // Close returns when Accept of the net.Listener has. Closing again returns ErrClosed, and so
 // does closing where the net.Listener was closed by somebody else; any other error is that
 // of the net.Listener.
