@@ -5,6 +5,7 @@ package sockhub_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -521,4 +522,157 @@ func TestSlowPeerCostsWhatItIsCharged(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A broadcast in a burst is for whom its own iterator yields, however little that differs
+// from the one before.
+func TestBroadcastToOthersInABurst(t *testing.T) {
+	const conns = 12
+	all := make([]int, conns)
+	for i := range all {
+		all[i] = i
+	}
+	swapped := slices.Clone(all)
+	swapped[8], swapped[9] = swapped[9], swapped[8]
+	for name, to := range map[string][]int{
+		"fewer":         all[:10],
+		"nobody":        {},
+		"without one":   slices.Delete(slices.Clone(all), 6, 7),
+		"not the first": all[1:],
+		"another order": swapped,
+		"one twice":     append(slices.Clone(all), 5),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRoom(t, &sockhub.Options{WriteTimeout: -1, MaxConns: 64}, nil)
+				var (
+					cs    []*sockhub.Conn
+					peers []*memnet.End
+					want  [conns][]string
+				)
+				for range conns {
+					c, p := r.serve(stuck, nil)
+					c.TrySend([]byte("being written"))
+					cs, peers = append(cs, c), append(peers, p)
+				}
+				r.take()
+				broadcast := func(m string, to []int) {
+					n, err := r.Broadcast(func(yield func(*sockhub.Conn) bool) {
+						for _, i := range to {
+							yield(cs[i])
+						}
+					}, []byte(m))
+					if n != len(to) || err != nil {
+						t.Errorf("%s: %d accepted of %d, %v", m, n, len(to), err)
+					}
+					for _, i := range to {
+						want[i] = append(want[i], m)
+					}
+				}
+				for _, m := range []string{"1", "2", "3", "4"} {
+					broadcast(m, all)
+				}
+				broadcast("other", to)
+				broadcast("5", all)
+				for i, c := range cs {
+					c.Finish()
+					got, _, _ := readAll(peers[i])
+					if got := texts(got)[1:]; !slices.Equal(got, want[i]) {
+						t.Errorf("%d got %q, want %q", i, got, want[i])
+					}
+				}
+			})
+		})
+	}
+}
+
+// In a burst too, a broadcast is refused where a Send is, and is in the form that the
+// connection has.
+func TestBroadcastInABurstIsRefusedWhereASendIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{WriteTimeout: -1, MaxConns: 64}, nil)
+		var (
+			conns []*sockhub.Conn
+			peers []*memnet.End
+		)
+		for i := range 12 {
+			lo := &sockhub.ListenOptions{}
+			switch i {
+			case 7:
+				lo.MaxMessage = 13
+			case 8:
+				lo.Mode = sockhub.Raw
+			case 9:
+				lo.Framing = sockhub.LengthPrefix(4, binary.BigEndian)
+			}
+			c, p := r.serve(stuck, lo)
+			c.TrySend([]byte("being written"))
+			conns, peers = append(conns, c), append(peers, p)
+		}
+		r.take()
+		conns[6].Finish()
+		held := make(chan struct{})
+		run := async(func() (int, error) {
+			return conns[10].SendMany(t.Context(), func(yield func([]byte) bool) {
+				yield(make([]byte, 300_000))
+				yield(make([]byte, 10))
+				<-held
+			})
+		})
+		waits(t, run)
+		const rounds = 5
+		for range rounds {
+			n, err := r.Broadcast(slices.Values(conns), []byte("the broadcast"))
+			var be *sockhub.BroadcastError
+			if !errors.As(err, &be) || n != 10 || len(be.Refused) != 2 {
+				t.Fatalf("%d accepted, %v", n, err)
+			}
+			if !errors.Is(be.Refused[0].Err, sockhub.ErrClosed) || be.Refused[0].Conn != conns[6] {
+				t.Error(be.Refused[0])
+			}
+			if !errors.Is(be.Refused[1].Err, sockhub.ErrBackpressure) || be.Refused[1].Conn != conns[10] {
+				t.Error(be.Refused[1])
+			}
+		}
+		for range rounds {
+			n, err := r.Broadcast(slices.Values(conns), []byte("longer than 13 bytes"))
+			var be *sockhub.BroadcastError
+			if !errors.As(err, &be) || n != 9 || len(be.Refused) != 3 || !errors.Is(be.Refused[1].Err, sockhub.ErrMessageTooLarge) {
+				t.Fatalf("%d accepted, %v", n, err)
+			}
+		}
+		close(held)
+		for _, i := range []int{8, 9} {
+			conns[i].Finish()
+			var want []byte
+			for _, m := range append([]string{"being written"}, append(slices.Repeat([]string{"the broadcast"}, rounds), slices.Repeat([]string{"longer than 13 bytes"}, rounds)...)...) {
+				if i == 9 {
+					want = binary.BigEndian.AppendUint32(want, uint32(len(m)))
+				}
+				want = append(want, m...)
+			}
+			if got, _ := io.ReadAll(peers[i]); !bytes.Equal(got, want) {
+				t.Errorf("%d got %q", i, got)
+			}
+		}
+	})
+}
+
+// What a burst queues is within the hub's budget.
+func TestBurstOfBroadcastsKeepsTheBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit, conns, maxConns, size = 256 << 10, 16, 64, 1500
+		r := newRoom(t, &sockhub.Options{OutboundLimit: limit, MaxConns: maxConns, MaxMessage: 4 << 10, WriteTimeout: -1}, nil)
+		for range conns {
+			c, _ := r.serve(stuck, nil)
+			c.TrySend([]byte("being written"))
+		}
+		for range 200 {
+			r.Broadcast(r.Conns(), make([]byte, size))
+		}
+		const most = limit/2 + conns*(limit/2/maxConns)
+		if q := r.Stats().QueuedOut; q > most || q < limit/3 {
+			t.Errorf("%d bytes queued, %d is the most", q, most)
+		}
+	})
 }
