@@ -4,6 +4,7 @@ package sockhub_test
 // once, whatever the handler does with it, and never fewer than before.
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net"
@@ -206,4 +207,46 @@ func TestOptionsOfClassifyThatAreWrongCountAsRefusal(t *testing.T) {
 		t.Error(n, err)
 	}
 	eventually(t, "it is counted", func() bool { return s.Stats().RefusedPolicy == 1 })
+}
+
+// What waits for the end of a run is queued, also what is to come from a reader.
+func TestQueuedMessagesBehindARun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &handlerFuncs{message: func(r *sockhub.Reply, _ []byte) {
+			r.Send([]byte("1"))
+			r.SendFrom(100_000, io.NopCloser(bytes.NewReader(make([]byte, 100_000))))
+			r.Send([]byte("2"))
+		}}
+		hub := openHub(t, &sockhub.Options{WriteTimeout: -1})
+		c, p := serveMemory(t, hub, stuck, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+		held := make(chan struct{})
+		run := async(func() (int, error) {
+			return c.SendMany(t.Context(), func(yield func([]byte) bool) {
+				yield(make([]byte, 300_000)) // queued as a portion by itself
+				yield(make([]byte, 10))
+				<-held
+			})
+		})
+		waits(t, run)
+		go p.Write(frame("go"))
+		synctest.Wait()
+		if n := c.Stats().QueuedMessages; n != 4 {
+			t.Errorf("%d queued", n)
+		}
+		close(held)
+		got := make(chan [][]byte)
+		go func() {
+			msgs, _, _ := readAll(p)
+			got <- msgs
+		}()
+		returns(t, run, nil)
+		synctest.Wait()
+		if n := c.Stats().QueuedMessages; n != 0 {
+			t.Errorf("%d queued in the end", n)
+		}
+		c.Finish()
+		if n := len(<-got); n != 5 {
+			t.Errorf("%d messages", n)
+		}
+	})
 }

@@ -239,3 +239,45 @@ func TestRawAnswersAreNotMeasuredByTheFraming(t *testing.T) {
 		})
 	}
 }
+
+// What a message waits for may be over when the connection is not raw any more, and its
+// framing cannot announce so much: it is refused then, takes no room, and holds nobody up.
+func TestSetRawMakesWhatWaitsTooLarge(t *testing.T) {
+	for name, send := range map[string]func(ctx context.Context, c *sockhub.Conn, n int) error{
+		"Send": func(ctx context.Context, c *sockhub.Conn, n int) error { return c.Send(ctx, make([]byte, n)) },
+		"SendFrom": func(ctx context.Context, c *sockhub.Conn, n int) error {
+			return c.SendFrom(ctx, uint64(n), bytes.NewReader(make([]byte, n)))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				budget := sockhub.NewBudget(0, 0, 0)
+				l := newLine(t, &sockhub.Options{WriteTimeout: -1, ConnOutbound: 1000, Budget: budget}, stuck, &sockhub.ListenOptions{
+					Mode: sockhub.Raw, Framing: sockhub.LengthPrefix(2, binary.BigEndian),
+				})
+				for _, behind := range []bool{false, true} {
+					l.c.SetRaw(true)
+					l.sent(string(make([]byte, 2000)))
+					large := async(func() (int, error) { return 0, send(t.Context(), l.c, 100_000) })
+					waits(t, large)
+					var small <-chan result
+					if behind {
+						small = l.sending(t.Context(), "small")
+						waits(t, small)
+					}
+					l.c.SetRaw(false)
+					waits(t, large)
+					expect(t, l.p, make([]byte, 2000))
+					returns(t, large, sockhub.ErrMessageTooLarge)
+					if behind {
+						expect(t, l.p, []byte("\x00\x05small"))
+						returns(t, small, nil)
+					}
+					if held := budget.Held(); held != "" {
+						t.Error(held)
+					}
+				}
+			})
+		})
+	}
+}

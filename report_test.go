@@ -479,3 +479,37 @@ func TestWriteTimeoutAfterAFailedWrite(t *testing.T) {
 		})
 	}
 }
+
+// The output ends within a call: all that it answers is reported, in its order.
+func TestAnswersAfterTheEndAreReportedInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var c *sockhub.Conn
+		reports := make(chan sockhub.Disconnection, 1)
+		large := string(make([]byte, 10_000))
+		h := &handlerFuncs{
+			message: func(r *sockhub.Reply, m []byte) {
+				if string(m) == "end" {
+					done := make(chan struct{})
+					go func() { c.Finish(); close(done) }()
+					<-done
+				}
+				r.Send([]byte("small " + string(m)))
+				r.Send([]byte(large))
+			},
+			disconnected: func(d sockhub.Disconnection) { reports <- d },
+		}
+		hub := openHub(t, &sockhub.Options{WriteTimeout: -1})
+		var p *memnet.End
+		c, p = serveMemory(t, hub, &memnet.Options{Buffer: 50}, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+		c.TrySend(make([]byte, 1000))
+		synctest.Wait()
+		p.Write(frames("1", "2", "end"))
+		synctest.Wait()
+		c.Close()
+		d := <-reports
+		checkReport(t, c, d, false)
+		if got, want := unsent(d.Report), []string{"small 1", large, "small 2", large, "small end", large}; !slices.Equal(got, want) {
+			t.Errorf("%d unsent: %.20q", len(got), got)
+		}
+	})
+}

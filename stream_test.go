@@ -602,3 +602,57 @@ func TestStreamBeginsAboveStreamOver(t *testing.T) {
 		})
 	}
 }
+
+// The first pieces of a message from a reader wait behind others, and the connection ends:
+// SendFrom fails, so nobody has accepted it.
+func TestReportWithoutTheSendFromThatFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLine(t, &sockhub.Options{WriteTimeout: -1}, stuck, nil)
+		l.sent("before")
+		call := async(func() (int, error) {
+			return 0, l.c.SendFrom(t.Context(), 10<<20, bytes.NewReader(make([]byte, 10<<20)))
+		})
+		waits(t, call)
+		l.c.Close()
+		returns(t, call, sockhub.ErrClosed)
+		if r := l.endsWith(sockhub.ErrClosed).Report; r.AcceptedMessages != 1 || r.AcceptedBytes != 6 || !r.Cut || r.UnsentMessages != 0 {
+			t.Errorf("%+v", r)
+		}
+	})
+}
+
+// A Write that cannot be taken back has the beginning of the message: the end of ctx ends
+// the connection, and does not wait for the Write.
+func TestSendFromEndsBehindAWriteThatCannotBeInterrupted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{WriteTimeout: -1}, nil)
+		ours, theirs := io.Pipe()
+		reading, ending := io.Pipe()
+		c, err := r.ServeConn(t.Context(), struct {
+			io.Reader
+			io.Writer
+			io.Closer
+		}{reading, theirs, closers{theirs, ending}}, &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ours.Close()
+		enough := errors.New("enough")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		call := async(func() (int, error) { return 0, c.SendFrom(ctx, 1<<20, bytes.NewReader(make([]byte, 1<<20))) })
+		waits(t, call)
+		cancel(enough)
+		returns(t, call, enough)
+		<-c.Context().Done()
+	})
+}
+
+// closers are closed together.
+type closers []io.Closer
+
+func (c closers) Close() error {
+	for _, c := range c {
+		c.Close()
+	}
+	return nil
+}
