@@ -212,6 +212,9 @@ func TestUnreadReportsCountAgainstTheMemoryLimit(t *testing.T) {
 		if _, err := hub.ServeConn(t.Context(), a, &sockhub.ListenOptions{Mode: sockhub.Anonymous}); !errors.Is(err, sockhub.ErrMemoryLimit) {
 			t.Error(err)
 		}
+		if s := hub.Stats(); s.RefusedLimit != 1 {
+			t.Errorf("%+v", s)
+		}
 		<-hub.Events() // the report is the user's now
 		synctest.Wait()
 		a, _ = memnet.Pair(nil)

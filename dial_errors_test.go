@@ -205,3 +205,29 @@ func TestTheLastAttemptIsTold(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Where no further attempt would help, there is none.
+func TestDialOfAddressesThatAreWrong(t *testing.T) {
+	hub := openHub(t, nil)
+	for _, tt := range []struct {
+		network, address string
+		wrong            bool
+	}{
+		{"unix", "a\x00b", true},
+		{"unix", "", true},
+		{"tcp4", "[::1]:1", true},
+		{"tcp6", "127.0.0.1:1", true},
+		{"tcp4", "[::]:1", false},
+		{"unix", "@a\x00b", false},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		if !tt.wrong {
+			cancel() // it is tried, and so this is seen
+		}
+		_, err := hub.Dial(ctx, tt.network, tt.address, &sockhub.DialOptions{Mode: sockhub.Anonymous, Reconnect: &sockhub.Backoff{}})
+		if wrong := !errors.Is(err, context.Canceled); err == nil || wrong != tt.wrong || ctx.Err() == context.DeadlineExceeded {
+			t.Errorf("%s %q: %v", tt.network, tt.address, err)
+		}
+		cancel()
+	}
+}

@@ -230,6 +230,8 @@ func TestSessionsAreCappedAndTheLongestSilentGoes(t *testing.T) {
 			t.Errorf("%v is still there", c)
 		}
 	}
+	hub.Close()
+	eventually(t, "every place is given back", func() bool { return hub.Held() == "" })
 }
 
 // Whom a rule keeps out makes nobody leave, also where all places are taken.
@@ -854,6 +856,8 @@ func TestDatagramsKeepNobodyElseOut(t *testing.T) {
 		t.Errorf("%d connections beside datagrams, of %d", connected, places)
 	}
 	send(flooded) // in the place of one on the same socket
+	hub.Close()
+	eventually(t, "every place is given back", func() bool { return hub.Held() == "" })
 }
 
 // Each datagram is delivered or counted, also one that comes as its client ends.
@@ -955,5 +959,23 @@ func TestDatagramsElsewhereLeaveClientsAlone(t *testing.T) {
 	}
 	if n, m := connected.Load(), ended.Load(); n != clients || m != 0 {
 		t.Errorf("%d clients connected %d times, and %d have ended", clients, n, m)
+	}
+}
+
+// A packet that would be too long is refused before its reader is read.
+func TestSendFromOfAPacketThatIsTooLong(t *testing.T) {
+	s := newStand(t, &sockhub.Options{MaxMessage: 1000}, nil)
+	to, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer to.Close()
+	c, err := s.Dial(soon(t), "udp4", to.LocalAddr().String(), &sockhub.DialOptions{Mode: sockhub.Anonymous})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := bytes.NewReader(make([]byte, 1001))
+	if err := c.SendFrom(soon(t), 1001, r); !errors.Is(err, sockhub.ErrMessageTooLarge) || r.Len() != 1001 {
+		t.Errorf("%v, %d bytes not read", err, r.Len())
 	}
 }

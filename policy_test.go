@@ -445,7 +445,7 @@ func TestTLSNameReadsOnlyVerifiedNames(t *testing.T) {
 		{plain, nil, `the certificate is for "w1.example", "W2.Example", none of an empty list`},
 		{spiffe, []string{"spiffe://prod.example/Worker"}, ""},
 		{spiffe, []string{"urn:uuid:1"}, ""},
-		{spiffe, []string{"spiffe://prod.example/worker"}, anyText},
+		{spiffe, []string{"spiffe://prod.example/worker"}, `the certificate is for "spiffe://prod.example/Worker", "urn:uuid:1", none of "spiffe://prod.example/worker"`},
 		{spiffe, []string{"spiffe://PROD.example/Worker"}, anyText},
 		{spiffe, []string{"spiffe://prod.example/Worker/"}, anyText},
 		{spiffe, []string{"spiffe://prod.example/"}, anyText},
@@ -466,6 +466,7 @@ func TestTLSNameReadsOnlyVerifiedNames(t *testing.T) {
 		{Peer{TLS: &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{}}}}, []string{"w1.example"}, "no verified certificate"},
 		{Peer{TLS: &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{{DNSNames: []string{"\u212a.example"}}}}}}, []string{"k.example"}, anyText},
 		{Peer{TLS: &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{{DNSNames: []string{"k.example"}}}}}}, []string{"\u212a.example"}, anyText},
+		{Peer{TLS: &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{{DNSNames: []string{"AZ.example"}}}}}}, []string{"az.example"}, ""},
 		{Peer{TLS: &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{{URIs: []*url.URL{{Path: "w1.example"}}}}}}}, []string{"w1.example"}, anyText},
 		{Peer{TLS: &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{{DNSNames: []string{""}}}}}}, []string{""}, anyText},
 	} {

@@ -711,3 +711,19 @@ func TestDialedTLSHandshakeThatFailsIsNotCounted(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 }
+
+// ErrRefused is of handshakes in which a name is answered.
+func TestEndOfAnAnonymousTLSHandshakeIsNotRefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		ours, peer := memnet.Pair(nil)
+		go func() {
+			peer.Read(make([]byte, 1000))
+			peer.Close()
+		}()
+		_, err := r.Attach(t.Context(), ours, &sockhub.DialOptions{Mode: sockhub.Anonymous, TLS: &tls.Config{InsecureSkipVerify: true}})
+		if err == nil || errors.Is(err, sockhub.ErrRefused) {
+			t.Error(err)
+		}
+	})
+}
