@@ -713,3 +713,34 @@ func leave(how string) {
 	}
 	runtime.Goexit()
 }
+
+// Within a callback, Shutdown waits for the callbacks of others that do not wait for it,
+// however long they take.
+func TestShutdownWithinAHandlerBesideABusyOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const busy = 10 * sockhub.DefaultLinger
+		hub := openHub(t, nil)
+		done := make(chan error, 1)
+		serve := func(f func(r *sockhub.Reply)) *memnet.End {
+			h := &handlerFuncs{message: func(r *sockhub.Reply, _ []byte) { f(r) }}
+			_, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+			p.Write(frame("x"))
+			synctest.Wait() // it is called
+			return p
+		}
+		p := serve(func(r *sockhub.Reply) {
+			<-time.After(busy)
+			r.Send([]byte("answer"))
+		})
+		begun := time.Now()
+		serve(func(*sockhub.Reply) {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+			defer cancel()
+			done <- hub.Shutdown(ctx)
+		})
+		expect(t, p, frame("answer"))
+		if err := <-done; err != nil || time.Since(begun) < busy || time.Since(begun) > busy+time.Minute {
+			t.Errorf("%v after %v", err, time.Since(begun))
+		}
+	})
+}
