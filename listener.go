@@ -618,10 +618,7 @@ func (p *preface) choose() (use *ListenOptions, err error) {
 		if more <= len(p.first) || more > cap(buf) {
 			return nil, fmt.Errorf("sockhub: Classify wants %d bytes, and has seen %d of at most %d", more, len(p.first), cap(buf))
 		}
-		if more <= len(buf) {
-			continue // they came with the proxy's header
-		}
-		n, err := io.ReadAtLeast(readerOf{p.nc}, buf[len(buf):cap(buf)], more-len(buf))
+		n, err := io.ReadAtLeast(readerOf{p.nc}, buf[len(buf):cap(buf)], more-len(buf)) // none, if they came with the proxy's header
 		buf = buf[:len(buf)+n]
 		if err != nil {
 			return nil, err
@@ -1140,10 +1137,10 @@ var errNoAddress = fmt.Errorf("%w: the sender has no address to answer to", ErrN
 
 // transport is what a connection without TLS is served by.
 func (h *Hub) transport(rwc io.ReadWriteCloser, set *settings) transport.Conn {
-	nc, isConn := rwc.(net.Conn)
+	nc, _ := rwc.(net.Conn) // one, if set.network says that it is of packets
 	_, isSession := rwc.(*packet.Conn)
 	switch {
-	case !set.packets() || isSession || !isConn:
+	case !set.packets() || isSession:
 	case set.network == "unixpacket":
 		longest := int(set.maxMessage)
 		if set.mode.named() { // the handshake's packets may be longer

@@ -451,3 +451,57 @@ func TestClassifyMaySeeOneKiB(t *testing.T) {
 		})
 	}
 }
+
+// Who asks for what he has seen would be asked again and again.
+func TestClassifyThatAsksForWhatItHas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		r := newRoom(t, nil, &sockhub.ListenOptions{Classify: func(_ sockhub.Peer, first []byte) (*sockhub.ListenOptions, int, error) {
+			if asked++; asked > 5 {
+				return nil, 0, nil
+			}
+			return nil, max(1, len(first)), nil
+		}})
+		endsUnheard(t, r.from("10.0.0.1", []byte("x")))
+		if asked != 2 {
+			t.Errorf("asked %d times", asked)
+		}
+	})
+}
+
+// The handshakes that a listener's end ends are its own.
+func TestCloseOfAListenerEndsItsOwnHandshakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, namedByClassify)
+		other := memnet.Listen(nil)
+		l, err := r.Serve(other, namedByClassify)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plain := memnet.Listen(nil)
+		if _, err := r.Serve(plain, nil); err != nil {
+			t.Fatal(err)
+		}
+		p := r.from("10.0.0.1", nil)
+		named, err := plain.Dial(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer named.Close()
+		q, err := other.Dial(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer q.Close()
+		synctest.Wait()
+		if s := r.Stats(); s.Connecting != 3 {
+			t.Fatalf("%+v", s)
+		}
+		l.Close()
+		endsUnheard(t, q)
+		p.Write(frame("bob"))
+		expect(t, p, frame("OK"))
+		named.Write(frame("eve"))
+		expect(t, named, frame("OK"))
+	})
+}

@@ -66,8 +66,10 @@ func TestChunksAreKeptUntilTheirBodiesHaveLeft(t *testing.T) {
 		},
 		"dropped": func(q *Queue) { q.Append(Default, []byte("behind")); q.DropFirst() },
 		"made ours": func(q *Queue) {
-			q.Own()
-			for b := range q.Bodies() {
+			var w Writing
+			w.Take(q)
+			w.Own()
+			for b := range w.Unwritten() {
 				if !bytes.Equal(b, make([]byte, large)) {
 					t.Error("made ours: another body")
 				}
