@@ -372,3 +372,110 @@ func TestOutboundWithoutFloorsIsShared(t *testing.T) {
 		t.Error("500 shared, all of it taken", b.Used())
 	}
 }
+
+// The token goes from one to the next, to who lacks least of a message that has begun, and
+// not to who is gone.
+func TestInboundTokenGoesToWhoLacksLeast(t *testing.T) {
+	var resumed []string
+	b := NewInbound(2*(1000+Slack), 1000, func(c string, token bool) {
+		if !token {
+			c += " without"
+		}
+		resumed = append(resumed, c)
+	}, func(int64) bool { return false })
+	held := b.line.Load()
+	b.Force(held)
+	b.Wait("first", 100, false)
+	b.Wait("50", 50, false)
+	b.Wait("gone", 5, false)
+	b.Wait("10", 10, false)
+	b.Wait("nothing", 0, false)
+	b.Wait("30", 30, false)
+	b.Done("gone")
+	b.Poke()
+	for _, c := range []string{"first", "10", "30", "50"} {
+		b.Done(c)
+	}
+	if want := []string{"first", "10", "30", "50"}; !slices.Equal(resumed, want) || !b.Waiting() {
+		t.Errorf("got the token: %q, want %q", resumed, want)
+	}
+	b.Give(1)
+	if last := resumed[len(resumed)-1]; last != "nothing without" || b.Waiting() {
+		t.Errorf("%q was resumed last", last)
+	}
+}
+
+// What no connection has read yet takes half of what there is for those; where there is
+// nothing of it, as long as they may read.
+func TestInboundSpareIsHalf(t *testing.T) {
+	over := false
+	b := NewInbound(2*(1000+Slack), 1000, func(int, bool) {}, func(int64) bool { return over })
+	line := int(b.line.Load())
+	if !b.ReserveSpare(line/2) || b.ReserveSpare(1) {
+		t.Error("not half of it", b.Used())
+	}
+	b.GiveSpare(line / 2)
+	if b.ReserveSpare(line) || !b.ReserveSpare(line-1) || b.ReserveSpare(1) {
+		t.Error("not all but what lets others read", b.Used())
+	}
+	b.GiveSpare(line - 1)
+	over = true
+	if b.ReserveSpare(1) {
+		t.Error("taken over another limit")
+	}
+	over = false
+	if !b.ReserveSpare(line/2+1) || b.Used() != int64(line/2+1) {
+		t.Error("what was refused is held", b.Used())
+	}
+}
+
+// What Force has taken of what there is not holds up those who hold it, and no others.
+func TestOutboundForced(t *testing.T) {
+	fell := 0
+	b := NewOutbound(1000, func(string) {}, func() { fell++ })
+	b.Among(5) // floors of 100, 500 shared
+	var a, c, d Share
+	b.Force(&a, 600)
+	if b.Overdrawn(&a) || b.Used() != 500 || b.Left(&a, 600) != 0 || b.Left(&c, 0) != 100 {
+		t.Error("all that there is", b.Used(), b.Left(&a, 600), b.Left(&c, 0))
+	}
+	b.Force(&a, 700)
+	b.Force(&a, 50)
+	if !b.Overdrawn(&a) || b.Overdrawn(&c) || b.Used() != 600 || b.Left(&c, 40) != 60 {
+		t.Error("more than there is", b.Used())
+	}
+	if !b.Could(&c, 100, false) || b.Could(&c, 101, false) || !b.Could(&c, 101, true) {
+		t.Error("its floor, or the exempt slot")
+	}
+	if !b.Take(&c, 5000, true) || b.Could(&d, 5000, true) || !b.Could(&c, 6000, true) {
+		t.Error("the exempt slot is one")
+	}
+	b.Fell(&c, 0)
+	b.Fell(&a, 0)
+	if b.Used() != 0 || fell != 1 || b.Left(&d, 50) != 550 || !b.Could(&d, 600, false) || b.Could(&d, 601, false) {
+		t.Error("not given back", b.Used(), fell, b.Left(&d, 50))
+	}
+	if left := NewOutbound(math.MaxInt, func(int) {}, func() {}).Left(&d, 50); left != math.MaxInt {
+		t.Error("without a limit", left)
+	}
+}
+
+// Who waits is told once, and again if it waits again.
+func TestOutboundWaitersAreToldOnce(t *testing.T) {
+	var told []string
+	b := NewOutbound(1000, func(c string) { told = append(told, c) }, func() {})
+	b.Among(5)
+	var a Share
+	for range 2 {
+		b.Take(&a, 600, false)
+		b.Wait("x")
+		b.Wait("y")
+		b.Wait("x")
+		b.Fell(&a, 0)
+		b.Take(&a, 600, false)
+		b.Fell(&a, 0) // nobody waits
+	}
+	if want := []string{"x", "y", "x", "y"}; !slices.Equal(told, want) {
+		t.Errorf("told: %q, want %q", told, want)
+	}
+}

@@ -370,3 +370,16 @@ func TestHand(t *testing.T) {
 		t.Error("who was evicted was handed on")
 	}
 }
+
+// A time that goes back counts as the latest one: who came later is not the older.
+func TestTimeThatGoesBack(t *testing.T) {
+	tab := New[string, int](2, 0)
+	first, _ := tab.Add("a", 1, at(2000))
+	tab.Add("b", 2, at(0))
+	if added, evicted := tab.Add("c", 3, at(2500)); added != nil || evicted != nil {
+		t.Error("somebody was evicted who is half a second old")
+	}
+	if _, evicted := tab.Add("c", 3, at(3500)); evicted != first {
+		t.Error("who came first was not evicted")
+	}
+}
