@@ -13,8 +13,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -1072,35 +1072,6 @@ func TestReplaceOldByWhoHasLeft(t *testing.T) {
 			if s := r.Stats(); s.Conns != 1 || s.RefusedName != 1 || out(back) {
 				t.Errorf("%+v", s)
 			}
-			r.Close()
-		}
-	})
-}
-
-// Who waits for the end of a name's owner, and is overtaken there by one that came later and
-// whose peer has finished by then, waits for the end of that too.
-func TestReplaceOldWaitsForALaterOneThatHasLeft(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		for range 50 {
-			ended := make(chan struct{})
-			var first atomic.Bool
-			r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
-				return &handlerFuncs{disconnected: func(sockhub.Disconnection) {
-					if !first.Swap(true) {
-						<-ended
-					}
-				}}
-			}})
-			r.join("alpha").Close()
-			synctest.Wait()
-			<-time.After(time.Millisecond)
-			waiting := r.claim("alpha")
-			synctest.Wait()
-			<-time.After(time.Millisecond)
-			r.claim("alpha").CloseWrite()
-			synctest.Wait()
-			close(ended)
-			expect(t, waiting, frame("OK"))
 			r.Close()
 		}
 	})
