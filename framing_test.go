@@ -4,6 +4,7 @@ package sockhub_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
