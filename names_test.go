@@ -75,12 +75,13 @@ func (r *room) refused(name string) {
 	endsUnheard(r.t, r.claim(name))
 }
 
-// endsUnheard checks that nothing comes but the end.
+// endsUnheard checks that nothing comes but the end, and waits until its hub knows.
 func endsUnheard(t *testing.T, p io.Reader) {
 	t.Helper()
 	if n, err := p.Read(make([]byte, 1)); n > 0 || err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
 		t.Fatalf("read %d bytes, %v; want only the end", n, err)
 	}
+	synctest.Wait()
 }
 
 // expected is Expect that must succeed.
