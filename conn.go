@@ -652,10 +652,8 @@ func (c *Conn) attend() (over, shrink bool) {
 		}
 	}
 	c.mu.Lock()
-	var ch *change
-	if c.closeErr == nil { // else it is end's to see who would have had the connection next
-		ch, c.change = c.change, nil
-	}
+	ch := c.change
+	c.change = nil
 	shrink, c.shrink = c.shrink, false
 	ending := c.endRead && c.input == reading
 	resumed := c.resume

@@ -276,3 +276,40 @@ func TestEndIsToldThoughEventsIsClosed(t *testing.T) {
 		}
 	}
 }
+
+// What SetHandler has said holds though the connection ends before its reader has looked:
+// Events hears of the end, and the Handler before of nothing.
+func TestEventsHearsOfAnEndThatComesBehindSetHandler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		h := &saying{}
+		c, _ := r.serve(nil, h.options())
+		synctest.Wait()
+		c.SetHandler(nil)
+		c.Close()
+		if r.happened("unknown", "disconnected  sockhub: closed"); len(h.calls) > 0 {
+			t.Errorf("the Handler was called for %q", h.calls)
+		}
+	})
+}
+
+// Messages that wait for room for a Handler's answers, and are given back to Events, are
+// its also if the connection ends at once.
+func TestMessagesGivenBackToEventsComeBeforeTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{ConnOutbound: 1, WriteTimeout: -1}, nil)
+		c, p := r.serve(stuck, nil)
+		r.take()
+		go p.Write(frames("1", "2", "3"))
+		synctest.Wait()
+		h := &saying{message: func(r *sockhub.Reply, m string) { r.Send([]byte(m)) }}
+		c.SetHandler(h)
+		synctest.Wait()
+		c.SetHandler(nil)
+		c.Close()
+		r.happened("message  2", "message  3", "disconnected  sockhub: closed")
+		if want := []string{"1"}; !slices.Equal(h.calls, want) {
+			t.Errorf("the Handler was called for %q, want %q", h.calls, want)
+		}
+	})
+}
