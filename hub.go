@@ -1001,14 +1001,15 @@ func (h *Hub) admit(c *Conn) (a admission, replaced *Conn, err error) {
 // claimLocked has c wait for the end of the connection that has its name, unless that is
 // to keep it, and returns that connection if it is for the caller to end.
 func (h *Hub) claimLocked(cl *client, c *Conn) (replaced *Conn, err error) {
-	refuse, later := cl.duplicates(h) == RefuseNew, cl.seq > c.greet.seq
+	refuse := cl.duplicates(h) == RefuseNew
+	// Came c before the owner, which did not have to wait, or was faster? Or is c what its
+	// peer has left, perhaps for the owner, before the name was read?
+	later := !refuse && (cl.seq > c.greet.seq || cl.owner.born > c.born && c.outlook() != stays)
 	switch ends := cl.owner.outlook(); {
 	case refuse && ends == stays:
 		return nil, fmt.Errorf("%w: %q", ErrNameTaken, cl.name)
-	case !refuse && later && ends == stays:
-		return nil, ErrReplaced // by one that came later, and did not have to wait, or was faster
-	case !refuse && cl.owner.born > c.born && c.outlook() != stays:
-		return nil, ErrReplaced // by where its peer may have gone, before the name was read here
+	case later && ends == stays:
+		return nil, ErrReplaced
 	case refuse, later:
 		// It ends by itself.
 	case ends == leavesSoon:

@@ -1077,3 +1077,32 @@ func TestReplaceOldByWhoHasLeft(t *testing.T) {
 		}
 	})
 }
+
+// A peer that has finished sending when its name is read, and has connected before the owner
+// of that, does not replace it. But it waits for the end of one that is about to end.
+func TestReplaceOldByWhoHasFinishedWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		goOn, asked := make(chan struct{}), 0
+		r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, &sockhub.ListenOptions{Admit: func(sockhub.Peer) error {
+			if asked++; asked == 1 {
+				<-goOn
+			}
+			return nil
+		}})
+		first := r.claim("w")
+		first.Write(frame("of the first"))
+		first.CloseWrite()
+		synctest.Wait()
+		<-time.After(time.Millisecond)
+		second := r.join("w")
+		second.Write(frame("of the second"))
+		second.CloseWrite()
+		synctest.Wait() // its end waits to be taken
+		close(goOn)
+		<-time.After(300 * time.Millisecond) // some looks at the owner
+		r.happened("unknown w", "message w of the second", "ended w", "unknown w", "message w of the first", "disconnected w EOF", "ended w", "disconnected w EOF")
+		if s := r.Stats(); s.RefusedName != 0 || s.Accepted != 2 {
+			t.Errorf("%+v", s)
+		}
+	})
+}

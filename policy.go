@@ -416,7 +416,9 @@ func (u UnexpectedPolicy) String() string {
 // IdleTimeout. With ReplaceOld it gets in. But the peer that is replaced sees a plain
 // close, and if it dials again, it replaces the other in turn: two programs that run
 // with one name do so for ever. Of those that come faster than Disconnected is taken, all
-// hear OK, and only the last is reported.
+// hear OK, and only the last is reported. A peer that has connected before the owner, and
+// has finished sending by the time that its name is read, does not replace it: it may have
+// come back as that.
 //
 // If the owner's connection is about to end, since its peer has finished, and only its
 // Ended was not taken or the rest of its output not written, RefuseNew makes the new
