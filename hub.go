@@ -851,7 +851,7 @@ func (h *Hub) register(name string, o *ClientOptions, owner *Conn, denied error)
 		// and the name to his very end.
 		old := cl
 		if cl = h.newClientLocked(name); old != nil {
-			cl.owner, old.claims, cl.claims = owner, nil, old.claims
+			cl.owner, cl.seq, old.claims, cl.claims = owner, old.seq, nil, old.claims
 			if owner.client != old { // old was registered and forgotten before
 				h.table.Remove(uint64(old.id))
 			}

@@ -1106,3 +1106,43 @@ func TestReplaceOldByWhoHasFinishedWaits(t *testing.T) {
 		}
 	})
 }
+
+// Who came before the owner of a name does not replace it either where the name was
+// registered meanwhile.
+func TestExpectKeepsWhoCameFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 50 {
+			ended := make(chan struct{})
+			var ends []error // what comes behind the first owner's
+			var first atomic.Bool
+			r := &room{Hub: openHub(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}), t: t, l: memnet.Listen(stuck)}
+			r.Serve(r.l, &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
+				return &handlerFuncs{disconnected: func(d sockhub.Disconnection) {
+					if first.Swap(true) {
+						ends = append(ends, d.Err)
+					} else {
+						<-ended
+					}
+				}}
+			}})
+			r.join("w").Close()
+			synctest.Wait()
+			<-time.After(time.Millisecond)
+			r.claim("w") // and waits for that
+			synctest.Wait()
+			<-time.After(time.Millisecond)
+			r.claim("w").CloseWrite() // is faster, mostly, and takes no OK
+			synctest.Wait()
+			close(ended)
+			synctest.Wait()
+			if len(ends) == 0 { // it was
+				r.expected("w", nil)
+				<-time.After(time.Second)
+				if len(ends) > 0 {
+					t.Fatal("the owner has ended:", ends)
+				}
+			}
+			r.Close()
+		}
+	})
+}
