@@ -251,7 +251,7 @@
 //	ReusePort                    yes      (1)      yes      (1)      -
 //	Report.Unacked of TCP        yes      yes      yes      -        -
 //	  of Unix sockets            if 0     -        -        -        -
-//	keep-alive where output      yes      (3)      (3)      (3)      (3)
+//	keep-alive where output      yes (4)  (3)      (3)      (3)      (3)
 //	  is under way
 //	what came before a reset     yes      (2)      (2)      (2)      (2)
 //
@@ -259,6 +259,7 @@
 //	(2) what had not been read when the reset came may be lost
 //	(3) the system sends that again, and tells that nobody answers when it gives up, which
 //	    may take a quarter of an hour
+//	(4) up to 10 s late; more, if the peer had no room before, as it is then asked rarely
 //
 // Where there are no direct system calls, package net's are used, which cost
 // more. Nothing else that is lacking is passed over in silence: to ask for it is

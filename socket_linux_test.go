@@ -325,24 +325,14 @@ func TestPeerIsGoneWhileSomethingIsUnderWay(t *testing.T) {
 			if over, ok := below.(*tls.Conn); ok {
 				below = over.NetConn()
 			}
-			raw, err := below.(syscall.Conn).SyscallConn()
-			if err != nil {
-				t.Fatal(err)
-			}
-			raw.Control(func(fd uintptr) {
-				nothing := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}} // lets nothing in
-				err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &nothing[0]})
-			})
-			if err != nil {
-				t.Skip(err)
-			}
+			deafen(t, below)
 			if err := c.Send(soon(t), []byte("are you there?")); err != nil {
 				t.Fatal(err)
 			}
 			begun := time.Now()
 			d := s.end(c)
-			if took := time.Since(begun); took < 2*time.Second || !errors.Is(d.Err, syscall.ETIMEDOUT) {
-				t.Errorf("after %v: %v, want ETIMEDOUT after 2 s", took, d.Err)
+			if took := time.Since(begun); took < time.Second || !errors.Is(d.Err, syscall.ETIMEDOUT) {
+				t.Errorf("after %v: %v, want ETIMEDOUT after 2 s without an answer", took, d.Err)
 			}
 			if d.Report.WrittenMessages != 1 || d.Report.Unacked == 0 {
 				t.Errorf("%+v, of which %d bytes are not acknowledged", d.Report, d.Report.Unacked)
@@ -351,19 +341,110 @@ func TestPeerIsGoneWhileSomethingIsUnderWay(t *testing.T) {
 	}
 }
 
-// One that takes nothing answers all the same.
+// deafen has the system of c, a TCP connection, hear nothing of what comes for it. Where
+// that cannot be done the test is skipped.
+func deafen(t *testing.T, c net.Conn) {
+	t.Helper()
+	control(t, c, func(fd int) {
+		nothing := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}} // lets nothing in
+		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &nothing[0]}); err != nil {
+			t.Skip(err)
+		}
+	})
+}
+
+// control calls f with the descriptor of c.
+func control(t *testing.T, c net.Conn, f func(fd int)) {
+	t.Helper()
+	raw, err := c.(syscall.Conn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) { f(int(fd)) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// withoutRoom is a connection to a peer that does not read, for which its system holds
+// what want is of, and whose keep-alive finds a silent peer after 2 s. ours is its socket.
+func withoutRoom(t *testing.T) (s *stand, p *peer, c *sockhub.Conn, ours net.Conn, want [][]byte) {
+	s = newStand(t, nil, nil)
+	sockets := make(chan net.Conn, 1)
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	door, err := s.Serve(watched{l, func(c net.Conn) {
+		c.(*net.TCPConn).SetKeepAliveConfig(shortKeepAlive.Config.KeepAliveConfig)
+		sockets <- c
+	}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p = dialHub(t, door, "full")
+	c, ours = s.first(), <-sockets
+	want = bodies(1, slices.Repeat([]int{100_000}, 10))
+	if _, err := c.SendMany(soon(t), slices.Values(want)); err != nil {
+		t.Fatal(err)
+	}
+	return s, p, c, ours, want
+}
+
+// watched calls a function with each connection that it accepts.
+type watched struct {
+	net.Listener
+	accepted func(net.Conn)
+}
+
+func (l watched) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		l.accepted(c)
+	}
+	return c, err
+}
+
+// probes waits until so many probes of the peer's window in a row were answered, or, with
+// lost, were not.
+func probes(t *testing.T, c net.Conn, n int, lost bool) {
+	t.Helper()
+	eventually(t, "probes of the window", func() (ok bool) {
+		control(t, c, func(fd int) {
+			info, err := unix.GetsockoptTCPInfo(fd, unix.SOL_TCP, unix.TCP_INFO)
+			ok = err == nil && info.Notsent_bytes > 0 && (lost && int(info.Probes) >= n || !lost && info.Probes == 0 && int(info.Backoff) >= n)
+		})
+		return ok
+	})
+}
+
+// One that takes nothing answers all the same: the probes of its window, of which one may
+// be lost, and then it is long until the next.
 func TestPeerWithoutRoomIsNotGone(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, &sockhub.Options{WriteTimeout: -1}, nil)
-	p := dialHub(t, s.listen("tcp4", shortKeepAlive), "full")
-	c := s.first()
-	want := bodies(1, slices.Repeat([]int{100_000}, 100))
-	sent := make(chan error, 1)
-	go func() {
-		_, err := c.SendMany(soon(t), slices.Values(want))
-		sent <- err
-	}()
-	<-time.After(6 * time.Second) // three times what it may be silent for
+	s, p, c, ours, want := withoutRoom(t)
+	stop := make(chan struct{})
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(100 * time.Millisecond):
+				c.TrySend([]byte("another one"))
+			}
+		}
+	})
+	probes(t, ours, 3, false)
+	deafen(t, p.Conn)
+	probes(t, ours, 1, true)
+	control(t, p.Conn, func(fd int) {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	probes(t, ours, 5, false)
+	close(stop)
+	sending.Wait()
 	var got [][]byte
 	for range want {
 		got = append(got, p.receive())
@@ -371,7 +452,16 @@ func TestPeerWithoutRoomIsNotGone(t *testing.T) {
 	if err := sameBodies(got, want); err != nil {
 		t.Error(err)
 	}
-	if err := <-sent; err != nil {
-		t.Error(err)
+	s.Close()
+}
+
+// One that had no room when its network went is found, too.
+func TestPeerWithoutRoomIsGone(t *testing.T) {
+	t.Parallel()
+	s, p, c, ours, _ := withoutRoom(t)
+	probes(t, ours, 1, false)
+	deafen(t, p.Conn)
+	if d := s.end(c); !errors.Is(d.Err, syscall.ETIMEDOUT) {
+		t.Errorf("%v, want ETIMEDOUT", d.Err)
 	}
 }

@@ -76,11 +76,10 @@ type output struct {
 	notify  bool // NotifyDrained asked for it
 	drained bool // it is due: the reader is to call the Handler
 
-	wantRoom    bool  // the reader waits until charge is below limit
-	answersFull bool  // what its Handler has answered, and was taken in, left no room for more
-	fresh       bool  // last was in this turn of the reader
-	probes      bool  // the transport can tell whether the peer answers
-	mute        uint8 // how many looks in a row it has not: see muteLocked
+	wantRoom    bool // the reader waits until charge is below limit
+	answersFull bool // what its Handler has answered, and was taken in, left no room for more
+	fresh       bool // last was in this turn of the reader
+	mute        bool // the peer has not answered, as far as the last look could tell: see muteLocked
 
 	// said is the length plus 1 of the handshake's message (Conn.say), which is the
 	// first of all and nobody's, until it is written.
@@ -105,6 +104,7 @@ type output struct {
 	last    time.Duration // of the last progress
 	stall   stall         // since then
 	look    time.Duration // when to look whether what was written is answered; 0: not at all
+	looks   time.Duration // from one to the next; 0: the transport cannot tell, or shall not
 
 	finish   error         // not nil: the connection ends after the queue, for this reason
 	err      error         // of the write that failed
@@ -1896,49 +1896,46 @@ func (c *Conn) stuckLocked(now time.Duration, due func(time.Duration) bool) (aga
 func (c *Conn) writtenLocked(now time.Duration) {
 	o := &c.out
 	o.last, o.fresh = now, false
-	if o.probes && o.look == 0 {
-		c.lookLocked(now)
+	if o.looks != 0 && o.look == 0 {
+		o.look = now + o.looks
+		c.arm(o.look)
 	}
 }
 
-// answerLooks is how often it is looked at, within the time that keep-alive lets a peer be
-// silent, whether what is under way to it is answered. So one that is not ends up to a
-// sixth of that later than it would with nothing under way.
-const answerLooks = 6
+const (
+	// answerLooks is how often it is looked at, within the time that keep-alive lets a
+	// peer be silent, whether what is under way to it is answered. So one that is not ends
+	// up to two such parts later than it would with nothing under way.
+	answerLooks = 6
 
-// lookLocked has check look when it is time, and returns how long that is.
-func (c *Conn) lookLocked(now time.Duration) (wait time.Duration) {
-	wait = transport.Patience(c.t) / answerLooks
-	if wait == 0 { // somebody has turned keep-alive off
-		c.out.probes, c.out.look = false, 0
-		return 0
-	}
-	c.out.look = now + wait
-	c.arm(c.out.look)
-	return wait
-}
+	// answerTries is how often the system is to have sent in vain, as with the probes of
+	// our keep-alive. Where the peer has no room it is two minutes from one to the next,
+	// and one that was lost says nothing.
+	answerTries = 3
+)
 
 // muteLocked reports that the peer's system has answered nothing of what is under way to it
-// for as long as keep-alive, which rests meanwhile, lets it be silent.
+// for as long as keep-alive, which rests meanwhile, lets it be silent. It looks twice, as a
+// machine that has stood still had nobody to hear an answer.
 func (c *Conn) muteLocked(now time.Duration, due func(time.Duration) bool) bool {
 	o := &c.out
 	if o.look == 0 || !due(o.look) {
 		return false
 	}
-	waits, heard := c.t.(transport.Prober).Unanswered()
+	before := o.mute
+	o.look, o.mute = 0, false
+	waits, tries, heard := c.t.(transport.Prober).Unanswered()
 	if !waits {
-		o.look, o.mute = 0, 0 // until something is written
+		return false // until something is written
+	}
+	patience := transport.Patience(c.t) // somebody may have changed it, or turned keep-alive off
+	if o.looks = patience / answerLooks; o.looks == 0 {
 		return false
 	}
-	wait := c.lookLocked(now)
-	if wait == 0 {
-		return false
-	}
+	o.look = now + o.looks
 	due(o.look)
-	if o.mute++; heard < wait { // since the last look
-		o.mute = 0
-	}
-	return o.mute > answerLooks
+	o.mute = tries > 0 && heard >= o.looks
+	return o.mute && before && tries >= answerTries && heard >= patience
 }
 
 // giveUpLocked ends the connection of a peer that takes nothing.

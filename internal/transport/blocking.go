@@ -593,6 +593,6 @@ func (c *blocking) Unacked() (n int, ok bool) {
 func (c *blocking) Patience() time.Duration { return Patience(c.under) }
 
 // Unanswered implements Prober.
-func (c *blocking) Unanswered() (waits bool, heard time.Duration) {
+func (c *blocking) Unanswered() (waits bool, tries int, heard time.Duration) {
 	return c.under.(Prober).Unanswered()
 }

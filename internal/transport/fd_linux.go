@@ -326,18 +326,25 @@ func keepAlive(fd int) time.Duration {
 	return (get(unix.SOL_TCP, unix.TCP_KEEPIDLE) + get(unix.SOL_TCP, unix.TCP_KEEPCNT)*get(unix.SOL_TCP, unix.TCP_KEEPINTVL)) * time.Second
 }
 
-// Unanswered implements Prober. A peer that has no room answers too, to the probes of its
-// window, which come ever more rarely: so what counts there is a probe that was not
-// answered.
-func (c *fdConn) Unanswered() (waits bool, heard time.Duration) {
+// Unanswered implements Prober. A peer that has no room is asked too, by probes of its
+// window, or by what it had no room for, but ever more rarely, up to once in two minutes:
+// so what counts there is whether it has answered the last time. Probes also counts those
+// of keep-alive.
+func (c *fdConn) Unanswered() (waits bool, tries int, heard time.Duration) {
 	c.raw.Control(func(fd uintptr) {
 		info, err := unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO)
-		if err == nil {
-			waits = info.Unacked > 0 || info.Probes > 0
-			heard = time.Duration(min(info.Last_ack_recv, info.Last_data_recv)) * time.Millisecond
+		if err != nil {
+			return
 		}
+		waits = info.Unacked > 0 || info.Notsent_bytes > 0 || info.Probes > 0
+		tries = int(info.Probes) // since any answer
+		last := min(info.Last_ack_recv, info.Last_data_recv)
+		if info.Unacked > 0 && last > info.Last_data_sent {
+			tries += 1 + int(info.Retransmits) // since an answer that took something
+		}
+		heard = time.Duration(last) * time.Millisecond
 	})
-	return waits, heard
+	return waits, tries, heard
 }
 
 // TrySendFile implements FileSender.

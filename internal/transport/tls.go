@@ -530,6 +530,6 @@ func (c *tlsConn) Unacked() (n int, ok bool) {
 func (c *tlsConn) Patience() time.Duration { return Patience(c.gate.under) }
 
 // Unanswered implements Prober.
-func (c *tlsConn) Unanswered() (waits bool, heard time.Duration) {
+func (c *tlsConn) Unanswered() (waits bool, tries int, heard time.Duration) {
 	return c.gate.under.(Prober).Unanswered()
 }

@@ -141,9 +141,10 @@ type Prober interface {
 	// or Unanswered cannot tell.
 	Patience() time.Duration
 
-	// Unanswered reports whether something is under way to the peer that its system
-	// has not answered, and how long ago that was heard of last.
-	Unanswered() (waits bool, heard time.Duration)
+	// Unanswered reports whether something is under way to the peer, or is to be as soon
+	// as that has room; how often the system has sent in vain since the peer's answered
+	// last; and how long ago that was.
+	Unanswered() (waits bool, tries int, heard time.Duration)
 }
 
 // Patience is Prober.Patience, and 0 for a Conn that is none.
