@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 
 	"github.com/sockhub/sockhub"
+	"github.com/sockhub/sockhub/internal/memnet"
 )
 
 // countedIn checks what a connection has counted of its input.
@@ -218,7 +219,7 @@ func TestQueuedMessagesBehindARun(t *testing.T) {
 			r.Send([]byte("2"))
 		}}
 		hub := openHub(t, &sockhub.Options{WriteTimeout: -1})
-		c, p := serveMemory(t, hub, stuck, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+		c, p := serveMemory(t, hub, &memnet.Options{Buffer: 4096}, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
 		held := make(chan struct{})
 		run := async(func() (int, error) {
 			return c.SendMany(t.Context(), func(yield func([]byte) bool) {
