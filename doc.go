@@ -259,7 +259,7 @@
 //	(2) what had not been read when the reset came may be lost
 //	(3) the system sends that again, and tells that nobody answers when it gives up, which
 //	    may take a quarter of an hour
-//	(4) up to 10 s late; more, if the peer had no room before, as it is then asked rarely
+//	(4) up to 5 s late; more, if the peer had no room before, as it is then asked rarely
 //
 // Where there are no direct system calls, package net's are used, which cost
 // more. Nothing else that is lacking is passed over in silence: to ask for it is

@@ -1111,7 +1111,7 @@ func (h *Hub) newConn(rwc io.ReadWriteCloser, network string, set *settings, fir
 	}
 	c.out.framing = set.header(false)
 	c.out.limit, c.out.policy = set.connOut, set.overflow
-	c.out.looks = transport.Patience(c.t) / answerLooks
+	c.out.bePatient(transport.Patience(c.t))
 	if p, ok := rwc.(*packet.Conn); ok && !p.Answerable() {
 		c.refuseLocked(errNoAddress) // which nobody else has yet
 	}

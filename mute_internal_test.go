@@ -32,18 +32,19 @@ func TestMuteLooks(t *testing.T) {
 		heard time.Duration
 	}
 	for name, looks := range map[string][]look{
-		"gone while it was written to":           {{true, 5, 5 * s}, {true, 6, 10 * s}, {true, 6, 15 * s}, {true, 7, 20 * s}, {true, 7, 25 * s}, {true, 7, 30 * s}},
-		"gone when keep-alive was about to tell": {{true, 5, 34 * s}, {true, 6, 39 * s}},
-		"answers seldom, as it has no room":      {{true, 0, 40 * s}, {true, 0, 45 * s}, {true, 3, 50 * s}, {true, 4, 55 * s}},
-		"a lost probe, and a second one":         {{true, 1, 60 * s}, {true, 1, 65 * s}, {true, 2, 125 * s}, {true, 2, 130 * s}, {true, 3, 245 * s}},
-		"our machine stood still":                {{true, 4, 3600 * s}, {true, 0, s}, {true, 5, 30 * s}, {true, 6, 35 * s}},
-		"heard of at last":                       {{true, 5, 29 * s}, {true, 3, 4 * s}, {true, 5, 60 * s}, {true, 6, 65 * s}},
+		"gone while it was written to": {{true, 4, 5 * s}, {true, 5, 10 * s}, {true, 5, 15 * s}, {true, 6, 20 * s}, {true, 6, 25 * s}, {true, 6, 30 * s},
+			{true, 6, 35 * s}, {true, 7, 40 * s}, {true, 7, 45 * s}, {true, 7, 50 * s}, {true, 7, 55 * s}, {true, 7, 60 * s}},
+		"gone when keep-alive was about to tell": {{true, 5, 64 * s}, {true, 6, 69 * s}},
+		"answers seldom, as it has no room":      {{true, 0, 70 * s}, {true, 0, 75 * s}, {true, 3, 80 * s}, {true, 4, 85 * s}},
+		"a lost probe, and a second one":         {{true, 1, 90 * s}, {true, 1, 95 * s}, {true, 2, 155 * s}, {true, 2, 160 * s}, {true, 3, 275 * s}},
+		"our machine stood still":                {{true, 4, 3600 * s}, {true, 0, s}, {true, 5, 60 * s}, {true, 6, 65 * s}},
+		"heard of at last":                       {{true, 5, 59 * s}, {true, 3, 4 * s}, {true, 5, 90 * s}, {true, 6, 95 * s}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := &prober{patience: 30 * s}
+			p := &prober{patience: 60 * s}
 			c := &Conn{hub: &Hub{watch: watch.New()}, t: p}
 			c.mu.c = c
-			c.out.looks = p.patience / answerLooks
+			c.out.bePatient(p.patience)
 			now := c.hub.watch.Now()
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -69,10 +70,10 @@ func TestMuteLooks(t *testing.T) {
 
 // It is not looked at where nothing is under way, nor when keep-alive was turned off.
 func TestMuteLooksEnd(t *testing.T) {
-	p := &prober{patience: 30 * time.Second}
+	p := &prober{patience: time.Minute}
 	c := &Conn{hub: &Hub{watch: watch.New()}, t: p}
 	c.mu.c = c
-	c.out.looks = p.patience / answerLooks
+	c.out.bePatient(p.patience)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	always := func(time.Duration) bool { return true }
@@ -82,7 +83,7 @@ func TestMuteLooksEnd(t *testing.T) {
 		}
 		if p.waits = off; off {
 			p.patience = 0
-			p.tries, p.heard = 9, time.Hour
+			p.tries, p.heard, c.out.mute = 9, time.Hour, true
 		}
 		if c.muteLocked(1, always) || c.out.look != 0 {
 			t.Fatalf("keep-alive is off: %v; another look at %v", off, c.out.look)

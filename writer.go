@@ -85,6 +85,8 @@ type output struct {
 	// first of all and nobody's, until it is written.
 	said uint16
 
+	patience uint16 // in seconds: what transport.Patience was when it was asked last
+
 	refuse   error        // what a Send gets now; nil: it is accepted
 	q        outq.Queue   // accepted, and nobody writes it yet
 	w        outq.Writing // taken out of q by the holder of the pen
@@ -104,7 +106,6 @@ type output struct {
 	last    time.Duration // of the last progress
 	stall   stall         // since then
 	look    time.Duration // when to look whether what was written is answered; 0: not at all
-	looks   time.Duration // from one to the next; 0: the transport cannot tell, or shall not
 
 	finish   error         // not nil: the connection ends after the queue, for this reason
 	err      error         // of the write that failed
@@ -1896,8 +1897,8 @@ func (c *Conn) stuckLocked(now time.Duration, due func(time.Duration) bool) (aga
 func (c *Conn) writtenLocked(now time.Duration) {
 	o := &c.out
 	o.last, o.fresh = now, false
-	if o.looks != 0 && o.look == 0 {
-		o.look = now + o.looks
+	if o.patience != 0 && o.look == 0 {
+		o.look = now + o.untilLook()
 		c.arm(o.look)
 	}
 }
@@ -1906,13 +1907,22 @@ const (
 	// answerLooks is how often it is looked at, within the time that keep-alive lets a
 	// peer be silent, whether what is under way to it is answered. So one that is not ends
 	// up to two such parts later than it would with nothing under way.
-	answerLooks = 6
+	answerLooks = 12
 
 	// answerTries is how often the system is to have sent in vain, as with the probes of
 	// our keep-alive. Where the peer has no room it is two minutes from one to the next,
 	// and one that was lost says nothing.
 	answerTries = 3
 )
+
+func (o *output) bePatient(d time.Duration) {
+	o.patience = uint16(min(d/time.Second, math.MaxUint16)) // a system counts it in seconds
+}
+
+// untilLook is how long it is from one look to the next.
+func (o *output) untilLook() time.Duration {
+	return time.Duration(o.patience) * time.Second / answerLooks
+}
 
 // muteLocked reports that the peer's system has answered nothing of what is under way to it
 // for as long as keep-alive, which rests meanwhile, lets it be silent. It looks twice, as a
@@ -1928,14 +1938,18 @@ func (c *Conn) muteLocked(now time.Duration, due func(time.Duration) bool) bool 
 	if !waits {
 		return false // until something is written
 	}
-	patience := transport.Patience(c.t) // somebody may have changed it, or turned keep-alive off
-	if o.looks = patience / answerLooks; o.looks == 0 {
-		return false
+	long := func() bool { return heard >= time.Duration(o.patience)*time.Second }
+	o.mute = tries > 0 && heard >= o.untilLook()
+	gone := o.mute && before && tries >= answerTries && long()
+	if gone {
+		o.bePatient(transport.Patience(c.t)) // somebody may have changed it, or turned keep-alive off
+		gone = o.patience != 0 && long()
 	}
-	o.look = now + o.looks
-	due(o.look)
-	o.mute = tries > 0 && heard >= o.looks
-	return o.mute && before && tries >= answerTries && heard >= patience
+	if o.patience != 0 {
+		o.look = now + o.untilLook()
+		due(o.look)
+	}
+	return gone
 }
 
 // giveUpLocked ends the connection of a peer that takes nothing.
