@@ -113,6 +113,7 @@ func badNetwork(p *proof) {
 	n.transfer("1 Mbit/s", 1000)
 	n.run("tc", "-n", n.near, "qdisc", "del", "dev", "near", "root")
 	n.partition("while the hub sends", 1_000_000)
+	n.partition("while little is under way", 60) // the last of it leaves when the line is cut
 	n.partition("while nothing is sent", 0)
 }
 
@@ -124,7 +125,7 @@ func badNetwork(p *proof) {
 // row, it gives a closed socket up without a word to the peer. Then what counts
 // is that the peer has all that the report does not call unacked.
 func (n *network) transfer(what string, messages int) {
-	hub := n.hub(messages, time.Duration(0))
+	hub := n.hub(messages, time.Duration(0), "finish")
 	defer hub.end()
 	hub.line("LISTENING", 10*time.Second)
 	begun := time.Now()
@@ -172,7 +173,7 @@ func (n *network) received(peer *peer) (bytes int64) {
 // partition cuts the line for a minute, while the hub sends so many messages.
 func (n *network) partition(what string, messages int) {
 	const limit = 35 * time.Second
-	hub := n.hub(messages, 20*time.Millisecond)
+	hub := n.hub(messages, 20*time.Millisecond, "stay")
 	defer hub.end()
 	hub.line("LISTENING", 10*time.Second)
 	peer := n.peer()
@@ -194,7 +195,7 @@ func (n *network) partition(what string, messages int) {
 }
 
 // networkHub sends messages to the one peer that comes, with a pause between two
-// of them, and tells its end. After the last it finishes, unless there are none.
+// of them, and tells its end. After the last it finishes, or stays.
 func networkHub(args []string, quit <-chan struct{}) error {
 	messages, err := strconv.Atoi(args[0])
 	if err != nil {
@@ -228,7 +229,7 @@ func networkHub(args []string, quit <-chan struct{}) error {
 						}
 						time.Sleep(every)
 					}
-					if messages > 0 {
+					if args[2] == "finish" {
 						c.Finish()
 					}
 				}()
