@@ -262,7 +262,10 @@ func (c *Conn) SetValue(v any) { c.value.Store(&v) }
 
 // ConnStats are the figures of one connection.
 type ConnStats struct {
-	MessagesIn, BytesIn   uint64 // delivered; bytes are those of bodies
+	// Delivered; bytes are those of bodies. What was withdrawn from Events for a Handler
+	// (see SetHandler) counts also if the connection ended before the Handler had it.
+	MessagesIn, BytesIn uint64
+
 	MessagesOut, BytesOut uint64 // handed to the kernel whole
 	QueuedIn              int64  // bytes charged to what the user has not taken
 	QueuedOut             int64  // bytes charged to what is not written

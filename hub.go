@@ -473,7 +473,7 @@ type Stats struct {
 	ProtocolErrors uint64 // connections ended by input that is no message; accepted ones whose TLS handshake has failed; packets that were too long
 	Panics         uint64 // of callbacks
 
-	MessagesIn  uint64 // delivered
+	MessagesIn  uint64 // delivered; see ConnStats
 	MessagesOut uint64 // handed to the kernel whole
 	BytesIn     uint64 // of the bodies of MessagesIn
 	BytesOut    uint64 // of the bodies of MessagesOut
