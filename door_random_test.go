@@ -196,7 +196,7 @@ type cutting struct {
 func (c *cutting) Write(p []byte) (int, error) {
 	if c.left < 0 || len(p) <= c.left {
 		c.left -= len(p) // stays below 0, if it was
-		if c.left < -1<<40 {
+		if c.left < -1<<30 {
 			c.left = -1
 		}
 		return c.TCPConn.Write(p)
