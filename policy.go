@@ -412,7 +412,7 @@ func (u UnexpectedPolicy) String() string {
 // connected. Zero inherits: a client's from the hub, and there RefuseNew.
 //
 // With RefuseNew, a peer that comes back after its network has failed is refused until
-// its old connection is found to be dead: after 30 s by the keep-alive of TCP, or by
+// its old connection is found to be dead: after some 30 s by the keep-alive of TCP, or by
 // IdleTimeout. With ReplaceOld it gets in. But the peer that is replaced sees a plain
 // close, and if it dials again, it replaces the other in turn: two programs that run
 // with one name do so for ever. Of those that come faster than Disconnected is taken, all
