@@ -1442,8 +1442,8 @@ func (k *clocks) Check(now time.Duration) (next time.Duration) { return (*Conn)(
 // check looks at all clocks, and does what is due.
 func (c *Conn) check(now time.Duration) (next time.Duration) {
 	var (
-		reason     error
-		poll, kick bool
+		reason error
+		kick   bool
 	)
 	due := func(at time.Duration) bool {
 		if at < 0 {
@@ -1480,7 +1480,8 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 		reason = ErrFrameTimeout
 	}
 	if c.doubtful && due(c.lastRead+doubt) {
-		c.doubtful, poll = false, true
+		c.doubtful = false
+		kick = c.t.Pending() || kick // under mu, so before Close
 	}
 	kick = c.shrinkLocked(due) || kick
 	c.roomLocked() // there may be, in the budget
@@ -1504,7 +1505,7 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 	if drained {
 		c.hub.fan.drained(c)
 	}
-	if kick || poll && c.t.Pending() {
+	if kick {
 		c.kickReader()
 	}
 	return next
