@@ -64,8 +64,8 @@ type client struct {
 	ending bool  // a Disconnected of it is in a batch that was not taken
 	next   *Conn // admitted, and published when that was taken
 
-	// Owned by the reader of next.
-	giver *Handler // had next until SetHandler(nil), and hears of its end if Events does not; else nil
+	// Owned by the reader of the connection: one has departed before the next is admitted.
+	giver *Handler // had it until SetHandler(nil), and hears of its end if Events does not; else nil
 }
 
 // Number implements registry.Entry.

@@ -85,7 +85,7 @@ type output struct {
 	// first of all and nobody's, until it is written.
 	said uint16
 
-	patience uint16 // in seconds: what transport.Patience was when it was asked last
+	patience uint16 // in seconds: what transport.Patience was when it was asked last; 0: there are no looks
 
 	refuse   error        // what a Send gets now; nil: it is accepted
 	q        outq.Queue   // accepted, and nobody writes it yet
@@ -1915,6 +1915,7 @@ const (
 	answerTries = 3
 )
 
+// bePatient notes for how long a peer may be silent, and so how often to look.
 func (o *output) bePatient(d time.Duration) {
 	o.patience = uint16(min(d/time.Second, math.MaxUint16)) // a system counts it in seconds
 }
