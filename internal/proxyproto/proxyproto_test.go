@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -67,6 +68,7 @@ var valid = []struct {
 	{"v2 UNSPEC and more", string(v2(proxied, unspecified, block4, tlv)), Header{}},
 	{"v2 LOCAL", string(v2(local, unspecified)), Header{}},
 	{"v2 LOCAL with addresses", string(v2(local, tcp4, block4, tlv)), Header{}},
+	{"v2 LOCAL with a part of addresses", string(v2(local, tcp4, block4[:5])), Header{}},
 	{"v2 LOCAL of an unknown family", string(v2(local, 0x77, []byte{1})), Header{}},
 }
 
@@ -91,6 +93,7 @@ var wrong = []struct{ name, in string }{
 	{"v1 zone", "PROXY TCP6 fe80::1%eth0 ::1 1 2\r\n"},
 	{"v1 octal address", "PROXY TCP4 192.0.02.1 198.51.100.7 56324 443\r\n"},
 	{"v1 host name", "PROXY TCP4 localhost 198.51.100.7 56324 443\r\n"},
+	{"v1 host name in TCP6", "PROXY TCP6 localhost ::1 1 2\r\n"},
 	{"v1 octal port", "PROXY TCP4 192.0.2.1 198.51.100.7 056324 443\r\n"},
 	{"v1 signed port", "PROXY TCP4 192.0.2.1 198.51.100.7 +1 443\r\n"},
 	{"v1 large port", "PROXY TCP4 192.0.2.1 198.51.100.7 65536 443\r\n"},
@@ -134,8 +137,9 @@ func TestParse(t *testing.T) {
 
 // What is wrong is refused no later than it can be told, whatever is announced.
 func TestWrongStartIsRefusedAtOnce(t *testing.T) {
-	for _, in := range []string{"\x00", "Q", "PX", "\rX", "\r\n\r\nX", signature + "\x21\x11\xff\xff", signature + "\x00\x00\x00\x00"} {
-		if _, _, err := Parse([]byte(in)); !errors.Is(err, ErrInvalid) {
+	longest := text + strings.Repeat("x", maxText-len(text)) // without its end
+	for _, in := range []string{longest, "\x00", "Q", "PX", "\rX", "\r\n\r\nX", signature + "\x21\x11\xff\xff", signature + "\x00\x00\x00\x00"} {
+		if _, _, err := Parse(slices.Clip([]byte(in))); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%q: %v, want ErrInvalid", in, err)
 		}
 	}

@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"math/rand/v2"
 	"runtime"
 	"sync"
 	"testing"
@@ -131,6 +132,65 @@ func TestManyTargets(t *testing.T) {
 					t.Fatalf("check %d of target %d is late by %v", k, i, late)
 				}
 				due = at + targets[i].step
+			}
+		}
+	})
+}
+
+// busy arms itself while it is checked, for earlier than it then asks for.
+type busy struct {
+	target
+	w *Watch
+	e Entry
+}
+
+func (b *busy) Check(now time.Duration) time.Duration {
+	if len(b.seen()) == 0 {
+		b.w.Arm(&b.e, b, now+time.Second)
+	}
+	return b.target.Check(now)
+}
+
+func TestArmedWhileItIsChecked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &busy{target: target{step: time.Minute, more: 1}, w: start(t)}
+		b.w.Arm(&b.e, b, b.w.Now()+time.Second)
+		<-time.After(time.Hour)
+		synctest.Wait()
+		if d := cmp.Diff([]time.Duration{1e9, 2e9}, b.seen()); d != "" {
+			t.Errorf("checked at (-want +got):\n%s", d)
+		}
+	})
+}
+
+// Whatever is armed, armed for earlier and disarmed beside it, each is checked at its moment.
+func TestArmsAndDisarmsAtRandom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, rnd := start(t), rand.New(rand.NewPCG(1, 2))
+		const n = 100
+		targets, entries, due := make([]target, n), make([]Entry, n), make([]time.Duration, n)
+		for range 20 * n {
+			i := rnd.IntN(n)
+			if rnd.IntN(4) == 0 {
+				w.Disarm(&entries[i])
+				due[i] = 0
+				continue
+			}
+			at := time.Duration(1+rnd.IntN(1000)) * time.Second
+			w.Arm(&entries[i], &targets[i], w.Now()+at)
+			if due[i] == 0 || at < due[i] {
+				due[i] = at
+			}
+		}
+		<-time.After(time.Hour)
+		synctest.Wait()
+		for i := range targets {
+			var want []time.Duration
+			if due[i] != 0 {
+				want = append(want, due[i])
+			}
+			if d := cmp.Diff(want, targets[i].seen()); d != "" {
+				t.Errorf("target %d was checked at (-want +got):\n%s", i, d)
 			}
 		}
 	})
