@@ -232,19 +232,25 @@ func TestInboundSmallMessagesPassThoseThatAreStuck(t *testing.T) {
 func TestInboundOwnRoomAndMemoryLimit(t *testing.T) {
 	over := true
 	var resumed []string
-	b := NewInbound(2*(1000+Slack), 1000, func(c string, token bool) { resumed = append(resumed, c) }, func(int64) bool { return over })
+	b := NewInbound(2*(1000+Slack), 1000, func(c string, token bool) {
+		if token {
+			c += " with the token"
+		}
+		resumed = append(resumed, c)
+	}, func(int64) bool { return over })
 	b.Force(b.line.Load())
 	if b.TakeOwn(1) {
 		t.Error("taken over another limit")
 	}
-	b.Wait("large", 5000, false)
+	b.Wait("small", 10, false) // what it said last counts
+	b.Wait("large", 5, false)
 	b.Wait("small", 10, true)
 	if len(resumed) > 0 {
 		t.Error("resumed over another limit:", resumed)
 	}
 	over = false
 	b.Poke()
-	if !slices.Equal(resumed, []string{"small"}) || !b.TakeOwn(Own) {
+	if !slices.Equal(resumed, []string{"large with the token", "small"}) || b.Waiting() || !b.TakeOwn(Own) {
 		t.Error("resumed:", resumed)
 	}
 	if b.Reserve(1) {
@@ -254,6 +260,31 @@ func TestInboundOwnRoomAndMemoryLimit(t *testing.T) {
 	b.Give(Own + 1)
 	if !b.Reserve(1) {
 		t.Error("own room is not given back")
+	}
+}
+
+// The largest message of all counts, whoever takes own room meanwhile.
+func TestInboundRaise(t *testing.T) {
+	b := NewInbound(2*(1000+Slack), 10, func(int, bool) {}, func(int64) bool { return false })
+	b.Raise(1000)
+	b.Raise(100)
+	b.TakeOwn(Own)
+	b.Raise(500)
+	b.LeaveOwn(Own)
+	b.Give(Own)
+	b.Raise(200)
+	if !b.Reserve(1000+Slack-1) || !b.Reserve(1) || b.Reserve(1) {
+		t.Error("not what is left beside a message of 1000 bytes", b.Used())
+	}
+}
+
+func TestInboundWithoutLimit(t *testing.T) {
+	b := NewInbound(math.MaxInt, math.MaxInt64, func(int, bool) {}, func(int64) bool { return false })
+	if !b.Reserve(1) {
+		t.Error("refused")
+	}
+	if b.TakeOwn(1) || !b.Reserve(1) {
+		t.Error("there is no need for own room")
 	}
 }
 
@@ -267,6 +298,7 @@ func TestCheckInbound(t *testing.T) {
 		{128 << 20, 64 << 20, false},
 		{2 * (1000 + Slack), 1000, true},
 		{2*(1000+Slack) - 1, 1000, false},
+		{math.MaxInt, math.MaxInt64, true}, // no limits
 	} {
 		if ok := CheckInbound(c.limit, c.max); ok != c.ok {
 			t.Errorf("%d bytes for messages of %d: %v", c.limit, c.max, ok)
@@ -393,6 +425,9 @@ func TestInboundTokenGoesToWhoLacksLeast(t *testing.T) {
 	b.Wait("30", 30, false)
 	b.Done("gone")
 	b.Poke()
+	if !slices.Equal(resumed, []string{"first"}) {
+		t.Errorf("got the token: %q, and the first still has it", resumed)
+	}
 	for _, c := range []string{"first", "10", "30", "50"} {
 		b.Done(c)
 	}
@@ -411,7 +446,7 @@ func TestInboundSpareIsHalf(t *testing.T) {
 	over := false
 	b := NewInbound(2*(1000+Slack), 1000, func(int, bool) {}, func(int64) bool { return over })
 	line := int(b.line.Load())
-	if !b.ReserveSpare(line/2) || b.ReserveSpare(1) {
+	if !b.ReserveSpare(line/2-1) || !b.ReserveSpare(1) || b.ReserveSpare(1) {
 		t.Error("not half of it", b.Used())
 	}
 	b.GiveSpare(line / 2)

@@ -229,9 +229,8 @@ func (b *Inbound[C]) removeLocked(c C) {
 		b.little--
 	}
 	delete(b.waits, c)
-	if i := slices.Index(b.queue, c); i >= 0 {
-		b.queue = slices.Delete(b.queue, i, i+1)
-	}
+	i := slices.Index(b.queue, c)
+	b.queue = slices.Delete(b.queue, i, i+1)
 	b.waiting.Store(int64(len(b.queue)))
 }
 
