@@ -278,6 +278,49 @@ func TestInboundRaise(t *testing.T) {
 	}
 }
 
+// As many are resumed as there is likely to be room for.
+func TestInboundResumesNoMoreThanMayRead(t *testing.T) {
+	over := true
+	var resumed []string
+	b := NewInbound(2*(1<<20+Slack), 1<<20, func(c string, token bool) { resumed = append(resumed, c) }, func(int64) bool { return over })
+	b.Force(b.line.Load() - 40<<10)
+	b.Wait("a", 0, false)      // is likely to take 16 KiB
+	b.Wait("b", 25<<10, false) // the rest of its message
+	b.Wait("c", 0, false)
+	over = false
+	b.Poke()
+	if !slices.Equal(resumed, []string{"a", "b"}) {
+		t.Errorf("resumed: %q", resumed)
+	}
+}
+
+// The token's owner may go one message beyond the memory limit, and own room of others
+// does not keep him from it.
+func TestInboundTokenBeyondMemoryLimit(t *testing.T) {
+	const memory = 50_000
+	var resumed []string
+	b := NewInbound(1<<20, 1000, func(c string, token bool) { resumed = append(resumed, c) }, func(used int64) bool { return used >= memory })
+	b.Force(memory + Slack + 600)
+	b.Wait("a", 400, false)
+	if len(resumed) > 0 {
+		t.Error("may go more than one message beyond it")
+	}
+	b.Wait("b", 399, false)
+	if !slices.Equal(resumed, []string{"b"}) {
+		t.Error("may not complete a message", resumed)
+	}
+
+	b = NewInbound(2*(1000+Slack), 1000, func(c string, token bool) { resumed = append(resumed, c) }, func(int64) bool { return false })
+	b.Force(b.line.Load())
+	for range 100 {
+		b.TakeOwn(Own)
+	}
+	b.Wait("c", 1000, false)
+	if !slices.Equal(resumed, []string{"b", "c"}) {
+		t.Error("may not complete a message, for the own room of others", resumed)
+	}
+}
+
 func TestInboundWithoutLimit(t *testing.T) {
 	b := NewInbound(math.MaxInt, math.MaxInt64, func(int, bool) {}, func(int64) bool { return false })
 	if !b.Reserve(1) {
