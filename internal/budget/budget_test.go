@@ -442,6 +442,11 @@ func TestOutboundWithoutFloorsIsShared(t *testing.T) {
 	if len(woken) != 1 || !b.Take(&c, 500, false) || b.Take(&c, 501, false) {
 		t.Error("1000 shared", woken, b.Used())
 	}
+	b.Wait("c")
+	b.Among(500)
+	if len(woken) != 2 {
+		t.Error("not woken by floors")
+	}
 	b.Among(5)
 	if !b.Overdrawn(&c) || !b.Take(&c, 600, false) || b.Take(&c, 601, false) {
 		t.Error("500 shared, all of it taken", b.Used())
