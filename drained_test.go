@@ -147,6 +147,37 @@ func TestDrainedOfBeforeTheHandler(t *testing.T) {
 	})
 }
 
+// Nor is what was written for a Handler that has its Drained from BaseHandler, and so is
+// not told, for the Drained of the next one.
+func TestDrainedOfBeforeTheHandlerThatWantsIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &undrained{}
+		_, c, peer := serveHandler(t, sockhub.Anonymous, h, nil)
+		go io.Copy(io.Discard, peer)
+		for range 3 {
+			peer.Write(frame("x"))
+			synctest.Wait()
+		}
+		told := 0
+		c.SetHandler(&handlerFuncs{drained: func(*sockhub.Reply) { told++ }})
+		peer.Write(frame("x"))
+		<-time.After(time.Minute)
+		if told != 0 {
+			t.Errorf("of what was written before: %d", told)
+		}
+		c.Send(t.Context(), []byte("x"))
+		<-time.After(time.Minute)
+		if told != 1 {
+			t.Errorf("of what was written since: %d", told)
+		}
+	})
+}
+
+// undrained is a Handler that answers, and is not told of Drained.
+type undrained struct{ sockhub.BaseHandler }
+
+func (*undrained) Message(r *sockhub.Reply, m []byte) { r.Send(m) }
+
 // A Drained that NotifyDrained has asked for, and that was put off because something was
 // queued, is Events' when that has the connection then.
 func TestDrainedThatWasPutOffIsEvents(t *testing.T) {

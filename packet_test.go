@@ -860,6 +860,27 @@ func TestDatagramsKeepNobodyElseOut(t *testing.T) {
 	eventually(t, "every place is given back", func() bool { return hub.Held() == "" })
 }
 
+// Where streams have all places, who sends a datagram gets in when one has left.
+func TestDatagramsWaitForAPlace(t *testing.T) {
+	hub, l := packetHub(t, "udp4", "127.0.0.1:0", false, &sockhub.Options{MaxConns: 1}, sockhub.ListenOptions{})
+	streams, err := hub.Listen(t.Context(), "tcp4", "127.0.0.1:0", &sockhub.ListenOptions{Mode: sockhub.Anonymous})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := dialHub(t, streams, "")
+	p.send([]byte("hello"))
+	p.receive()
+	c := newcomer(t, l, 0)
+	c.Write([]byte("x"))
+	eventually(t, "it is refused", func() bool { return hub.Stats().RefusedLimit == 1 })
+	if s := hub.Stats(); s.Conns != 1 || s.Accepted != 1 {
+		t.Errorf("%d of %d connections with MaxConns of 1", s.Conns, s.Accepted)
+	}
+	p.Close()
+	eventually(t, "the place is free", func() bool { return hub.Held() == "" })
+	exchange(t, c, []byte("y"))
+}
+
 // Each datagram is delivered or counted, also one that comes as its client ends.
 func TestDatagramsOfAClientThatEndsAreCounted(t *testing.T) {
 	hub, l := packetHub(t, "udp4", "127.0.0.1:0", false, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
