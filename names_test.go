@@ -869,7 +869,9 @@ func TestStrangersAreRefused(t *testing.T) {
 		r.expected("x", nil)
 		r.join("x")
 		r.happened("connected x")
-		if s := r.Stats(); s.RefusedPolicy != 1 || s.Accepted != 1 {
+		r.serve(nil, &sockhub.ListenOptions{Mode: sockhub.Anonymous}) // who has no name is none
+		r.happened("unknown")
+		if s := r.Stats(); s.RefusedPolicy != 1 || s.Accepted != 2 {
 			t.Errorf("%+v", s)
 		}
 	})
