@@ -523,7 +523,7 @@ func (p *preface) end(set *settings, rule Rule, err error) {
 	h := p.hub
 	defer func() {
 		h.mu.Lock()
-		if p.entry != nil { // the hub did not take the connection
+		if p.entry != nil { // else it is the connection's
 			h.pending.Remove(p.entry)
 		}
 		remove(&h.prefaces, p)
@@ -1236,12 +1236,9 @@ func (h *Hub) add(c *Conn) (evicted pendingPeer, err error) {
 		}
 		c.greet.entry, p.entry = p.entry, nil
 	default:
-		if p != nil { // it was the proxy's, and is its client's from now on
-			kept := h.pending.Remove(p.entry)
-			p.entry = nil
-			if !kept { // it has made room for another
-				return nil, h.noRoomLocked()
-			}
+		// It was the proxy's, if p is one, and is its client's from now on.
+		if p != nil && !h.pending.Remove(p.entry) { // it has made room for another
+			return nil, h.noRoomLocked()
 		}
 		if c.greet.entry, evicted, err = h.pendLocked(c.peer, c); err != nil {
 			return nil, err
