@@ -860,6 +860,32 @@ func TestDatagramsKeepNobodyElseOut(t *testing.T) {
 	eventually(t, "every place is given back", func() bool { return hub.Held() == "" })
 }
 
+// Who comes where both the Listener and the hub have no place makes one leave, and not two.
+func TestOneDatagramClientMakesPlaceForOne(t *testing.T) {
+	const places, few = 32, 4
+	hub, l := packetHub(t, "udp4", "127.0.0.1:0", true, &sockhub.Options{MaxConns: places}, sockhub.ListenOptions{MaxConns: few})
+	other, err := hub.Listen(t.Context(), "udp4", "127.0.0.1:0", &sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
+		return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) { r.Send(m) }}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var others []net.Conn
+	for i := range places - few {
+		others = append(others, newcomer(t, other, i))
+		exchange(t, others[i], []byte("x"))
+	}
+	for i := range few + 1 {
+		exchange(t, newcomer(t, l, i), []byte("x"))
+	}
+	for _, c := range others { // are all still there
+		exchange(t, c, []byte("y"))
+	}
+	if n := hub.Stats().Accepted; n != places+1 {
+		t.Errorf("%d clients were let in, of %d", n, places+1)
+	}
+}
+
 // Where streams have all places, who sends a datagram gets in when one has left.
 func TestDatagramsWaitForAPlace(t *testing.T) {
 	hub, l := packetHub(t, "udp4", "127.0.0.1:0", false, &sockhub.Options{MaxConns: 1}, sockhub.ListenOptions{})
