@@ -184,6 +184,28 @@ func TestNameThatIsRegisteredWhileTheHubsRuleIsAsked(t *testing.T) {
 
 // ---- the other options of a name ----
 
+func TestOverflowOfANameIsTheListenersUnlessItHasOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{ConnOutbound: 1000, WriteTimeout: -1}, &sockhub.ListenOptions{Overflow: sockhub.DropNewest})
+		for name, o := range map[string]*sockhub.ClientOptions{
+			"listeners": {},
+			"own":       {Overflow: sockhub.BlockSender},
+		} {
+			r.expected(name, o)
+			r.join(name)
+			r.happened("connected " + name)
+			c := r.conn(name)
+			c.Send(t.Context(), make([]byte, 1<<20))
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			want := map[string]error{"listeners": sockhub.ErrBackpressure, "own": context.DeadlineExceeded}[name]
+			if err := c.Send(ctx, []byte("x")); !errors.Is(err, want) {
+				t.Errorf("%s: %v, want %v", name, err, want)
+			}
+		}
+	})
+}
+
 func TestDuplicatesOfANameBeatTheHubs(t *testing.T) {
 	for _, hubs := range []sockhub.DuplicatePolicy{sockhub.RefuseNew, sockhub.ReplaceOld} {
 		synctest.Test(t, func(t *testing.T) {

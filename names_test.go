@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"strings"
@@ -1145,6 +1146,107 @@ func TestExpectKeepsWhoCameFirst(t *testing.T) {
 				}
 			}
 			r.Close()
+		}
+	})
+}
+
+// Who replaces the owner of a name, and then one who was faster, asks for a place twice
+// and has one.
+func TestWhoReplacesTwoHasOnePlace(t *testing.T) {
+	for range 20 {
+		synctest.Test(t, func(t *testing.T) {
+			busy := make(chan struct{})
+			r := newRoom(t, &sockhub.Options{Duplicates: sockhub.ReplaceOld}, &sockhub.ListenOptions{
+				Handler: func(*sockhub.Conn) sockhub.Handler {
+					return &handlerFuncs{message: func(*sockhub.Reply, []byte) { <-busy }}
+				},
+			})
+			peers := []*memnet.End{r.join("w")}
+			peers[0].Write(frame("x"))
+			for range 3 {
+				synctest.Wait()
+				peers = append(peers, r.claim("w"))
+			}
+			r.expected("w", &sockhub.ClientOptions{Admit: func(sockhub.Peer) error { // so they come in any order
+				<-time.After(time.Duration(rand.IntN(1000)) * time.Millisecond)
+				return nil
+			}})
+			close(busy)
+			<-time.After(time.Second)
+			if n := r.Stats().Conns; n != 1 {
+				t.Errorf("%d have the name", n)
+			}
+			for _, p := range peers {
+				p.Close()
+			}
+			<-time.After(time.Minute)
+			if held := r.Held(); held != "" {
+				t.Error(held)
+			}
+		})
+	}
+}
+
+// Who is forgotten again has no name any more, and takes nobody's.
+func TestForgetAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		first := r.expected("w", nil)
+		r.join("w")
+		r.happened("connected w")
+		r.conn("w").Close()
+		synctest.Wait() // the Disconnected is not taken
+		r.Forget(first)
+		second := r.expected("w", nil)
+		r.Forget(first)
+		if id, ok := r.Lookup("w"); id != second || !ok {
+			t.Errorf("the name is that of %d, %v; want %d", id, ok, second)
+		}
+	})
+}
+
+// Who follows the owner of a name may go beyond MaxConns, but not without an end: nobody
+// takes the ends of the owners.
+func TestFollowersAreBounded(t *testing.T) {
+	const most, beyond = 100, 64
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, &sockhub.Options{MaxConns: most}, nil)
+		for i := range most {
+			r.join(fmt.Sprint("w", i)).CloseWrite()
+		}
+		synctest.Wait()
+		for i := range most {
+			r.claim(fmt.Sprint("w", i))
+		}
+		synctest.Wait()
+		for c := range r.Conns() {
+			c.Close()
+		}
+		synctest.Wait()
+		if n := r.Stats().Accepted; n != most+beyond {
+			t.Errorf("%d were let in, want %d", n, most+beyond)
+		}
+	})
+}
+
+// A name that is registered while its owner is being finished, and forgotten again, leaves
+// that owner alone.
+func TestForgetLeavesWhoIsFinishedAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		p := r.join("w")
+		r.happened("unknown w")
+		c := r.conn("w")
+		c.Send(t.Context(), make([]byte, 1<<20))
+		c.Finish()
+		synctest.Wait()
+		id := r.expected("w", nil)
+		if id == c.ID() {
+			t.Error("who is finished was adopted")
+		}
+		r.Forget(id)
+		if n, err := io.Copy(io.Discard, p); n != 1<<20+8 || err != nil {
+			t.Errorf("%d bytes came, %v", n, err)
 		}
 	})
 }
