@@ -1004,7 +1004,7 @@ func (h *Hub) claimLocked(cl *client, c *Conn) (replaced *Conn, err error) {
 	refuse := cl.duplicates(h) == RefuseNew
 	// Came c before the owner, which did not have to wait, or was faster? Or is c what its
 	// peer has left, perhaps for the owner, before the name was read?
-	later := !refuse && (cl.seq > c.greet.seq || cl.owner.born > c.born && c.outlook() != stays)
+	later := cl.seq > c.greet.seq || cl.owner.born > c.born && c.outlook() != stays
 	switch ends := cl.owner.outlook(); {
 	case refuse && ends == stays:
 		return nil, fmt.Errorf("%w: %q", ErrNameTaken, cl.name)
