@@ -337,6 +337,7 @@ func TestDrainedAfterASendThatHasGivenUp(t *testing.T) {
 				t.Fatal(err)
 			}
 			<-time.After(time.Hour)
+			synctest.Wait()
 			for range time.Tick(time.Second) {
 				select {
 				case b := <-r.Events():
