@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"slices"
@@ -277,6 +278,84 @@ func TestSetRawMakesWhatWaitsTooLarge(t *testing.T) {
 					if held := budget.Held(); held != "" {
 						t.Error(held)
 					}
+				}
+			})
+		})
+	}
+}
+
+// panicky cannot express more than 200 bytes.
+type panicky struct{ sockhub.Framing }
+
+func (f panicky) AppendHeader(dst []byte, n uint64) []byte {
+	if n > 200 {
+		panic("too long")
+	}
+	return f.Framing.AppendHeader(dst, n)
+}
+
+// unexpressed are the ways to send what the Framing panics for.
+var unexpressed = map[string]func(*sockhub.Conn, context.Context, int){
+	"Send":      func(c *sockhub.Conn, ctx context.Context, size int) { c.Send(ctx, make([]byte, size)) },
+	"SendParts": func(c *sockhub.Conn, ctx context.Context, size int) { c.SendParts(ctx, make([]byte, size), nil) },
+	"SendFrom":  func(c *sockhub.Conn, ctx context.Context, size int) { c.SendFrom(ctx, uint64(size), zeros{}) },
+}
+
+// A Send that panics because the Framing does gives its turn, and its room, to others, and
+// what was queued before and comes behind it is whole.
+func TestSendThatPanicsKeepsNobodyWaiting(t *testing.T) {
+	for name, send := range unexpressed {
+		for _, size := range []int{300, 5000, 100_000} {
+			t.Run(fmt.Sprint(name, " ", size), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					r := newRoom(t, &sockhub.Options{ConnOutbound: 6000, WriteTimeout: -1}, nil)
+					c, p := r.serve(stuck, &sockhub.ListenOptions{Framing: panicky{sockhub.LengthPrefix(8, binary.LittleEndian)}})
+					var want []byte
+					queue := func() error {
+						m := bytes.Repeat([]byte{byte('a' + len(want)%26)}, 150)
+						err := c.TrySend(m)
+						if err == nil {
+							want = append(want, frame(string(m))...)
+						}
+						return err
+					}
+					for queue() == nil {
+					}
+					panics := make(chan result, 1)
+					go func() {
+						defer func() {
+							if recover() != nil {
+								panics <- result{}
+							}
+						}()
+						send(c, t.Context(), size)
+					}()
+					waits(t, panics)
+					behind := async(func() (int, error) { return 0, c.Send(t.Context(), []byte("behind")) })
+					waits(t, panics, behind)
+					expect(t, p, want)
+					returns(t, panics, nil)
+					returns(t, behind, nil)
+					expect(t, p, frame("behind"))
+				})
+			})
+		}
+	}
+}
+
+func TestSendThatPanicsLeavesOutboundLimit(t *testing.T) {
+	for name, send := range unexpressed {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRoom(t, &sockhub.Options{OutboundLimit: 64 << 10, MaxConns: 64}, nil)
+				c, _ := r.serve(nil, &sockhub.ListenOptions{Framing: panicky{sockhub.LengthPrefix(8, binary.LittleEndian)}})
+				func() {
+					defer func() { recover() }()
+					send(c, t.Context(), 100_000)
+				}()
+				other, _ := r.serve(stuck, nil)
+				if err := other.TrySend(make([]byte, 100_000)); err != nil { // one at a time may be larger than all the room
+					t.Error(err)
 				}
 			})
 		})

@@ -287,10 +287,27 @@ func (c *Conn) queue(ctx context.Context, size int, put func(*outq.Queue, *outq.
 	if err := c.set.fits(c.out.framing, uint64(size)); err != nil { // SetRaw while it waited
 		return c.unadmitLocked(err)
 	}
-	put(&c.out.q, c.out.framing)
+	if c.set.framing == nil {
+		put(&c.out.q, c.out.framing)
+	} else {
+		c.frameLocked(func() { put(&c.out.q, c.out.framing) })
+	}
 	c.out.accepted.add(1, int64(size))
 	c.sendLocked()
 	return nil
+}
+
+// frameLocked calls what calls a Framing of the user's, behind admitLocked. If that panics,
+// as it does where it cannot express the message, nothing was accepted.
+func (c *Conn) frameLocked(put func()) {
+	framed := false
+	defer func() {
+		if !framed {
+			c.unadmitLocked(nil)
+		}
+	}()
+	put()
+	framed = true
 }
 
 // sendLocked sees to it that what was accepted is written: by the caller, at
@@ -1013,7 +1030,7 @@ func (c *Conn) beginFrom(ctx context.Context, f *feed, first []byte) error {
 	if err := c.set.fits(c.out.framing, f.size); err != nil { // it was raw when its caller looked
 		return c.unadmitLocked(err)
 	}
-	f.begin(c.out.framing, first) // a Framing of the user's may panic
+	c.frameLocked(func() { f.begin(c.out.framing, first) })
 	c.out.run = true
 	c.out.accepted.addOne(f.size)
 	c.queueFeedLocked(f)
