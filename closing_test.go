@@ -683,3 +683,55 @@ func TestShutdownDeliversToEventsWhatWaitedForRoom(t *testing.T) {
 		})
 	}
 }
+
+// What Classify has had read behind the name waits where InboundLimit is reached, and is
+// delivered in Shutdown all the same.
+func TestShutdownDeliversWhatWaitsForInboundLimit(t *testing.T) {
+	for _, handled := range []bool{false, true} {
+		t.Run(fmt.Sprint("handled ", handled), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const size, limit = 64 << 10, 2 * (64<<10 + 64<<10)
+				input := frames("worker", "one", "two", "three")
+				var got []string
+				lo := sockhub.ListenOptions{Classify: func(_ sockhub.Peer, first []byte) (*sockhub.ListenOptions, int, error) {
+					if len(first) < len(input) {
+						return nil, len(input), nil
+					}
+					return nil, 0, nil
+				}}
+				if handled {
+					h := &handlerFuncs{message: func(_ *sockhub.Reply, m []byte) { got = append(got, string(m)) }}
+					lo.Handler = func(*sockhub.Conn) sockhub.Handler { return h }
+				}
+				r := newRoom(t, &sockhub.Options{MaxMessage: size, InboundLimit: limit}, &lo)
+				_, p := r.serve(nil, nil)
+				go p.Write(bytes.Repeat(frame(string(make([]byte, size))), 10))
+				synctest.Wait()
+				worker, err := r.l.Dial(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer worker.Close()
+				worker.Write(input)
+				expect(t, worker, frame("OK"))
+				synctest.Wait()
+				if len(got) > 0 {
+					t.Fatal("InboundLimit is not reached")
+				}
+				done := async(func() (int, error) { return 0, r.Shutdown(t.Context()) })
+				synctest.Wait()
+				for b := range r.Events() {
+					for c, m := range b.Messages() {
+						if c.Name() == "worker" {
+							got = append(got, string(m))
+						}
+					}
+				}
+				returns(t, done, nil)
+				if d := cmp.Diff([]string{"one", "two", "three"}, got); d != "" {
+					t.Errorf("messages (-want +got):\n%s", d)
+				}
+			})
+		})
+	}
+}

@@ -680,6 +680,9 @@ func (c *Conn) attend() (over, shrink bool) {
 	if c.stream != nil {
 		c.serveStream()
 	}
+	if ending && c.paused && !c.waitsForRoom() {
+		c.paused = false // what has come behind the name, and waits for the budget, was read: see cut
+	}
 	if (ending && c.greet == nil || again) && !c.paused && c.stream == nil && c.dec.partial() > 0 { // else the input is still its user's
 		c.cutRest()
 	}
