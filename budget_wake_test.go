@@ -3,7 +3,9 @@ package sockhub_test
 // What ends, is withdrawn or gives way wakes who waits for memory, and no more is held than the limits say.
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -611,6 +613,39 @@ func TestHandlerThatGivesBackAfterTheEndOfItsHub(t *testing.T) {
 		<-time.After(time.Minute)
 		if s := d.Stats(); s.MessagesIn != 1 {
 			t.Errorf("what nobody takes fills the Budget: %+v", s)
+		}
+	})
+}
+
+// exiting ends the goroutine that asks it about a message of 7777 bytes.
+type exiting struct{ sockhub.Framing }
+
+func (f exiting) Header(p []byte) (size int, n uint64, err error) {
+	if size, n, err = f.Framing.Header(p); n == 7777 {
+		runtime.Goexit()
+	}
+	return size, n, err
+}
+
+// What a connection has delivered in the turn in which its Framing ends the goroutine is
+// given back once, when it was taken: else InboundLimit would grow with each such connection.
+func TestFramingThatEndsTheGoroutineLeavesInboundLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit = 1 << 20
+		r := newRoom(t, &sockhub.Options{MaxMessage: 100_000, InboundLimit: limit}, nil)
+		f := exiting{sockhub.LengthPrefix(8, binary.LittleEndian)}
+		for range 30 {
+			c, p := r.serve(nil, &sockhub.ListenOptions{Framing: f})
+			p.Write(f.AppendHeader(bytes.Repeat(frame(string(make([]byte, 15_000))), 4), 7777))
+			r.endOf(c)
+		}
+		for range 40 {
+			_, p := r.serve(nil, nil)
+			go p.Write(bytes.Repeat(frame(string(make([]byte, 90_000))), 5))
+		}
+		synctest.Wait()
+		if q := r.Stats().QueuedIn; q < limit/2 || q > limit {
+			t.Errorf("%d bytes are queued, of %d", q, limit)
 		}
 	})
 }

@@ -1593,6 +1593,9 @@ func (c *Conn) end() {
 		c.hub.packets.Dropped.Add(c.dec.unseen()) // as Close does with what was not read
 	}
 	c.dec.drop()
+	if s := c.scratch; s != nil { // something of the user's has ended the goroutine in a turn: see settle
+		c.held -= s.delivered
+	}
 	c.giveHeld()
 	c.hub.budget.in.Done(c)
 	c.hub.watch.Disarm(&c.clock)
