@@ -1963,6 +1963,9 @@ func (c *Conn) setHandler(h Handler) {
 	}
 	c.useHandler(h)
 	if h != nil {
+		if c.gated { // it was Events' for a moment, and need not be reported there now
+			c.kickReader()
+		}
 		return
 	}
 	if c.gated = !c.hub.fan.publish(c); before != nil {

@@ -991,3 +991,35 @@ func TestWhatIsNoMessageGoesWithTheEnd(t *testing.T) {
 		}
 	})
 }
+
+// A Handler that is set behind SetHandler(nil), in one call, does not wait for the end of the
+// last connection to be taken, which would matter to Events alone.
+func TestHandlerBehindEventsInOneCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(t, nil, nil)
+		var got []string
+		second := &handlerFuncs{message: func(_ *sockhub.Reply, m []byte) { got = append(got, string(m)) }}
+		first := &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			r.SetHandler(nil)
+			r.SetHandler(second)
+		}}
+		conns := 0
+		r.expected("w", &sockhub.ClientOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
+			if conns++; conns == 1 {
+				return nil
+			}
+			return first
+		}})
+		p := r.join("w")
+		r.happened("connected w")
+		r.conn("w").Close() // and nobody takes that
+		endsUnheard(t, p)
+		p = r.join("w")
+		p.Write(frames("a", "b", "c"))
+		synctest.Wait()
+		if d := cmp.Diff([]string{"b", "c"}, got); d != "" {
+			t.Errorf("messages (-want +got):\n%s", d)
+		}
+		r.happened("disconnected w sockhub: closed")
+	})
+}
