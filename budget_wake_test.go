@@ -649,3 +649,84 @@ func TestFramingThatEndsTheGoroutineLeavesInboundLimit(t *testing.T) {
 		}
 	})
 }
+
+// A Handler that blocks in a call which has come while its input waits for the budget's token
+// does not keep that from others, and its time counts toward no timeout.
+func TestHandlerThatBlocksKeepsNoToken(t *testing.T) {
+	for _, how := range []string{"in Drained", "in Drained, its hub closed", "with a message that was withdrawn"} {
+		t.Run(how, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				o := &sockhub.Options{Budget: sockhub.NewBudget(2<<20, 0, 0), MaxMessage: 900_000, FrameTimeout: 30 * time.Second}
+				hub, other := openHub(t, o), openHub(t, o)
+				got := make(map[string]int)
+				goOn := make(chan struct{})
+				handler := func(name string) *handlerFuncs {
+					return &handlerFuncs{
+						message: func(_ *sockhub.Reply, m []byte) {
+							if string(m) == "wait" {
+								<-goOn
+							} else {
+								got[name] = len(m)
+							}
+						},
+						drained: func(*sockhub.Reply) { <-goOn },
+					}
+				}
+				serve := func(hub *sockhub.Hub, name string, handled bool) (*sockhub.Conn, *memnet.End) {
+					return serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler {
+						if !handled {
+							return nil
+						}
+						return handler(name)
+					}})
+				}
+				zeros := func(size int) []byte { return frame(string(make([]byte, size))) }
+				withdrawn := how == "with a message that was withdrawn"
+				blocks, p := serve(hub, "blocks", !withdrawn)
+				_, first := serve(other, "first", false) // nobody takes what it sends, so it leaves no room
+				last, plast := serve(other, "last", true)
+				_, full := serve(other, "full", false)
+				little, some, more := zeros(12_000), zeros(200_000), zeros(300_000)
+				if withdrawn {
+					p.Write(frame("wait"))
+				}
+				p.Write(some[:100_000])
+				first.Write(little[:10_000])
+				plast.Write(more[:100_000])
+				synctest.Wait()
+				go full.Write(bytes.Repeat(zeros(1000), 1200))
+				synctest.Wait()
+				for _, more := range []func(){ // they lack more and more, so the first has the token
+					func() { first.Write(little[10_000:10_001]) },
+					func() { p.Write(some[100_000:]) },
+					func() { plast.Write(more[100_000:]) },
+				} {
+					go more()
+					synctest.Wait()
+				}
+				if !blocks.Stats().Paused || !last.Stats().Paused {
+					t.Fatal("InboundLimit is not reached")
+				}
+				if withdrawn {
+					blocks.SetHandler(handler("blocks"))
+				} else {
+					blocks.NotifyDrained()
+				}
+				synctest.Wait()
+				if how == "in Drained, its hub closed" {
+					hub.Close()
+				}
+				first.Write(little[10_001:])
+				<-time.After(time.Hour)
+				if got["last"] != 300_000 {
+					t.Error("others wait")
+				}
+				close(goOn)
+				<-time.After(time.Second)
+				if how != "in Drained, its hub closed" && got["blocks"] != 200_000 {
+					t.Errorf("it has not got its message: %v", context.Cause(blocks.Context()))
+				}
+			})
+		})
+	}
+}

@@ -1084,7 +1084,8 @@ func (c *Conn) mayHaveRoom() { c.arm(c.hub.watch.Now()) }
 // token, to the end of the message that has begun.
 func (c *Conn) readOn(token bool) {
 	c.mu.Lock()
-	if token {
+	refused := token && c.inCall.Load() // see leaveToken
+	if token && !refused {
 		c.granted = true
 		if t := c.hub.o.FrameTimeout; t > 0 {
 			c.tokenBy = c.hub.watch.Now() + t + time.Duration(c.lacks/minRate+1)*time.Second
@@ -1093,7 +1094,26 @@ func (c *Conn) readOn(token bool) {
 	}
 	c.resume = true
 	c.mu.Unlock()
+	if refused {
+		c.hub.budget.in.Done(c)
+	}
 	c.kickReader()
+}
+
+// leaveToken gives the budget's token back before a call of the handler that has come while
+// the input waits: that may take any time, in which it would hold up all others. inCall is
+// set, so that none is granted from here on. The reader asks anew when it is back.
+func (c *Conn) leaveToken() {
+	if !c.paused && !c.token {
+		return // it has not waited
+	}
+	c.mu.Lock()
+	granted := c.granted
+	c.granted = false
+	c.mu.Unlock()
+	if granted || c.token {
+		c.endToken()
+	}
 }
 
 // discard is readTurn after Finish: what comes is dropped.
@@ -2087,6 +2107,8 @@ func (c *Conn) handWithdrawn(d *diversion) (waits bool) {
 		if c.waitsForRoom() {
 			return true
 		}
+		c.inCall.Store(true)
+		c.leaveToken()
 		m := d.msgs[0]
 		d.msgs = d.msgs[1:]
 		c.turnMsgs-- // it was counted when Events was to have it
@@ -2173,6 +2195,7 @@ func (c *Conn) call(f func(*Reply)) {
 		begun = c.hub.watch.Now()
 	}
 	c.inCall.Store(true)
+	c.leaveToken()
 	c.reply.begin()
 	f(&c.reply)
 	c.reply.end()
