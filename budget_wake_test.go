@@ -730,3 +730,63 @@ func TestHandlerThatBlocksKeepsNoToken(t *testing.T) {
 		})
 	}
 }
+
+// wordy is a connection that says goodbye for an hour.
+type wordy struct{ net.Conn }
+
+func (w wordy) Close() error {
+	<-time.After(time.Hour)
+	return w.Conn.Close()
+}
+
+// unixpackets is a listener whose connections no hub can serve.
+type unixpackets struct{ *memnet.Listener }
+
+func (unixpackets) Addr() net.Addr { return &net.UnixAddr{Name: "p", Net: "unixpacket"} }
+
+func (l unixpackets) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return wordy{c}, nil
+}
+
+// A hub that is being closed, and waits for a connection to say goodbye, leaves it to the
+// others that share its Budget to go on when output was written.
+func TestClosingHubLeavesTheBudgetToOthers(t *testing.T) {
+	for range 20 { // one of the hubs is told, which is drawn
+		synctest.Test(t, func(t *testing.T) {
+			o := &sockhub.Options{Budget: sockhub.NewBudget(0, 0, 1<<20), MaxMessage: 2 << 20, WriteTimeout: -1, MaxConns: 10_000}
+			hub, closing := openHub(t, o), openHub(t, o)
+			l := memnet.Listen(nil)
+			if _, err := closing.Serve(unixpackets{l}, nil); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := l.Dial(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			const buffer = 2 << 20
+			quiet := func(*sockhub.Conn) sockhub.Handler { return sockhub.BaseHandler{} }
+			a, pa := serveMemory(t, hub, &memnet.Options{Buffer: buffer}, sockhub.ListenOptions{Handler: quiet})
+			b, pb := serveMemory(t, hub, nil, sockhub.ListenOptions{})
+			for _, size := range []int{buffer - 8, buffer - 8} { // the second is written at once, when there is room
+				if err := a.TrySend(make([]byte, size)); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+			}
+			go pb.Write(frame("hello"))
+			synctest.Wait()
+			closed := async(func() (int, error) { return 0, closing.Close() })
+			waits(t, closed)
+			<-time.After(time.Second)
+			io.ReadFull(pa, make([]byte, buffer))
+			<-time.After(time.Minute)
+			if n := b.Stats().MessagesIn; n != 1 {
+				t.Errorf("%d messages were read: %+v", n, b.Stats())
+			}
+			<-closed
+		})
+	}
+}

@@ -579,8 +579,8 @@ func (h *Hub) Close() error {
 	h.stopping.Wait() // all listeners have been taken out of the map by now
 	h.fan.finish()
 	close(h.quit)
+	h.budget.leave(h) // now, as nobody answers outputFell any more, whatever is waited for
 	h.tasks.Wait()
-	h.budget.leave(h)
 	h.unbind()
 	close(h.over)
 	return nil
