@@ -106,7 +106,7 @@ type Conn struct {
 	busy atomic.Bool
 
 	// Owned by the reader goroutine.
-	turnMsgs  int32 // delivered, and not in inMsgs; less than 0 if some that are will come again
+	turnMsgs  int32 // delivered since bookLocked, and not in inMsgs yet; below 0 where some of inMsgs will come again
 	own       int32 // of held: what the budget has beside its limit, for this connection alone
 	turnBytes int   // as turnMsgs
 	handed    int   // bytes of the message that the handler is called with, or was last
@@ -166,6 +166,18 @@ type Conn struct {
 	streaming atomic.Pointer[Stream] // as stream, if it is of Events
 	value     atomic.Pointer[any]
 }
+
+// What ends a connection, or a direction of it, and what each sets:
+//
+//	Close, a failure    closeErr, ends = endsNow, out.frozen, out.refuse
+//	Finish              out.finish, ends = endsInOrder, out.fin, out.refuse; then input = discarding
+//	CloseWrite          out.fin, out.refuse
+//	a failed write      out.err, out.frozen, out.refuse; the input is read to its end
+//	the peer's FIN      input = ended, endErr; as Finish does, when Ended was answered (endTaken)
+//	Shutdown            endRead; then input = shut, endErr, and likewise
+//
+// out.refuse is what a Send gets from then on, and asked says that it was this side's wish.
+// advanceEndLocked brings these together, and whyLocked makes one reason of them.
 
 // What Conn.ends may be, but for 0. In either case nothing more is delivered.
 const (

@@ -1802,7 +1802,7 @@ func (f *fan) collect() (put *Batch, withdrawn int64) {
 	}
 	f.diverts = nil
 	f.some, f.likely = false, min(len(b.Received), maxLikely)
-	if seq%2 == b.seq%2 {
+	if seq%2 == b.seq%2 { // the two batches that are added to have different places, see place
 		seq++
 	}
 	n := f.spare

@@ -48,7 +48,7 @@ const (
 // what the rule lets in, and what is held is at most L and Own for each (and what messages
 // are charged beyond their bytes).
 type Inbound[C comparable] struct {
-	resume func(c C, token bool) // called by Give, Poke, Wait and Done, with no lock of ours held; their callers hold none that it takes
+	resume func(c C, token bool) // called by Give, Poke, Wait and Done, with no lock of ours held, so it may call Done; their callers hold none that it takes
 	over   func(used int64) bool // reports whether another limit is reached, at so many bytes held here
 
 	limit   int64        // L; constant
@@ -209,7 +209,7 @@ func (b *Inbound[C]) Wait(c C, lacks int64, own bool) {
 // Waiting reports whether anybody waits.
 func (b *Inbound[C]) Waiting() bool { return b.waiting.Load() > 0 }
 
-// Done says that c has used its token, or that c is gone.
+// Done says that c has used its token, or cannot use it now, or that c is gone.
 func (b *Inbound[C]) Done(c C) {
 	b.mu.Lock()
 	if b.granted && b.token == c {
