@@ -85,6 +85,10 @@ type Conn struct {
 	inside   bool       // the reader is inside the turnstile
 	input    inputState // set with mu held, so that with mu others may read it
 
+	// change is what SetHandler and SetRaw tell the reader to do; nil: nothing. It is set,
+	// and what it points to is read and written, with mu held.
+	change atomic.Pointer[change]
+
 	ends atomic.Uint32 // whether, and how: 0, endsInOrder or endsNow. Set with mu held
 
 	// inCall: the reader is in code of the user's, which may take any time, or just before
@@ -142,7 +146,6 @@ type Conn struct {
 	endErr   error         // what ended the input
 	lacks    int           // bytes left of the message that the token is for
 	tokenBy  time.Duration // until when its owner has to have read them; 0: nobody
-	change   *change       // told to do by SetHandler and SetRaw; nil: nothing
 	deadline time.Duration // of the handshake, later of the drain; 0: none
 	closeErr error         // why the connection is to end now, or has ended; set once, but for notLetIn
 	life     *life         // what Context returns; nil: nobody has asked
@@ -667,8 +670,10 @@ func (c *Conn) attend() (over, shrink bool) {
 		}
 	}
 	c.mu.Lock()
-	ch := c.change
-	c.change = nil
+	ch := c.change.Load()
+	if ch != nil {
+		c.change.Store(nil)
+	}
 	shrink, c.shrink = c.shrink, false
 	ending := c.endRead && c.input == reading
 	resumed := c.resume
@@ -912,6 +917,12 @@ func (c *Conn) readSome(s *scratch) (park, long bool) {
 	for err == nil && ok && !drained && read < maxTurn && !c.holdsBack() {
 		if n, drained, ok, err = c.receive(s); n > 0 {
 			read += n
+			if err == nil && c.change.Load() != nil {
+				// SetHandler or SetRaw was called since attend looked, and the peer may have
+				// been told of it before it sent this: so this is for who is to have it then.
+				c.parking(drained, true)
+				return false, false
+			}
 			called, e := c.cut(s)
 			if e != nil {
 				err = e
@@ -1693,7 +1704,7 @@ func (c *Conn) heirLocked() (h Handler, ok bool) {
 	if d := c.diverted; d != nil {
 		h, ok = d.handler, true
 	}
-	if ch := c.change; ch != nil && ch.setHandler {
+	if ch := c.change.Load(); ch != nil && ch.setHandler {
 		h, ok = ch.handler, true
 	}
 	return h, ok
@@ -1910,7 +1921,8 @@ type EndHandler interface {
 // be called at any time, and does not wait. If the current Handler is being called, it
 // first gets what came together with the message of that call; then the new one takes
 // over, and the old one hears nothing more. (Reply.SetHandler takes effect with the next
-// message.) The end of a connection that was reported to Events is reported there too.
+// message.) The end of a connection that was reported to Events is reported there,
+// and to the Handler that has it then.
 //
 // The error is that of Send when the connection has ended.
 func (c *Conn) SetHandler(h Handler) error {
@@ -1927,7 +1939,8 @@ func (c *Conn) Raw() bool {
 // SetRaw switches between messages and raw bytes. Output switches with the
 // next message that is sent. Input switches where it happens to be, and keeps
 // what was read and not delivered; that is exact only if the peer waits for our
-// next bytes. (Reply.SetRaw is always exact.)
+// next bytes. So it comes before the answer that the peer waits for, which is then of
+// the new kind too. (Reply.SetRaw is always exact, and follows an answer of the old kind.)
 //
 // The error is that of Send when the connection has ended, and one that matches
 // errors.ErrUnsupported on networks of packets.
@@ -1957,10 +1970,12 @@ func (c *Conn) order(edit func(*change)) error {
 	if c.closeErr != nil {
 		return c.refusalLocked()
 	}
-	if c.change == nil {
-		c.change = new(change)
+	ch := c.change.Load()
+	if ch == nil {
+		ch = new(change)
 	}
-	edit(c.change)
+	edit(ch)
+	c.change.Store(ch)
 	c.kickReader()
 	return nil
 }

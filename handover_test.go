@@ -1023,3 +1023,97 @@ func TestHandlerBehindEventsInOneCall(t *testing.T) {
 		r.happened("disconnected w sockhub: closed")
 	})
 }
+
+// switching is a Handler that has others change its connection in its first call, and stays
+// in that until the peer, told of it, has sent more.
+type switching struct {
+	sockhub.BaseHandler
+	change func(c *sockhub.Conn) // and tells the peer
+	sent   <-chan struct{}
+	got    chan<- string
+}
+
+func (s *switching) Message(r *sockhub.Reply, m []byte) {
+	if s.change == nil {
+		s.got <- string(m)
+		return
+	}
+	s.change(r.Conn())
+	s.change = nil
+	<-s.sent
+}
+
+func (s *switching) Disconnected(d sockhub.Disconnection) { s.got <- d.Err.Error() }
+
+// upgraded is a Handler of messages whose first one makes raw bytes of what follows.
+type upgraded struct {
+	sockhub.BaseHandler
+	got chan<- string
+}
+
+func (u upgraded) Message(r *sockhub.Reply, m []byte) {
+	if !r.Conn().Raw() {
+		r.SetRaw(true)
+	}
+	u.got <- string(m)
+}
+
+func (u upgraded) Disconnected(d sockhub.Disconnection) { u.got <- d.Err.Error() }
+
+// What a peer sends when it has seen the answer is for who has the connection by then, and
+// raw if it is so by then, though it comes while the reader has not attended to that.
+func TestWhatComesBehindTheAnswerToAnUpgrade(t *testing.T) {
+	const raw = "\xff\xff\xff\xff\xff\xff\xff\xff no message"
+	for _, kind := range withTLS() {
+		t.Run(kind, func(t *testing.T) {
+			for _, test := range []struct {
+				name   string
+				change func(c *sockhub.Conn, got chan<- string) error
+				send   string
+				want   []string
+			}{
+				{"SetRaw", func(c *sockhub.Conn, _ chan<- string) error { return c.SetRaw(true) }, raw, []string{raw}},
+				{"SetHandler", func(c *sockhub.Conn, got chan<- string) error { return c.SetHandler(upgraded{got: got}) },
+					string(wire([]byte("upgrade"))) + raw, []string{"upgrade", raw}},
+			} {
+				t.Run(test.name, func(t *testing.T) {
+					s := newStand(t, nil, nil)
+					sent, got := make(chan struct{}), make(chan string, 10)
+					l := s.listen(kind, &sockhub.ListenOptions{Mode: sockhub.Anonymous, Handler: func(*sockhub.Conn) sockhub.Handler {
+						return &switching{sent: sent, got: got, change: func(c *sockhub.Conn) {
+							if err := test.change(c, got); err != nil {
+								t.Error(err)
+							}
+							if err := c.TrySend([]byte("go")); err != nil {
+								t.Error(err)
+							}
+						}}
+					}})
+					p := dialKind(t, kind, l, "")
+					p.send([]byte("first"))
+					answer := "go"
+					if test.name == "SetHandler" {
+						answer = string(wire([]byte(answer)))
+					}
+					if _, err := io.ReadFull(p, make([]byte, len(answer))); err != nil {
+						t.Fatal(err)
+					}
+					if _, err := io.WriteString(p, test.send); err != nil {
+						t.Fatal(err)
+					}
+					close(sent)
+					for _, want := range test.want {
+						select {
+						case m := <-got:
+							if m != want {
+								t.Errorf("%q, want %q", m, want)
+							}
+						case <-time.After(patience):
+							t.Fatalf("no %q", want)
+						}
+					}
+				})
+			}
+		})
+	}
+}
