@@ -158,7 +158,7 @@ type Options struct {
 	FrameTimeout     time.Duration // for a message that has begun and makes no progress; with TLS, one of which a record has come. Default 30 s
 	WriteTimeout     time.Duration // for output that makes no progress at all; a slow peer is not a stuck one. Also for input that does not end after a write has failed, which has 10 s where this is none. Default 10 s
 	IdleTimeout      time.Duration // without any input; from 10 s on it may be 0.1 s late. Default: none
-	Linger           time.Duration // how long the input of a finished connection is drained, so that a reset does not destroy our last output. Default 500 ms
+	Linger           time.Duration // how long the input of a finished connection is drained, from when its output is with the kernel, so that a reset does not destroy our last output. A peer that goes on sending for longer than that, and has not read all by then, loses the rest: it needs a longer Linger. Default 500 ms
 
 	// ReuseBuffers makes received messages borrowed memory: see
 	// Batch.Release and Handler. Without it they are the user's for good.
