@@ -3,6 +3,7 @@ package sockhub_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -461,5 +463,46 @@ func TestControlContextThatFails(t *testing.T) {
 	d := &net.Dialer{ControlContext: func(context.Context, string, string, syscall.RawConn) error { return errNoRoute }}
 	if _, err := s.Dial(soon(t), "unixgram", path, &sockhub.DialOptions{Dialer: d}); !errors.Is(err, errNoRoute) {
 		t.Error(err)
+	}
+}
+
+// A path may fill the room that there is in a socket address, without a zero behind it. Then
+// Linux tells of an address with the zero, which it does not take.
+func TestUnixgramClientWithTheLongestPathIsAnswered(t *testing.T) {
+	s := newStand(t, nil, echo)
+	dir, err := os.MkdirTemp("", "s") // t.TempDir may be too long
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	l := filepath.Join(dir, "l")
+	if _, err := s.Listen(soon(t), "unixgram", l, nil); err != nil {
+		t.Fatal(err)
+	}
+	own := binary.NativeEndian.AppendUint16(nil, unix.AF_UNIX)
+	own = append(own, dir+"/"...)
+	own = append(own, strings.Repeat("x", unix.SizeofSockaddrUnix-len(own))...)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	wait := unix.NsecToTimeval(int64(patience))
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
+		t.Fatal(err)
+	}
+	// Neither package net nor x/sys binds it.
+	if _, _, errno := unix.Syscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&own[0])), uintptr(len(own))); errno != 0 {
+		t.Fatal(errno)
+	}
+	if err := unix.Sendto(fd, []byte("hello"), 0, &unix.SockaddrUnix{Name: l}); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 10)
+	if n, err := unix.Read(fd, got); err != nil || string(got[:n]) != "hello" {
+		t.Errorf("the answer is %q, %v; %d datagrams were dropped", got[:max(n, 0)], err, s.Stats().Dropped)
+	}
+	if got, want := s.first().Peer().Remote.String(), string(own[2:]); got != want {
+		t.Errorf("its address is %q, want %q", got, want)
 	}
 }

@@ -259,8 +259,13 @@ func (f *fast) hand(r *round, b *slots, i int) {
 	if len(b.ctls) > 0 {
 		from.control = unsafe.Slice((*byte)(unsafe.Pointer(&b.ctls[i])), m.hdr.Controllen)
 	}
-	if !f.udp && len(from.key) <= 2 {
-		from.key = nil // who has no address
+	if !f.udp {
+		// The zero behind a path that fills an address makes it longer than one to send to
+		// may be.
+		from.key = from.key[:min(len(from.key), unix.SizeofSockaddrUnix)]
+		if len(from.key) <= 2 {
+			from.key = nil // who has no address
+		}
 	}
 	whole := m.hdr.Flags&unix.MSG_TRUNC == 0
 	size := len(body)
