@@ -506,3 +506,63 @@ func TestUnixgramClientWithTheLongestPathIsAnswered(t *testing.T) {
 		t.Errorf("its address is %q, want %q", got, want)
 	}
 }
+
+// Whatever has come in the place of a client's socket, it is not the client: it ends with the
+// first datagram for it, not when nothing came from it for long.
+func TestUnixgramClientWhosePathIsAnothersEnds(t *testing.T) {
+	for name, replace := range map[string]func(t *testing.T, path string){
+		"nothing": func(*testing.T, string) {},
+		"a file": func(t *testing.T, path string) {
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"a socket for streams": func(t *testing.T, path string) {
+			l, err := net.Listen("unix", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { l.Close() })
+		},
+		"a file for the directory": func(t *testing.T, path string) {
+			dir := filepath.Dir(path)
+			if err := errors.Join(os.Remove(dir), os.WriteFile(dir, nil, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStand(t, nil, nil)
+			dir, err := os.MkdirTemp("", "s") // t.TempDir may be too long
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.RemoveAll(dir) })
+			l := &net.UnixAddr{Name: filepath.Join(dir, "l"), Net: "unixgram"}
+			if _, err := s.Listen(soon(t), "unixgram", l.Name, &sockhub.ListenOptions{Mode: sockhub.Anonymous, IdleTimeout: -1}); err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(dir, "d", "c")
+			if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			client, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			if _, err := client.WriteTo([]byte("hello"), l); err != nil {
+				t.Fatal(err)
+			}
+			c := s.first()
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			replace(t, path)
+			if err := c.Send(soon(t), []byte("who is there")); err != nil {
+				t.Fatal(err)
+			}
+			s.end(c)
+		})
+	}
+}

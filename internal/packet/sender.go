@@ -239,7 +239,10 @@ func (s *sender) join() {
 // unsent is told what became of a datagram that was not sent.
 func (s *socket) unsent(x *session, err error) {
 	s.o.Stats.Dropped.Add(1)
-	for _, gone := range []error{syscall.ECONNREFUSED, syscall.ENOENT, syscall.ECONNRESET, syscall.EDESTADDRREQ, syscall.ENOTCONN} {
+	for _, gone := range []error{
+		syscall.ECONNREFUSED, syscall.ENOENT, syscall.ECONNRESET, syscall.EDESTADDRREQ, syscall.ENOTCONN,
+		syscall.EPROTOTYPE, syscall.ENOTDIR, // something else has come in the place of the path
+	} {
 		switch {
 		case !errors.Is(err, gone):
 			continue
