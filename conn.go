@@ -1549,7 +1549,7 @@ func (c *Conn) check(now time.Duration) (next time.Duration) {
 		c.t.Kick(transport.WriteSide)
 	}
 	if drained {
-		c.hub.fan.drained(c)
+		c.drainedForHub()
 	}
 	if kick {
 		c.kickReader()
@@ -1991,6 +1991,9 @@ func (c *Conn) applyChange(ch *change) {
 	case c.handler != nil || c.diverted != nil:
 		c.setHandler(ch.handler)
 	case ch.handler != nil:
+		c.mu.Lock()
+		c.out.unheard = true // until the Handler has it
+		c.mu.Unlock()
 		c.diverted = &diversion{handler: ch.handler}
 		c.hub.fan.divert(c)
 	}
@@ -2024,19 +2027,14 @@ func (c *Conn) setHandler(h Handler) {
 	}
 }
 
-// passDrained lets Events hear of a Drained that the Handler before was to be told of.
+// passDrained has the hub tell, when it hears of the connection, of a Drained that the
+// Handler before was to be told of, and will not be.
 func (c *Conn) passDrained() {
 	c.mu.Lock()
-	due := c.out.drained || c.reply.drained
-	c.out.drained, c.reply.drained = false, false
-	unheard := c.out.unheard
-	if unheard {
-		c.out.notify = c.out.notify || due
-	}
+	o := &c.out
+	o.notify = o.notify || o.drained || c.reply.drained
+	o.drained, c.reply.drained = false, false
 	c.mu.Unlock()
-	if due && !unheard {
-		c.hub.fan.drained(c) // who had the connection is not called any more
-	}
 }
 
 // useHandler makes h the connection's handler.
@@ -2058,11 +2056,12 @@ type diversion struct {
 	handler Handler
 
 	// Guarded by hub.fan.mu until done.
-	done   bool
-	msgs   [][]byte
-	stream bool // a Stream was withdrawn behind them
-	ended  bool // Ended was withdrawn too
-	paused bool // the input waited for them to be taken
+	done    bool
+	msgs    [][]byte
+	stream  bool // a Stream was withdrawn behind them
+	ended   bool // Ended was withdrawn too
+	drained bool // and Drained
+	paused  bool // the input waited for them to be taken
 }
 
 // undivert gives the handler what was withdrawn from Events, if that is done. again: some
@@ -2082,13 +2081,24 @@ func (c *Conn) undivert() (again bool) {
 		c.out.flushed = false // while Events had the connection, which does not hear of it
 	}
 	c.mu.Unlock()
-	switch c.useHandler(d.handler); {
+	c.useHandler(d.handler)
+	if d.drained {
+		d.drained = false
+		c.mu.Lock()
+		c.out.notify = true // only now: see output.hear
+		c.mu.Unlock()
+	}
+	switch {
 	case c.handler == nil:
+		c.hub.fan.undivert(c)
 		c.passDrained()
 	case c.gated:
 		if err := c.enter(); err != nil { // nobody has to be told of it before
 			c.fail(err)
 		}
+	}
+	if !c.gated {
+		c.heard()
 	}
 	if c.handWithdrawn(d) {
 		// The rest waits as if it had just been read.

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -1116,4 +1118,97 @@ func TestWhatComesBehindTheAnswerToAnUpgrade(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A Drained in a batch that nobody has taken goes to the Handler that the connection gets, and
+// back to Events if it is given back before that is called.
+func TestDrainedOfAnUntakenBatchGoesToTheHandler(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		back     bool
+		toldHub  int
+		toldHand int
+	}{
+		{"SetHandler", false, 0, 1},
+		{"and SetHandler(nil)", true, 1, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRoom(t, nil, nil)
+				c, _ := r.serve(nil, nil)
+				r.take()
+				c.NotifyDrained()
+				synctest.Wait()
+				told := 0
+				c.SetHandler(&handlerFuncs{drained: func(*sockhub.Reply) { told++ }})
+				if test.back {
+					c.SetHandler(nil)
+				}
+				synctest.Wait()
+				if b := r.take(); told != test.toldHand || len(b.Drained) != test.toldHub {
+					t.Errorf("the Handler has heard %d Drained, Events %d", told, len(b.Drained))
+				}
+				c.NotifyDrained()
+				synctest.Wait()
+				if !test.back && told != 2 {
+					t.Errorf("of the next one the Handler has heard %d", told-1)
+				}
+			})
+		})
+	}
+}
+
+// Whoever has the connection hears of the Drained that was asked for, while it is given from
+// Events to a Handler and back.
+func TestDrainedInHandoverAtRandom(t *testing.T) {
+	eachSeed(t, 30, func(t *testing.T, seed uint64) {
+		synctest.Test(t, func(t *testing.T) {
+			rnd := rand.New(rand.NewPCG(seed, 0))
+			r := newRoom(t, nil, nil)
+			c, peer := r.serve(nil, nil)
+			go io.Copy(io.Discard, peer)
+			r.take()
+			var told atomic.Int32
+			h := &handlerFuncs{drained: func(*sockhub.Reply) { told.Add(1) }}
+			var owner sockhub.Handler
+			for i := range 40 {
+				told.Store(0)
+				changes := 1 + rnd.IntN(3)
+				size, asksFirst, spins := rnd.IntN(3)*1000, rnd.IntN(2) == 0, rnd.IntN(20)
+				asked := make(chan struct{})
+				go func() {
+					defer close(asked)
+					for range spins {
+						runtime.Gosched()
+					}
+					if size > 0 {
+						c.TrySend(make([]byte, size))
+					}
+					c.NotifyDrained()
+				}()
+				if asksFirst {
+					<-asked
+				}
+				for range changes {
+					if owner = nil; rnd.IntN(3) > 0 {
+						owner = h
+					}
+					if err := c.SetHandler(owner); err != nil {
+						t.Fatal(err)
+					}
+					for range rnd.IntN(30) {
+						runtime.Gosched()
+					}
+				}
+				synctest.Wait()
+				b := r.take()
+				switch {
+				case int(told.Load())+len(b.Drained) == 0:
+					t.Fatalf("round %d: nobody has heard of Drained", i)
+				case owner != nil && len(b.Drained) > 0:
+					t.Fatalf("round %d: Events has heard of the Handler's Drained", i)
+				}
+			}
+		})
+	})
 }

@@ -1459,6 +1459,7 @@ type connEvents struct {
 	over      bool     // its Disconnected was, or it never will be
 	endLater  bool     // it is in fan.endLater
 	paused    bool     // it does not read
+	diverted  bool     // a Handler gets it, or has it
 	untaken   int64    // charged to input that was not taken
 	last      uint64   // the batch that its last data is in
 	in        [2]place // where it stands in a batch; the index is the batch's seq mod 2
@@ -1500,6 +1501,7 @@ func (f *fan) present(c *Conn) {
 func (f *fan) publish(c *Conn) (published bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	c.ev.diverted = false
 	switch {
 	case f.finished:
 		return false // nobody would hear of its end
@@ -1644,14 +1646,19 @@ func (f *fan) endLocked(c *Conn) {
 	f.addedLocked()
 }
 
-// drained reports that a connection's output is with the kernel.
-func (f *fan) drained(c *Conn) {
+// drained reports that a connection's output is with the kernel, unless that is not for
+// Events any more.
+func (f *fan) drained(c *Conn) (ours bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if c.ev.diverted {
+		return false
+	}
 	if c.ev.published && !c.ev.over {
 		f.drainedLocked(f.next, c)
 		f.addedLocked()
 	}
+	return true
 }
 
 func (f *fan) drainedLocked(b batch, c *Conn) {
@@ -1691,8 +1698,16 @@ func (f *fan) disconnected(c *Conn, d Disconnection) (reported bool) {
 func (f *fan) divert(c *Conn) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	c.ev.diverted = true
 	f.diverts = append(f.diverts, c)
 	f.addedLocked()
+}
+
+// undivert has what is reported from now on of c in the batches again.
+func (f *fan) undivert(c *Conn) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c.ev.diverted = false
 }
 
 func (f *fan) isDiverted(d *diversion) bool {
@@ -1727,6 +1742,10 @@ func (f *fan) withdrawLocked(b batch, c *Conn) (charged int64) {
 		b.ended = without(b.ended, c)
 		b.Ended = without(b.Ended, c)
 		c.ev.endLater, d.ended = false, true
+	}
+	if in := c.inLocked(b); in.drained {
+		in.drained, d.drained = false, true
+		b.Drained = without(b.Drained, c)
 	}
 	d.paused = c.ev.paused
 	f.pauseLocked(c, false)

@@ -1462,7 +1462,7 @@ func (c *Conn) heard() {
 	}
 	c.mu.Unlock()
 	if due {
-		c.hub.fan.drained(c)
+		c.drainedForHub()
 	}
 }
 

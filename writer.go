@@ -921,12 +921,20 @@ func (c *Conn) NotifyDrained() {
 	handled := now && c.tellDrainedLocked()
 	c.mu.Unlock()
 	if now && !handled {
-		c.hub.fan.drained(c)
+		c.drainedForHub()
+	}
+}
+
+// drainedForHub has the hub tell of Drained. If a Handler gets the connection just now, it is
+// for that.
+func (c *Conn) drainedForHub() {
+	if !c.hub.fan.drained(c) {
+		c.NotifyDrained()
 	}
 }
 
 // tellDrainedLocked makes the reader tell the Handler. Without one it returns
-// false: then it is for the hub to tell, which has to be done without mu.
+// false: then it is for the hub to tell, by drainedForHub without mu.
 func (c *Conn) tellDrainedLocked() bool {
 	if c.out.handled && !c.out.deaf {
 		c.out.drained = true
@@ -1711,7 +1719,7 @@ func (c *Conn) nextWrite(v *vec) (slices [][]byte, size int, file *os.File) {
 				continue
 			}
 			c.mu.Unlock()
-			c.hub.fan.drained(c)
+			c.drainedForHub()
 			c.mu.Lock()
 		case o.finDue():
 			o.finSent = true
