@@ -566,3 +566,48 @@ func TestUnixgramClientWhosePathIsAnothersEnds(t *testing.T) {
 		})
 	}
 }
+
+// Where the kernel refuses datagrams that leave as one, here because they have no checksums,
+// they leave one by one, and in order.
+func TestRefusedSegmentsLeaveOneByOne(t *testing.T) {
+	const n = 50
+	s := newStand(t, nil, nil)
+	config := &net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_NO_CHECK, 1) })
+		return err
+	}}
+	l, err := s.Listen(soon(t), "udp4", "127.0.0.1:0", &sockhub.ListenOptions{Config: config, Handler: func(*sockhub.Conn) sockhub.Handler {
+		return &handlerFuncs{message: func(r *sockhub.Reply, m []byte) {
+			for i := range n {
+				r.Send([]byte{m[0], byte(i), 0, 0}[:4-i/(n-1)]) // the last one is shorter
+			}
+		}}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("udp4", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	buf := make([]byte, 100)
+	for round := range 3 {
+		if _, err := c.Write([]byte{byte(round)}); err != nil {
+			t.Fatal(err)
+		}
+		for i := range n {
+			k, err := c.Read(buf)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := 4 - i/(n-1); k != want || buf[0] != byte(round) || buf[1] != byte(i) {
+				t.Fatalf("%d of round %d: %v, of %d bytes", i, round, buf[:2], k)
+			}
+		}
+	}
+	if st := s.Hub.Stats(); st.Dropped > 0 {
+		t.Errorf("%+v", st)
+	}
+}

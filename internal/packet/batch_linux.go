@@ -65,7 +65,7 @@ type fast struct {
 	s   *socket
 	err syscall.Errno
 
-	gso bool // runs are sent as one; of who has the pen
+	gso bool // runs are sent as one
 }
 
 func newFastBatcher(pc net.PacketConn, max int) batcher {
@@ -472,10 +472,11 @@ func (t *sending) run(fd int) (done bool) {
 }
 
 // unsegmented sends the datagrams of a run that was refused one by one, unless
-// the socket is full.
+// the socket is full. The next ones to that peer are sent so from the start: what refuses
+// runs is mostly the way to it, with packets that are too small, or a device that cannot.
 func (t *sending) unsegmented(fd, run int, errno syscall.Errno) (full bool) {
 	if errno == unix.EIO || errno == unix.EINVAL || errno == unix.EOPNOTSUPP {
-		t.f.gso = false // not on this way, or not at all
+		t.box.items[t.next].to.single = true
 	}
 	for at, n := 0, t.prepare(t.box.items[t.next:][:run], false); at < n; {
 		m, errno := t.sendmmsg(fd, at, n)
@@ -558,7 +559,7 @@ func (c *control) addLocal(at *int, to *session, inet6 bool) {
 func run(items []item) int {
 	first := items[0]
 	size := first.end - first.from
-	if size == 0 || size > segmentSize {
+	if size == 0 || size > segmentSize || first.to.single {
 		return 1
 	}
 	n, total := 1, size

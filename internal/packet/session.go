@@ -44,6 +44,8 @@ type session struct {
 	closed  bool
 	evicted bool
 
+	single bool // datagrams to it leave one by one (batch_linux.go); of who has the socket's pen
+
 	// The writer's.
 	part  []byte        // the beginning of a frame that TryWritev was given no more of yet
 	retry time.Duration // when to try again, where the socket cannot tell
