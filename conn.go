@@ -2590,8 +2590,9 @@ func (r *Reply) Conn() *Conn {
 // The first message of a call is never refused because the queue is full: when
 // answers have filled it, the Handler is not called again before there is room.
 // Its peer waits, and is given up after WriteTimeout. For more answers to one
-// message there is Drained to send the next at, or Conn.SendMany in a goroutine
-// of its own, which waits.
+// message there is Drained to send the next at, or what waits: Conn.Send and
+// Conn.SendMany, in the call, behind a Flush that keeps the order, or beside it in a
+// goroutine.
 //
 // It takes ownership of msg as Conn.Send does, but msg may also be the message
 // that the call was given, or a part of it.
