@@ -480,6 +480,15 @@ func (c *Conn) opError(op string, err error) error {
 //
 // attend lifts them all, and holdsBack asks for them. They are the reader's own; holding
 // tells others, with mu held, that it has parked because of one.
+//
+// At InboundLimit it goes like this:
+//
+//	starved         reserve has found no room, for this turn
+//	paused          starve, at the end of the turn, stands in line for it
+//	resume          readOn: there is room; granted: no, but it is the one that may read on
+//	                to the end of its message, beyond the limit: it has the budget's token
+//	token           attend has seen granted. endToken gives it back, at the end of the
+//	                message, or before (leaveToken) what may take any time
 
 const (
 	readChunk = 16 << 10  // memory shared by the small messages that come together
