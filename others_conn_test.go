@@ -634,3 +634,42 @@ func oddly(t *testing.T, nc net.Conn, rng *rand.Rand) (_ net.Conn, fails bool) {
 	t.Logf("%T: Reads of %d, or of nothing %v, takes %d, closes in %v", c, o.most, o.nothing, o.takes, o.closing)
 	return c, fails
 }
+
+// wrapsErrors says more about its errors, so that they are not temporary any more.
+type wrapsErrors struct{ net.Conn }
+
+func (w wrapsErrors) Read(p []byte) (n int, err error) {
+	if n, err = w.Conn.Read(p); err != nil && err != io.EOF {
+		err = fmt.Errorf("on its way: %w", err)
+	}
+	return n, err
+}
+
+// What interrupts a Read below TLS does not end the connection.
+func TestSetRawOverTLSOnAConnThatWrapsItsErrors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newAuthority()
+		r := newRoom(t, nil, nil)
+		ours, theirs := memnet.Pair(nil)
+		peer := tls.Client(theirs, &tls.Config{RootCAs: ca.pool, ServerName: "hub.example"})
+		defer peer.Close()
+		go peer.Handshake()
+		c, err := r.ServeConn(t.Context(), wrapsErrors{ours}, &sockhub.ListenOptions{
+			Mode: sockhub.Anonymous, TLS: &tls.Config{Certificates: []tls.Certificate{ca.certify("hub.example")}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			for b := range r.Events() {
+				for c, m := range b.Messages() {
+					c.TrySend(m)
+				}
+			}
+		}()
+		synctest.Wait()
+		c.SetRaw(true)
+		synctest.Wait()
+		peer.Write([]byte("raw"))
+		expect(t, peer, []byte("raw"))
+	})
+}

@@ -232,9 +232,11 @@ func (c *blocking) fill() {
 // cutLocked reports that err is due to a kick or a hang-up, by a deadline that
 // will be taken back. A time-out without one is a real error: TCP has those.
 func (c *blocking) cutLocked(side Side, err error) bool {
-	if !c.hung && !c.kicked[side] {
-		return false
-	}
+	return (c.hung || c.kicked[side]) && timedOut(err)
+}
+
+// timedOut reports that err may be due to a deadline.
+func timedOut(err error) bool {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return true
 	}

@@ -121,6 +121,14 @@ func (wouldBlock) Error() string   { return "transport: nothing to read" }
 func (wouldBlock) Timeout() bool   { return true }
 func (wouldBlock) Temporary() bool { return true }
 
+// passing is a time-out, which a kick brings about, as package tls has to see it to go on
+// after it: it looks for no error inside of another's, and many others are not temporary.
+type passing struct{ error }
+
+func (passing) Timeout() bool   { return true }
+func (passing) Temporary() bool { return true }
+func (p passing) Unwrap() error { return p.error }
+
 // NetConn returns the connection below, as tls.Conn.NetConn does.
 func (g *gate) NetConn() net.Conn { return g.Conn }
 
@@ -133,7 +141,11 @@ func (g *gate) Read(p []byte) (n int, err error) {
 	}
 	switch {
 	case !g.open:
-		return ReadFrom(g.Conn, p)
+		n, err = ReadFrom(g.Conn, p)
+		if g.shaken && timedOut(err) {
+			err = passing{err}
+		}
+		return n, err
 	case g.dry || len(p) == 0:
 		return 0, wouldBlock{}
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -274,4 +275,61 @@ func TestTLSHelloThatWasReadBefore(t *testing.T) {
 		}
 		c.Close()
 	}
+}
+
+// A kick interrupts a Read by a deadline. After that package tls goes on only where the error
+// calls itself temporary, which those of others' connections need not.
+func TestTLSOverAConnWhoseTimeoutsAreWrapped(t *testing.T) {
+	a, b := sockets(t, "tcp")
+	server := selfSigned(t)
+	_, c := transport.NewTLS(wrapping{a}, nil, true, func(nc net.Conn) *tls.Conn { return tls.Server(nc, server) })
+	defer c.Close()
+	peer := tls.Client(b, &tls.Config{InsecureSkipVerify: true})
+	shaken := make(chan error, 1)
+	go func() { shaken <- peer.Handshake() }()
+	if err := transport.Handshake(c); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-shaken; err != nil {
+		t.Fatal(err)
+	}
+	c.Kick(transport.ReadSide)
+	for kicks := 0; kicks < 2; kicks++ {
+		turns := 0
+		err := c.Read(func() (park bool) {
+			if turns++; turns == 1 {
+				time.AfterFunc(time.Millisecond, func() { c.Kick(transport.ReadSide) })
+			}
+			return true
+		})
+		if err != transport.ErrKicked {
+			t.Fatal(err)
+		}
+	}
+	if _, err := peer.Write([]byte("still here")); err != nil {
+		t.Fatal(err)
+	}
+	got, buf := []byte(nil), make([]byte, 100)
+	err := c.Read(func() (park bool) {
+		n, _, err := c.TryRead(buf)
+		got = append(got, buf[:n]...)
+		if err != nil {
+			t.Error(err)
+			return false
+		}
+		return len(got) == 0
+	})
+	if err != nil || string(got) != "still here" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// wrapping says more about its errors, as many do that are not package net's.
+type wrapping struct{ net.Conn }
+
+func (w wrapping) Read(p []byte) (n int, err error) {
+	if n, err = w.Conn.Read(p); err != nil && err != io.EOF {
+		err = fmt.Errorf("wrapping: %w", err)
+	}
+	return n, err
 }
