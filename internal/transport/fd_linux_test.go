@@ -71,6 +71,32 @@ func TestNothingLeftNeedsWholeMessageOfZero(t *testing.T) {
 	}
 }
 
+// A number that is kept may be another's descriptor by the time that it is used.
+func TestDescriptorIsForgotten(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	nc, err := net.Dial("tcp4", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := New(nc).(*fdConn)
+	defer c.Close()
+	c.Read(func() bool { return false })
+	c.Write(func() bool { return false })
+	for _, wait := range []func(func() bool) error{c.Read, c.Write} {
+		func() {
+			defer func() { recover() }()
+			wait(func() bool { panic("as a user's callback may") })
+		}()
+	}
+	if r, w := c.rfd, c.wfd.Load(); r != -1 || w != -1 {
+		t.Errorf("descriptors %d and %d are remembered, want neither", r, w)
+	}
+}
+
 func TestFileIsSentByTheSystem(t *testing.T) {
 	name, want := filepath.Join(t.TempDir(), "file"), bytes.Repeat([]byte("0123456789"), 200_000)
 	if err := os.WriteFile(name, want, 0o600); err != nil {
@@ -94,6 +120,7 @@ func TestFileIsSentByTheSystem(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer peer.Close()
+	nc.(*net.TCPConn).SetWriteBuffer(16 << 10) // or it may take all at once
 	c := New(nc)
 	defer c.Close()
 	got := make(chan []byte)

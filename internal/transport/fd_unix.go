@@ -55,7 +55,7 @@ type socket interface {
 // leaves waiting, deadlines and the descriptor's lifetime to package net.
 //
 // There is one per connection, and most connections are idle: it is kept
-// small (96 bytes with its callback on 64-bit systems), so whatever is needed
+// small (112 bytes with its callback on 64-bit systems), so whatever is needed
 // during a call only comes from a pool or lives on the stack.
 type fdConn struct {
 	// Immutable after construction.

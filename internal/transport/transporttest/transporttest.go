@@ -450,15 +450,17 @@ func testHangupUnblocksBoth(e *env) {
 func testHangupIsFinal(e *env) {
 	e.conn.Hangup()
 	e.conn.Hangup()
-	for range 2 {
+	for i := range 4 {
+		if i == 2 { // after two that no kick has called away
+			e.conn.Kick(transport.ReadSide)
+			e.conn.Kick(transport.WriteSide)
+		}
 		if err := e.conn.Read(e.parkedRead); err != transport.ErrKicked {
 			e.Errorf("Read = %v, want ErrKicked", err)
 		}
 		if err := e.conn.Write(func() bool { return true }); err != transport.ErrKicked {
 			e.Errorf("Write = %v, want ErrKicked", err)
 		}
-		e.conn.Kick(transport.ReadSide)
-		e.conn.Kick(transport.WriteSide)
 	}
 }
 
