@@ -1,6 +1,7 @@
 package transport_test
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -351,6 +352,68 @@ func BenchmarkTryWritevOfManySlices(bench *testing.B) {
 		v = all
 		if err := c.Write(turn); err != nil {
 			bench.Fatal(err)
+		}
+	}
+}
+
+// A socket tells once that its peer is lost. Package tls takes that for something passing,
+// as it is a time-out, so over TLS too it must not be the end of the input the next time.
+func TestTimeoutBehindDataIsNoOrderlyEnd(t *testing.T) {
+	for _, secured := range []bool{false, true} {
+		var c transport.Conn
+		var ours, theirs net.Conn
+		if secured {
+			ours, theirs = sockets(t, "tcp")
+			server := selfSigned(t)
+			_, c = transport.NewTLS(ours, nil, true, func(nc net.Conn) *tls.Conn { return tls.Server(nc, server) })
+			peer := tls.Client(theirs, &tls.Config{InsecureSkipVerify: true})
+			shaken := make(chan error, 1)
+			go func() { shaken <- peer.Handshake() }()
+			if err := errors.Join(transport.Handshake(c), <-shaken); err != nil {
+				t.Fatal(err)
+			}
+			peer.Write([]byte("data"))
+		} else {
+			ours, theirs = sockets(t, "tcp")
+			c = transport.New(ours)
+			theirs.Write([]byte("data"))
+		}
+		defer c.Close()
+		raw, err := ours.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) {
+			// Linux gives a peer up after it that has no room, and says ETIMEDOUT. Without
+			// the other, as on older systems, there is another receive behind the data.
+			err = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_TCP, unix.TCP_USER_TIMEOUT, 100),
+				unix.SetsockoptInt(int(fd), unix.SOL_TCP, unix.TCP_INQ, 0))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for chunk := make([]byte, 1<<20); ; {
+			n, ok, err := c.WriteNow([][]byte{chunk})
+			if !ok || err != nil {
+				t.Fatal(ok, err)
+			}
+			if n < len(chunk) {
+				break
+			}
+		}
+		eventually(t, "state CLOSE", func() bool { return tcpState(t, ours) == unix.BPF_TCP_CLOSE })
+		got, buf := 0, make([]byte, 100)
+		once(t, c, func() {
+			for range 10 {
+				var n int
+				if n, _, err = c.TryRead(buf); err != nil {
+					break
+				}
+				got += n
+			}
+		})
+		if got != len("data") || !errors.Is(err, syscall.ETIMEDOUT) {
+			t.Errorf("TLS %v: %d bytes, then %v; want 4, then ETIMEDOUT", secured, got, err)
 		}
 	}
 }

@@ -92,7 +92,8 @@ type gate struct {
 	closing  sync.Once // of Conn, in the blocking adapter: by Hangup, and by package tls
 	closeErr error
 
-	dry bool // the reader's: the last receive left nothing, as far as is known
+	dry  bool  // the reader's: the last receive left nothing, as far as is known
+	lost error // likewise: of the receive that failed, as a socket tells it once, and package tls may take it for passing
 
 	// mu is held while something is sent, which does not wait: package tls
 	// writes from the reader too, when the peer wants new keys.
@@ -146,6 +147,8 @@ func (g *gate) Read(p []byte) (n int, err error) {
 			err = passing{err}
 		}
 		return n, err
+	case g.lost != nil:
+		return 0, g.lost
 	case g.dry || len(p) == 0:
 		return 0, wouldBlock{}
 	}
@@ -153,7 +156,7 @@ func (g *gate) Read(p []byte) (n int, err error) {
 	if n == 0 && err == nil {
 		return 0, wouldBlock{}
 	}
-	g.dry = drained
+	g.dry, g.lost = drained, err
 	return n, err
 }
 
