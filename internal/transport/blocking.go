@@ -383,7 +383,7 @@ func (c *blocking) TryWritev(v [][]byte) (n int, err error) {
 			}
 			m := copy(join[joined:], b)
 			joined, b = joined+m, b[m:]
-			if joined == joinSize || len(b) == 0 && i == len(v)-1 {
+			if joined == joinSize || i == len(v)-1 { // of the last slice nothing is left then
 				m, ok, err := c.write(join[:joined])
 				n += m
 				if !ok {
