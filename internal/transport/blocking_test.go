@@ -347,6 +347,56 @@ func TestCloseIsOnceAndJoinsThePump(t *testing.T) {
 	})
 }
 
+// What a pump has read ahead, and nobody wants, keeps neither it nor Close.
+func TestCloseJoinsThePumpThatHasReadAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := io.Pipe()
+		c := transport.NewBlocking(closer{r, w, r.Close})
+		go w.Write([]byte("ahead"))
+		turns := 0
+		kicked := make(chan error, 1)
+		go func() { kicked <- c.Read(func() bool { turns++; return true }) }()
+		synctest.Wait()
+		c.Kick(transport.ReadSide)
+		if err := <-kicked; err != transport.ErrKicked || turns != 2 {
+			t.Errorf("Read = %v after %d turns, want ErrKicked after 2", err, turns)
+		}
+		start := time.Now()
+		c.Close()
+		if d := time.Since(start); d != 0 {
+			t.Errorf("Close has waited %v", d)
+		}
+	})
+}
+
+// A Read that has failed is not called again, as it may not fail twice.
+func TestNothingIsReadAfterAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reads := 0
+		c := transport.NewBlocking(closer{readerFunc(func(p []byte) (int, error) {
+			if reads++; reads > 1 {
+				return copy(p, "more"), nil
+			}
+			return copy(p, "last"), io.ErrUnexpectedEOF
+		}), io.Discard, func() error { return nil }})
+		defer c.Close()
+		for range 2 {
+			got, err := readSome(t, c, 5)
+			if len(got) > 4 || err != io.ErrUnexpectedEOF {
+				t.Errorf("%q, %v", got, err)
+			}
+			synctest.Wait()
+		}
+		if reads != 1 {
+			t.Errorf("Read was called %d times, want once", reads)
+		}
+	})
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
 func TestCloseDoesNotWaitForAReadThatIgnoresIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, w := io.Pipe()
