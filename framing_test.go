@@ -361,3 +361,41 @@ func TestSendThatPanicsLeavesOutboundLimit(t *testing.T) {
 		})
 	}
 }
+
+// What a SendMany or a Broadcast had accepted before the Framing panicked is sent, and what
+// comes behind it.
+func TestSendManyThatPanicsInAFraming(t *testing.T) {
+	long := make([]byte, 300)
+	for name, send := range map[string]func(*sockhub.Hub, *sockhub.Conn, context.Context){
+		"SendMany": func(_ *sockhub.Hub, c *sockhub.Conn, ctx context.Context) {
+			c.SendMany(ctx, slices.Values([][]byte{[]byte("first"), long, []byte("never")}))
+		},
+		"Broadcast": func(h *sockhub.Hub, c *sockhub.Conn, ctx context.Context) {
+			c.Send(ctx, []byte("first"))
+			h.Broadcast(slices.Values([]*sockhub.Conn{c}), long)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRoom(t, nil, nil)
+				c, p := r.serve(nil, &sockhub.ListenOptions{Framing: panicky{sockhub.LengthPrefix(8, binary.LittleEndian)}})
+				func() {
+					defer func() {
+						if recover() == nil {
+							t.Error("no panic")
+						}
+					}()
+					send(r.Hub, c, t.Context())
+				}()
+				if err := c.Send(t.Context(), []byte("behind")); err != nil {
+					t.Error(err)
+				}
+				expect(t, p, frames("first", "behind"))
+				c.Close()
+				if d := r.endOf(c); d.Report.AcceptedMessages != 2 || d.Report.WrittenMessages != 2 {
+					t.Errorf("%+v", d.Report)
+				}
+			})
+		})
+	}
+}
