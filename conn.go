@@ -110,6 +110,7 @@ type Conn struct {
 	busy atomic.Bool
 
 	// Owned by the reader goroutine.
+	untried   bool  // the token has come, and nothing was tried to be read since
 	turnMsgs  int32 // delivered since bookLocked, and not in inMsgs yet; below 0 where some of inMsgs will come again
 	own       int32 // of held: what the budget has beside its limit, for this connection alone
 	turnBytes int   // as turnMsgs
@@ -687,6 +688,7 @@ func (c *Conn) attend() (over, shrink bool) {
 	ending := c.endRead && c.input == reading
 	resumed := c.resume
 	if resumed {
+		c.untried = c.untried || c.granted
 		c.resume, c.paused = false, false
 		c.token, c.granted = c.token || c.granted, false
 		c.goOnLocked()
@@ -712,7 +714,13 @@ func (c *Conn) attend() (over, shrink bool) {
 	if (ending && c.greet == nil || again) && !c.paused && c.stream == nil && c.dec.partial() > 0 { // else the input is still its user's
 		c.cutRest()
 	}
-	if c.handler != nil {
+	switch {
+	case c.handler == nil:
+	case c.token && c.untried:
+		// Drained, for which it is given back, comes behind what is read by it: a handler
+		// that always answers there would get no message.
+		c.writeAnswers()
+	default:
 		c.flush()
 	}
 	switch { // last, as any of the above may have given it to Events
@@ -823,6 +831,7 @@ func (c *Conn) drainedComesLocked() bool {
 
 // readTurn reads until nothing more is there. It runs inside transport.Conn.Read.
 func (c *Conn) readTurn() (park bool) {
+	c.untried = false
 	switch {
 	case c.input == ended:
 		return c.watchPeer() && !c.owesDrained()
@@ -2328,17 +2337,22 @@ func (c *Conn) writeOrPause() {
 func (c *Conn) flush() {
 	r := &c.reply
 	for range 16 {
-		if r.write(); r.full {
-			r.full = false
-			c.writeOrPause()
-		}
-		if !c.owesDrained() {
+		if c.writeAnswers(); !c.owesDrained() {
 			return
 		}
 		r.drained = false
 		c.call(c.handler.Drained)
 	}
 	r.write()
+}
+
+// writeAnswers is flush without Drained.
+func (c *Conn) writeAnswers() {
+	r := &c.reply
+	if r.write(); r.full {
+		r.full = false
+		c.writeOrPause()
+	}
 }
 
 // write writes what is queued, and remembers whether Drained is due.
