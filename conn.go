@@ -80,6 +80,7 @@ type Conn struct {
 	missed   bool       // a Stream's Read has taken a kick that may be for the reader; guarded by Stream.mu
 	starved  bool       // the budget does not let it read
 	token    bool       // the budget lets it read to the end of the message that has begun
+	untried  bool       // the token has come, and nothing was tried to be read since
 	badInput bool       // what came is no message
 	inHand   bool       // the handler is called with a message, of handed bytes
 	inside   bool       // the reader is inside the turnstile
@@ -110,7 +111,6 @@ type Conn struct {
 	busy atomic.Bool
 
 	// Owned by the reader goroutine.
-	untried   bool  // the token has come, and nothing was tried to be read since
 	turnMsgs  int32 // delivered since bookLocked, and not in inMsgs yet; below 0 where some of inMsgs will come again
 	own       int32 // of held: what the budget has beside its limit, for this connection alone
 	turnBytes int   // as turnMsgs
@@ -1125,8 +1125,12 @@ func (c *Conn) mayHaveRoom() { c.arm(c.hub.watch.Now()) }
 // token, to the end of the message that has begun.
 func (c *Conn) readOn(token bool) {
 	c.mu.Lock()
-	refused := token && c.inCall.Load() // see leaveToken
-	if token && !refused {
+	if token && c.inCall.Load() { // see leaveToken
+		c.mu.Unlock()
+		// Before resume: by that the reader may ask anew, which Done would undo.
+		c.hub.budget.in.Done(c)
+		c.mu.Lock()
+	} else if token {
 		c.granted = true
 		if t := c.hub.o.FrameTimeout; t > 0 {
 			c.tokenBy = c.hub.watch.Now() + t + time.Duration(c.lacks/minRate+1)*time.Second
@@ -1135,9 +1139,6 @@ func (c *Conn) readOn(token bool) {
 	}
 	c.resume = true
 	c.mu.Unlock()
-	if refused {
-		c.hub.budget.in.Done(c)
-	}
 	c.kickReader()
 }
 
