@@ -19,7 +19,7 @@ import (
 // Handlers block in any of their calls, go to Events and come back, and whose peers send in
 // pieces. Everything arrives, in order and in time, and nobody is given up.
 func TestSharedBudgetAtRandom(t *testing.T) {
-	eachBubble(t, 40, func(t *testing.T, seed uint64) {
+	eachBubble(t, 10, func(t *testing.T, seed uint64) {
 		rng := rand.New(rand.NewPCG(seed, 5))
 		const size = 100_000
 		limit := int64(2*(size+64<<10) + rng.IntN(100_000))

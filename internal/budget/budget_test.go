@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-var runs = flag.Int("runs", 2000, "random runs of the simulation of the inbound rule")
+var runs = flag.Int("runs", 500, "random runs of the simulation of the inbound rule")
 
 // peer is a connection in the simulation: it receives messages, and holds what
 // it received until the user takes it.
