@@ -2100,6 +2100,9 @@ func (c *Conn) undivert() (again bool) {
 		c.out.flushed = false // while Events had the connection, which does not hear of it
 	}
 	c.mu.Unlock()
+	if d.handler == nil {
+		c.hub.fan.undivert(c) // first, as from here on it is said to be Events'
+	}
 	c.useHandler(d.handler)
 	if d.drained {
 		d.drained = false
@@ -2109,7 +2112,6 @@ func (c *Conn) undivert() (again bool) {
 	}
 	switch {
 	case c.handler == nil:
-		c.hub.fan.undivert(c)
 		c.passDrained()
 	case c.gated:
 		if err := c.enter(); err != nil { // nobody has to be told of it before
