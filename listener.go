@@ -1446,7 +1446,7 @@ func (c *Conn) enter() error {
 	return nil
 }
 
-// heard has Drained told that was due before anybody knew of the connection.
+// heard has Drained told that was due while there was nobody to tell: see output.unheard.
 func (c *Conn) heard() {
 	c.mu.Lock()
 	o := &c.out

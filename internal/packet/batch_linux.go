@@ -481,7 +481,7 @@ func (t *sending) unsegmented(fd, run int, errno syscall.Errno) (full bool) {
 	for at, n := 0, t.prepare(t.box.items[t.next:][:run], false); at < n; {
 		m, errno := t.sendmmsg(fd, at, n)
 		if errno == unix.EAGAIN {
-			return true // what is left will be tried as a run again
+			return true // what is left will be tried again
 		}
 		at, t.next = at+m, t.next+m
 		if m == 0 {
