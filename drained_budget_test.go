@@ -5,6 +5,7 @@ import (
 	"io"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/sockhub/sockhub"
 )
@@ -13,12 +14,13 @@ import (
 // message by the budget's token all the same.
 func TestDrainedThatAlwaysAnswersKeepsNoMessageBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const most = 200_000 // calls: enough for the peer to have written meanwhile
+		const most = 500 // calls
 		hub := openHub(t, &sockhub.Options{Budget: sockhub.NewBudget(2<<20, 0, 0), MaxMessage: 900_000})
 		calls, at := 0, -1
 		handler := &handlerFuncs{
 			message: func(*sockhub.Reply, []byte) { at = calls },
 			drained: func(r *sockhub.Reply) {
+				<-time.After(time.Millisecond) // by then all others have done what they can
 				if calls++; at < 0 && calls < most {
 					r.Send([]byte("more"))
 				}
@@ -34,8 +36,8 @@ func TestDrainedThatAlwaysAnswersKeepsNoMessageBack(t *testing.T) {
 		go p.Write(some[100_000:])
 		go io.Copy(io.Discard, p)
 		c.NotifyDrained()
-		synctest.Wait()
-		if at < 0 || at == most {
+		<-time.After(time.Second)
+		if at < 0 || at > most/2 {
 			t.Errorf("the message came at call %d of %d", at, calls)
 		}
 	})
