@@ -234,6 +234,54 @@ func TestSessionsAreCappedAndTheLongestSilentGoes(t *testing.T) {
 	eventually(t, "every place is given back", func() bool { return hub.Held() == "" })
 }
 
+// Who was let in late was silent since it was heard, and not since it was let in: it has to
+// go before those who have spoken meanwhile.
+func TestSessionThatWasLetInLateWasSilentForLongest(t *testing.T) {
+	asked, admit := make(chan struct{}), make(chan struct{})
+	var late atomic.Pointer[net.UDPAddr]
+	hub, l := packetHub(t, "udp4", "127.0.0.1:0", true, nil, sockhub.ListenOptions{MaxConns: 2, Admit: func(p sockhub.Peer) error {
+		if a := late.Load(); a != nil && p.AddrPort == a.AddrPort() {
+			close(asked)
+			select {
+			case <-admit:
+			case <-t.Context().Done():
+			}
+		}
+		return nil
+	}})
+	open := func() net.Conn {
+		c, err := net.Dial("udp4", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	steady, slow, third := open(), open(), open()
+	exchange(t, steady, []byte("1"))
+	late.Store(slow.LocalAddr().(*net.UDPAddr))
+	if _, err := slow.Write([]byte("2")); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	exchange(t, steady, []byte("3"))
+	close(admit)
+	if n, err := slow.Read(make([]byte, 10)); n != 1 || err != nil { // it has heard that it is in
+		t.Fatal(n, err)
+	}
+	exchange(t, third, []byte("4"))
+	eventually(t, "one is gone", func() bool { return hub.Stats().Disconnected == 1 })
+	for c := range hub.Conns() {
+		if c.Peer().Remote.String() == slow.LocalAddr().String() {
+			t.Error("who was silent for longest is still there")
+		}
+	}
+	exchange(t, steady, []byte("5"))
+	if s := hub.Stats(); s.Accepted != 3 || s.Disconnected != 1 || s.Dropped != 0 {
+		t.Errorf("who has spoken meanwhile was sent away: %+v", s)
+	}
+}
+
 // Whom a rule keeps out makes nobody leave, also where all places are taken.
 func TestDeniedSourcesTakeNobodysPlace(t *testing.T) {
 	if runtime.GOOS != "linux" {

@@ -24,9 +24,12 @@ func (l *list) toFront(s *session) {
 }
 
 // last is the one that was not moved to the front for longest, or nil.
-func (l *list) last() *session {
-	if l.root.prev == &l.root {
+func (l *list) last() *session { return l.before(&l.root) }
+
+// before is the one in front of s, or nil.
+func (l *list) before(s *session) *session {
+	if s.prev == &l.root {
 		return nil
 	}
-	return l.root.prev
+	return s.prev
 }

@@ -300,10 +300,9 @@ func TestUnreadDatagramsOfAnEndedSession(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 3))
 	for range 200 {
 		stats := new(Stats)
-		s := newSocket(nowhere{}, Options{Max: MaxUDP, Stats: stats})
-		x := s.newSession(source{key: []byte("x")})
-		s.listening, s.live, s.sessions["x"] = true, 1, x
-		s.o.Sessions = 1
+		s := newSocket(nowhere{}, Options{Max: MaxUDP, Sessions: 1, Stats: stats})
+		s.listening = true
+		x := s.admitLocked(&source{key: []byte("x")})
 		s.letIn(x, false, false)
 		var ends []int // of each frame
 		put, read := 0, 0

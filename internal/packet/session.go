@@ -22,7 +22,7 @@ type session struct {
 	device uint32     // likewise
 
 	// Guarded by socket.mu.
-	known      bool // it was let in, and is in socket.idle
+	known      bool // it was let in, and is in socket.sessions
 	entered    bool // it was let in
 	next, prev *session
 

@@ -26,8 +26,8 @@ type socket struct {
 	// mu guards what follows. A session's mu may be taken inside it.
 	mu        sync.Mutex
 	sessions  map[string]*session // by the key of their source
-	idle      list                // of these, those that were let in; who was heard of last first
-	known     int                 // how many these are
+	idle      list                // of the same, who was heard of last first; see evictLocked
+	known     int                 // of these, those that were let in
 	live      int                 // sessions that are not closed
 	listening bool
 	closed    bool       // the socket is, or is about to be
@@ -248,7 +248,7 @@ func (r *round) datagram(from *source, body []byte, whole bool) {
 			r.last = nil
 			return
 		}
-	} else if x.known {
+	} else if x != s.only {
 		s.idle.toFront(x)
 	}
 	r.last, r.woken = x, true
@@ -271,6 +271,7 @@ func (s *socket) admitLocked(from *source) *session {
 	}
 	x := s.newSession(*from)
 	s.sessions[x.key] = x
+	s.idle.add(x)
 	s.live++
 	s.accepts = append(s.accepts, x)
 	s.accepting.Signal()
@@ -311,14 +312,19 @@ func (s *socket) letIn(x *session, full, mayEvict bool) (evicted, ok bool) {
 	if s.sessions[x.key] == x { // else it has hung up
 		x.known = true
 		s.known++
-		s.idle.add(x)
 	}
 	return evicted, true
 }
 
-// evictLocked is Listener.Evict.
+// evictLocked is Listener.Evict. Who is not let in yet has a place in the list all the same:
+// if it got that only then, in front of all, it would seem to have been heard of later than
+// those who have spoken meanwhile, and these would have to go. Passed over are as many as
+// have waited since the one that goes was heard of: few, where they are let in soon.
 func (s *socket) evictLocked() bool {
 	old := s.idle.last()
+	for old != nil && !old.known {
+		old = s.idle.before(old)
+	}
 	if old == nil {
 		return false
 	}
@@ -330,11 +336,11 @@ func (s *socket) evictLocked() bool {
 func (s *socket) forgetLocked(x *session) {
 	if s.sessions[x.key] == x {
 		delete(s.sessions, x.key)
+		s.idle.remove(x)
 	}
 	if x.known {
 		x.known = false
 		s.known--
-		s.idle.remove(x)
 	}
 }
 
