@@ -933,14 +933,16 @@ func (c *Conn) readSome(s *scratch) (park, long bool) {
 		}
 	}
 	for err == nil && ok && !drained && read < maxTurn && !c.holdsBack() {
-		if n, drained, ok, err = c.receive(s); n > 0 {
-			read += n
-			if err == nil && c.change.Load() != nil {
-				// SetHandler or SetRaw was called since attend looked, and the peer may have
-				// been told of it before it sent this: so this is for who is to have it then.
-				c.parking(drained, true)
-				return false, false
-			}
+		n, drained, ok, err = c.receive(s)
+		read += n
+		if (n > 0 && err == nil || err == io.EOF) && c.change.Load() != nil {
+			// SetHandler or SetRaw was called since attend looked, and the peer may have been
+			// told of it before it sent this, or its end, which comes again: so this is for who
+			// is to have it then.
+			c.parking(drained && n > 0, read > 0)
+			return false, false
+		}
+		if n > 0 {
 			called, e := c.cut(s)
 			if e != nil {
 				err = e
