@@ -723,6 +723,9 @@ func (c *Conn) attend() (over, shrink bool) {
 	default:
 		c.flush()
 	}
+	if c.token && c.gated {
+		c.endToken() // it may be long before Events may hear of it, and asks anew then
+	}
 	switch { // last, as any of the above may have given it to Events
 	case !ending || !c.gated:
 	case c.client.giver != nil:
