@@ -674,7 +674,7 @@ func (c *Conn) recoverCall() {
 // was busy or parked, and reports whether it is over, or else the reader is to move to a
 // new stack.
 func (c *Conn) attend() (over, shrink bool) {
-	if c.greet != nil && c.greet.claiming || c.gated {
+	if c.greet != nil && c.greet.claiming || c.gated && c.diverted == nil { // else undivert does
 		if err := c.enter(); err != nil {
 			c.fail(err)
 		}
@@ -686,6 +686,7 @@ func (c *Conn) attend() (over, shrink bool) {
 	}
 	shrink, c.shrink = c.shrink, false
 	ending := c.endRead && c.input == reading
+	unheard := c.out.unheard
 	resumed := c.resume
 	if resumed {
 		c.untried = c.untried || c.granted
@@ -701,6 +702,9 @@ func (c *Conn) attend() (over, shrink bool) {
 		c.applyChange(ch)
 	}
 	again := c.diverted != nil && c.undivert()
+	if unheard && c.client != nil && !c.gated && c.diverted == nil {
+		c.heard()
+	}
 	handled := c.handler != nil && c.diverted == nil
 	if s := c.stream; s != nil && !s.told && (s.wake == nil) != handled {
 		c.beginStream(handled) // nobody has seen it, and it is not for whom it has come
@@ -727,7 +731,7 @@ func (c *Conn) attend() (over, shrink bool) {
 		c.endToken() // it may be long before Events may hear of it, and asks anew then
 	}
 	switch { // last, as any of the above may have given it to Events
-	case !ending || !c.gated:
+	case !ending || !c.gated || c.diverted != nil:
 	case c.client.giver != nil:
 		c.mu.Lock()
 		c.finishLocked(ErrClosed)
@@ -1902,7 +1906,7 @@ func (BaseHandler) Message(*Reply, []byte) {}
 func (BaseHandler) Drained(r *Reply) {
 	if r != nil && r.active && calledByConn() {
 		r.c.mu.Lock()
-		r.c.out.deaf = true
+		r.c.out.deaf = !r.c.out.unheard // else another is about to hear it
 		r.c.mu.Unlock()
 	}
 }
@@ -1950,7 +1954,13 @@ type EndHandler interface {
 //
 // The error is that of Send when the connection has ended.
 func (c *Conn) SetHandler(h Handler) error {
-	return c.order(func(ch *change) { ch.setHandler, ch.handler = true, h })
+	return c.order(func(ch *change) {
+		ch.setHandler, ch.handler = true, h
+		if c.out.deaf {
+			c.out.hear()
+		}
+		c.out.unheard = true // from here on Drained is for h
+	})
 }
 
 // Raw reports whether what comes is delivered as it comes, without frames.
@@ -2015,9 +2025,6 @@ func (c *Conn) applyChange(ch *change) {
 	case c.handler != nil || c.diverted != nil:
 		c.setHandler(ch.handler)
 	case ch.handler != nil:
-		c.mu.Lock()
-		c.out.unheard = true // until the Handler has it
-		c.mu.Unlock()
 		c.diverted = &diversion{handler: ch.handler}
 		c.hub.fan.divert(c)
 	}
@@ -2030,25 +2037,20 @@ func (c *Conn) setHandler(h Handler) {
 		return
 	}
 	before := c.handler
-	if h == nil {
-		c.mu.Lock()
-		c.out.unheard = true // until it is published: Drained would be told to nobody
-		c.mu.Unlock()
-	}
+	c.mu.Lock()
+	// Until attend, which is called now, has seen to it that somebody has the connection, and
+	// who: a call may give it to Events and to another Handler.
+	c.out.unheard = true
+	c.kickReader()
+	c.mu.Unlock()
 	c.useHandler(h)
 	if h != nil {
-		if c.gated { // it was Events' for a moment, and need not be reported there now
-			c.kickReader()
-		}
-		return
+		return // if it was Events' for a moment, it need not be reported there: see enter
 	}
 	if c.gated = !c.hub.fan.publish(c); before != nil {
 		c.client.giver = &before
 	}
 	c.passDrained()
-	if !c.gated {
-		c.heard()
-	}
 }
 
 // passDrained has the hub tell, when it hears of the connection, of a Drained that the
@@ -2117,7 +2119,9 @@ func (c *Conn) undivert() (again bool) {
 	}
 	switch {
 	case c.handler == nil:
-		c.passDrained()
+		if c.passDrained(); c.gated {
+			c.kickReader() // Events may hear of it by now
+		}
 	case c.gated:
 		if err := c.enter(); err != nil { // nobody has to be told of it before
 			c.fail(err)

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"runtime"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -14,6 +15,41 @@ import (
 	"github.com/sockhub/sockhub"
 	"github.com/sockhub/sockhub/internal/memnet"
 )
+
+// NotifyDrained behind SetHandler is for who gets the connection, also where the Handler that
+// has it until then does not hear of Drained.
+func TestNotifyDrainedBehindSetHandlerOfADeafHandler(t *testing.T) {
+	for _, name := range []string{"to Events", "to a Handler"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				told := 0
+				var h sockhub.Handler
+				if name == "to a Handler" {
+					h = &handlerFuncs{drained: func(*sockhub.Reply) { told++ }}
+				}
+				hub, c, peer := serveHandler(t, sockhub.Anonymous, sockhub.BaseHandler{}, nil)
+				go io.Copy(io.Discard, peer)
+				if err := c.TrySend([]byte("x")); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait() // its Drained was called, and does nothing
+				if err := c.SetHandler(h); err != nil {
+					t.Fatal(err)
+				}
+				c.NotifyDrained()
+				synctest.Wait()
+				select {
+				case b := <-hub.Events():
+					told += len(b.Drained)
+				default:
+				}
+				if told != 1 {
+					t.Errorf("told %d times", told)
+				}
+			})
+		})
+	}
+}
 
 // Who waits until Events may hear of it does not keep the budget's token meanwhile.
 func TestWhoWaitsForEventsKeepsNoToken(t *testing.T) {
@@ -130,4 +166,74 @@ func TestEndBehindSetHandlerIsTheNextHandlers(t *testing.T) {
 			t.Errorf("told: %v", told)
 		}
 	})
+}
+
+// A Handler that is set behind SetHandler(nil), in one call, gets the Drained too.
+func TestDrainedBehindEventsInOneCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := 0
+		next := &handlerFuncs{drained: func(*sockhub.Reply) { told++ }}
+		before := &handlerFuncs{message: func(r *sockhub.Reply, _ []byte) {
+			r.Conn().NotifyDrained()
+			r.SetHandler(nil)
+			r.SetHandler(next)
+		}}
+		hub, c, p := serveHandler(t, sockhub.Anonymous, before, nil)
+		p.Write(frame("x"))
+		synctest.Wait()
+		n := 0
+		select {
+		case b := <-hub.Events():
+			n = len(b.Drained)
+		default:
+		}
+		if told != 1 || n != 0 {
+			t.Errorf("the Handler has heard %d, Events %d", told, n)
+		}
+		c.NotifyDrained()
+		synctest.Wait()
+		if told != 2 {
+			t.Errorf("told %d", told)
+		}
+	})
+}
+
+// A Drained is the Handler's that a connection gets which waits until Events may hear of it,
+// though that may just then.
+func TestDrainedOfWhoWaitsForEventsIsTheHandlers(t *testing.T) {
+	for i := range 200 {
+		synctest.Test(t, func(t *testing.T) {
+			conns := make(chan *sockhub.Conn, 2)
+			r := newRoom(t, nil, &sockhub.ListenOptions{Handler: func(c *sockhub.Conn) sockhub.Handler { conns <- c; return nil }})
+			r.expected("bob", nil)
+			r.join("bob")
+			(<-conns).Close()
+			synctest.Wait() // its end waits in Events, untaken
+			r.join("bob")
+			c := <-conns
+			c.NotifyDrained()
+			synctest.Wait()
+			told, behind := 0, 0
+			set := make(chan struct{})
+			go func() {
+				defer close(set)
+				for range i % 10 {
+					runtime.Gosched()
+				}
+				c.SetHandler(&handlerFuncs{drained: func(*sockhub.Reply) { told++ }})
+			}()
+			early := <-r.Events()
+			<-set
+			synctest.Wait()
+			for range 5 {
+				behind += len(r.take().Drained)
+			}
+			if told != 1 || behind+len(early.Drained) > 0 {
+				t.Errorf("%d: the Handler has heard %d, Events %d", i, told, behind)
+			}
+		})
+		if t.Failed() {
+			return
+		}
+	}
 }

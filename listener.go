@@ -1446,9 +1446,14 @@ func (c *Conn) enter() error {
 	return nil
 }
 
-// heard has Drained told that was due while there was nobody to tell: see output.unheard.
+// heard has Drained told that was due while there was nobody to tell, unless another is
+// about to get the connection: see output.unheard.
 func (c *Conn) heard() {
 	c.mu.Lock()
+	if ch := c.change.Load(); ch != nil && ch.setHandler {
+		c.mu.Unlock()
+		return // attend comes back to it
+	}
 	o := &c.out
 	o.unheard = false
 	due := false
