@@ -1159,7 +1159,7 @@ func packetNetwork(rwc io.ReadWriteCloser) string {
 	case *net.UDPConn:
 		return "udp"
 	case *net.UnixConn:
-		if n := x.LocalAddr().Network(); packetMax(n) > 0 {
+		if n := networkOf(x.LocalAddr()); packetMax(n) > 0 {
 			return n
 		}
 	case net.Conn:

@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -672,4 +673,23 @@ func TestSetRawOverTLSOnAConnThatWrapsItsErrors(t *testing.T) {
 		peer.Write([]byte("raw"))
 		expect(t, peer, []byte("raw"))
 	})
+}
+
+// A connection of package net's that has no socket ends at once, and is an error where the peer
+// is to say something first.
+func TestConnWithoutASocket(t *testing.T) {
+	hub := openHub(t, nil)
+	for _, nc := range []net.Conn{new(net.TCPConn), new(net.UnixConn)} {
+		if c, err := hub.ServeConn(t.Context(), nc, nil); !errors.Is(err, syscall.EINVAL) {
+			t.Errorf("ServeConn of a %T: %v, %v", nc, c, err)
+		}
+		c, err := hub.Attach(t.Context(), nc, &sockhub.DialOptions{Mode: sockhub.Anonymous})
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-c.Context().Done()
+		if err := context.Cause(c.Context()); !errors.Is(err, syscall.EINVAL) {
+			t.Errorf("Attach of a %T ended by: %v", nc, err)
+		}
+	}
 }
