@@ -2037,12 +2037,12 @@ func (c *Conn) setHandler(h Handler) {
 		return
 	}
 	before := c.handler
-	c.mu.Lock()
-	// Until attend, which is called now, has seen to it that somebody has the connection, and
-	// who: a call may give it to Events and to another Handler.
-	c.out.unheard = true
-	c.kickReader()
-	c.mu.Unlock()
+	if h == nil {
+		c.mu.Lock()
+		c.out.unheard = true // until attend: the call that we are in may yet give it to a Handler
+		c.kickReader()
+		c.mu.Unlock()
+	}
 	c.useHandler(h)
 	if h != nil {
 		return // if it was Events' for a moment, it need not be reported there: see enter

@@ -70,7 +70,7 @@ type output struct {
 	// Drained: see drainedDue.
 	handled bool // it is for a Handler
 	deaf    bool // whose Drained does nothing
-	unheard bool // it has to wait: nobody has been told of the connection, or a Handler is about to get it
+	unheard bool // it has to wait: nobody has been told of the connection, or another is about to get it
 	flushed bool // something was written since the queue was empty last
 	waited  bool // output had to wait
 	notify  bool // NotifyDrained asked for it
