@@ -1949,8 +1949,9 @@ type EndHandler interface {
 // be called at any time, and does not wait. If the current Handler is being called, it
 // first gets what came together with the message of that call; then the new one takes
 // over, and the old one hears nothing more. (Reply.SetHandler takes effect with the next
-// message.) The end of a connection that was reported to Events is reported there,
-// and to the Handler that has it then.
+// message.) A message that the peer sends from here on is for h, and so is the Drained of a
+// NotifyDrained that follows. The end of a connection that was reported to Events is reported
+// there, and to the Handler that has it then.
 //
 // The error is that of Send when the connection has ended.
 func (c *Conn) SetHandler(h Handler) error {
