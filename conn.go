@@ -2885,6 +2885,7 @@ func (c *Conn) beginStream(handled bool) {
 	}
 	c.stream.wake = make(chan struct{}, 1)
 	c.streaming.Store(c.stream)
+	nudge(c.stream.wake) // who has kicked the reader since attend looked has not found it
 }
 
 // leaveStream makes the input the reader's again.
