@@ -42,3 +42,43 @@ func TestDrainedThatAlwaysAnswersKeepsNoMessageBack(t *testing.T) {
 		}
 	})
 }
+
+// NotifyDrained behind SetHandler does not wait for room in the budget, where a TrySend to the
+// empty queue was refused between them; that there is some again is told too.
+func TestNotifyDrainedBehindSetHandlerWaitsForNoRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{OutboundLimit: 1 << 20, MaxMessage: 400_000, MaxConns: 8, WriteTimeout: -1})
+		entered, goOn := make(chan struct{}), make(chan struct{})
+		before := &handlerFuncs{message: func(*sockhub.Reply, []byte) { close(entered); <-goOn }}
+		c, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return before }})
+		go io.Copy(io.Discard, p)
+		var full []*sockhub.Conn // by them the budget is
+		large := make([]byte, 300_000)
+		for range 3 {
+			f, _ := serveMemory(t, hub, stuck, sockhub.ListenOptions{})
+			for f.TrySend(large) == nil {
+			}
+			full = append(full, f)
+		}
+		p.Write(frame("x"))
+		<-entered
+		told := 0
+		c.SetHandler(&handlerFuncs{drained: func(*sockhub.Reply) { told++ }})
+		if err := c.TrySend(large); err != sockhub.ErrBackpressure {
+			t.Error(err)
+		}
+		c.NotifyDrained()
+		close(goOn)
+		synctest.Wait()
+		if told != 1 {
+			t.Errorf("told %d times, want 1", told)
+		}
+		for _, f := range full {
+			f.Close()
+		}
+		synctest.Wait()
+		if told != 2 {
+			t.Errorf("told %d times when there is room, want 2", told)
+		}
+	})
+}

@@ -1458,11 +1458,17 @@ func (c *Conn) heard() {
 	o.unheard = false
 	due := false
 	if o.empty() && !o.writing && !o.frozen {
+		waited := o.waited
 		if o.lacked != 0 {
-			c.arm(c.hub.watch.Now()) // check tells when there is room
-		} else if o.drainedDue() {
+			c.arm(c.hub.watch.Now()) // check tells when there is room, which is all that it waited for
+			o.waited = false
+		}
+		if o.drainedDue() {
 			o.drainedTold()
 			due = !c.tellDrainedLocked()
+		}
+		if o.lacked != 0 {
+			o.waited = waited
 		}
 	}
 	c.mu.Unlock()
