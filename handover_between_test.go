@@ -237,3 +237,40 @@ func TestDrainedOfWhoWaitsForEventsIsTheHandlers(t *testing.T) {
 		}
 	}
 }
+
+// What is withdrawn from Events, and waits for room for the Handler's answers, goes on when
+// there is some, also where a Stream is behind it and the Handler does not hear of Drained.
+func TestRoomForAnswersToWhatIsBeforeAStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := openHub(t, &sockhub.Options{StreamOver: 1000, ConnOutbound: 1000})
+		c, p := serveMemory(t, hub, &memnet.Options{Buffer: 6000}, sockhub.ListenOptions{})
+		p.Write(append(frames("one", "two", "three"), frame(string(make([]byte, 2000)))...))
+		synctest.Wait()
+		h := new(answersMuch)
+		c.SetHandler(h)
+		synctest.Wait()
+		if h.calls == 3 {
+			t.Fatal("there was room for all")
+		}
+		go io.Copy(io.Discard, p)
+		synctest.Wait()
+		if h.calls != 3 || h.streamed != 2000 {
+			t.Errorf("%d calls, and %d bytes of the Stream", h.calls, h.streamed)
+		}
+	})
+}
+
+type answersMuch struct {
+	sockhub.BaseHandler
+	calls    int
+	streamed int64
+}
+
+func (h *answersMuch) Message(r *sockhub.Reply, _ []byte) {
+	h.calls++
+	r.Send(make([]byte, 5000))
+}
+
+func (h *answersMuch) Stream(_ *sockhub.Reply, s *sockhub.Stream) {
+	h.streamed, _ = io.Copy(io.Discard, s)
+}

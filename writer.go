@@ -476,7 +476,7 @@ func (c *Conn) roomLocked() {
 	if o.wantRoom && (o.refuse != nil || c.mayAnswerLocked()) {
 		o.wantRoom = false
 		c.resume = true
-		c.t.Kick(transport.ReadSide)
+		c.kickReader() // which may wait for a Stream that is behind what waits for room
 	}
 	for i, w := range o.waiters {
 		if o.refuse == nil && (i > 0 || o.run && !w.mine || !c.mayEnterLocked(w)) {
