@@ -902,8 +902,13 @@ func (c *Conn) hold() {
 	c.mu.Unlock()
 }
 
-// goOnLocked starts them anew, where the input goes on.
-func (c *Conn) goOnLocked() { c.holding, c.quiet = false, c.hub.watch.Now() }
+// goOnLocked starts them anew, where the input goes on. Where it waits for a Stream too, that
+// is still its user's, to whom streamWaits sees.
+func (c *Conn) goOnLocked() {
+	if c.stream == nil {
+		c.holding, c.quiet = false, c.hub.watch.Now()
+	}
+}
 
 // listening starts the clocks of silence anew: what a callback has taken is no
 // silence of the peer's, though nothing came. It is called before inCall ends.

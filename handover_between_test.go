@@ -274,3 +274,25 @@ func (h *answersMuch) Message(r *sockhub.Reply, _ []byte) {
 func (h *answersMuch) Stream(_ *sockhub.Reply, s *sockhub.Stream) {
 	h.streamed, _ = io.Copy(io.Discard, s)
 }
+
+// A Stream that its user takes his time for is no silence of the peer's, also where more than
+// ConnInbound came before it, which is taken.
+func TestStreamBehindMuchIsItsUsersToWaitFor(t *testing.T) {
+	for _, given := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLine(t, &sockhub.Options{StreamOver: 1000, ConnInbound: 100, FrameTimeout: time.Second}, nil, nil)
+			l.p.Write(append(frame(string(make([]byte, 500))), frame(string(make([]byte, 2000)))...))
+			synctest.Wait()
+			if given { // for a moment, and so withdrawn, and delivered again
+				l.c.SetHandler(sockhub.BaseHandler{})
+				l.c.SetHandler(nil)
+				synctest.Wait()
+			}
+			b := l.take()
+			<-time.After(time.Minute)
+			if n, err := io.Copy(io.Discard, b.Received[0].Stream); n != 2000 || err != nil {
+				t.Errorf("given %v: read %d bytes, %v", given, n, err)
+			}
+		})
+	}
+}
