@@ -458,11 +458,14 @@ type wrapped struct{ net.PacketConn }
 // untold is a listener, or a socket of datagrams, that does not tell its address.
 type (
 	untold       struct{ net.Listener }
-	untoldPacket struct{ net.PacketConn }
+	untoldPacket struct {
+		net.PacketConn
+		addr net.Addr
+	}
 )
 
 func (untold) Addr() net.Addr                 { return nil }
-func (untoldPacket) LocalAddr() net.Addr      { return nil }
+func (p untoldPacket) LocalAddr() net.Addr    { return p.addr }
 func (untoldPacket) SetWriteBuffer(int) error { return nil }
 
 func TestServeOfWhatTellsNoAddress(t *testing.T) {
@@ -491,12 +494,14 @@ func TestServeOfWhatTellsNoAddress(t *testing.T) {
 	}
 	_, err = s.Serve(untold{inner}, echoes)
 	served("tcp", inner.Addr().String(), err)
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for _, none := range []net.Addr{nil, (*net.UDPAddr)(nil), (*net.UnixAddr)(nil)} {
+		pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = s.ServePacket(untoldPacket{pc, none}, echoes)
+		served("udp", pc.LocalAddr().String(), err)
 	}
-	_, err = s.ServePacket(untoldPacket{pc}, echoes)
-	served("udp", pc.LocalAddr().String(), err)
 }
 
 func TestServePacketOnAnyPacketConn(t *testing.T) {

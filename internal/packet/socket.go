@@ -56,7 +56,7 @@ func newSocket(pc net.PacketConn, o Options) *socket {
 	s.idle.init()
 	s.accepting.L = &s.mu
 	if c, ok := pc.(interface{ SetWriteBuffer(int) error }); ok {
-		if a := pc.LocalAddr(); a != nil && a.Network() == "unixgram" {
+		if a, ok := pc.LocalAddr().(*net.UnixAddr); ok && a != nil && a.Net == "unixgram" {
 			c.SetWriteBuffer(MaxUnix) // or as much of it as the system allows
 		}
 	}
@@ -288,7 +288,7 @@ func (s *socket) answerable(from *source) bool {
 		return false
 	}
 	own, ok := s.pc.LocalAddr().(*net.UDPAddr)
-	if !ok || int(from.ap.Port()) != own.Port {
+	if !ok || own == nil || int(from.ap.Port()) != own.Port {
 		return true
 	}
 	local := from.local
