@@ -241,11 +241,16 @@ func (l keptAlive) Accept() (net.Conn, error) {
 // ServePacket is Serve of a datagram socket: see Listen on udp and unixgram. The
 // hub owns the socket, unless ServePacket fails; if the hub is closed during the call,
 // the socket may be closed too. Any net.PacketConn will do; those of package net are
-// read and written with many datagrams at a time where the system can do that. Errors as
-// those of Serve.
+// read and written with many datagrams at a time where the system can do that.
+//
+// Errors: those of Serve, and one that matches errors.ErrUnsupported for a Unix socket of
+// connections (unix and unixpacket), which is for ServeConn.
 func (h *Hub) ServePacket(pc net.PacketConn, o *ListenOptions) (*Listener, error) {
 	network := networkOf(pc.LocalAddr())
-	if packetMax(network) == 0 {
+	switch {
+	case network == "unix", network == "unixpacket":
+		return nil, fmt.Errorf("sockhub: a socket of network %s has one peer and is for ServeConn: %w", network, errors.ErrUnsupported)
+	case packetMax(network) == 0:
 		network = "udp" // the nearest to whatever it is
 	}
 	return h.servePacket(pc, network, o)

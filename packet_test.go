@@ -740,6 +740,37 @@ func TestAnUnconnectedSocketIsNoConnection(t *testing.T) {
 	}
 }
 
+// A Unix socket of connections is no socket of datagrams, though its type can be: one whose
+// peer had left was read from without end.
+func TestASocketOfAConnectionIsNoneOfDatagrams(t *testing.T) {
+	networks := []string{"unix"}
+	if runtime.GOOS == "linux" {
+		networks = append(networks, "unixpacket")
+	}
+	for _, network := range networks {
+		s := newStand(t, nil, nil)
+		l, err := net.Listen(network, filepath.Join(t.TempDir(), "s"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		nc, err := net.Dial(network, l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		pc := nc.(*net.UnixConn)
+		for _, pc := range []net.PacketConn{pc, wrapped{pc}} {
+			if _, err := s.ServePacket(pc, nil); !errors.Is(err, errors.ErrUnsupported) {
+				t.Errorf("%s, %T: %v", network, pc, err)
+			}
+		}
+		if _, err := pc.Write([]byte("x")); err != nil { // it is its owner's still
+			t.Error(err)
+		}
+	}
+}
+
 // However low InboundLimit is, a datagram as long as MaxMessage can be received.
 func TestLongDatagramsAtTheLeastInboundLimit(t *testing.T) {
 	for _, c := range []struct {
