@@ -127,6 +127,102 @@ func (r *hookedReader) Read(p []byte) (int, error) {
 
 func (r *hookedReader) Close() error { r.close(); return nil }
 
+// What runs in a handshake lets nobody in any more, and so is not what Shutdown is given
+// time for; but a Handler is, also where it is called from there.
+func TestShutdownDuringAHandshakeThatBlocks(t *testing.T) {
+	server, client := secure()
+	type call func() error // made in the handshake of a peer that says who it is
+	for what, in := range map[string]func(o *sockhub.Options, lo *sockhub.ListenOptions, call call) *sockhub.ClientOptions{
+		"a hub's rule": func(o *sockhub.Options, _ *sockhub.ListenOptions, call call) *sockhub.ClientOptions {
+			o.Admit = func(sockhub.Peer) error { return call() }
+			return nil
+		},
+		"a listener's rule": func(_ *sockhub.Options, lo *sockhub.ListenOptions, call call) *sockhub.ClientOptions {
+			lo.Admit = func(sockhub.Peer) error { return call() }
+			return nil
+		},
+		"a name's rule": func(_ *sockhub.Options, _ *sockhub.ListenOptions, call call) *sockhub.ClientOptions {
+			return &sockhub.ClientOptions{Admit: func(sockhub.Peer) error { return call() }}
+		},
+		"Classify": func(_ *sockhub.Options, lo *sockhub.ListenOptions, call call) *sockhub.ClientOptions {
+			lo.Classify = func(sockhub.Peer, []byte) (*sockhub.ListenOptions, int, error) { return nil, 0, call() }
+			return nil
+		},
+		"GetConfigForClient": func(_ *sockhub.Options, lo *sockhub.ListenOptions, call call) *sockhub.ClientOptions {
+			lo.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return server, call() }}
+			return nil
+		},
+	} {
+		for _, within := range []bool{false, true} {
+			for _, busy := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s, called there %v, beside a Handler %v", what, within, busy), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						const long = 10 * sockhub.DefaultLinger
+						var (
+							o     sockhub.Options
+							lo    sockhub.ListenOptions
+							hub   *sockhub.Hub
+							asked = make(chan struct{})
+							leave = make(chan struct{})
+							done  = make(chan error, 1)
+						)
+						shutdown := func() {
+							ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+							defer cancel()
+							done <- hub.Shutdown(ctx)
+						}
+						name := in(&o, &lo, func() error {
+							close(asked)
+							if within {
+								shutdown()
+							}
+							<-leave
+							return nil
+						})
+						hub = openHub(t, &o)
+						inner := memnet.Listen(nil)
+						if _, err := hub.Serve(inner, &lo); err != nil {
+							t.Fatal(err)
+						}
+						if _, err := hub.Expect("x", name); err != nil {
+							t.Fatal(err)
+						}
+						defer close(leave)
+						var p net.Conn
+						p, err := inner.Dial(t.Context())
+						if err != nil {
+							t.Fatal(err)
+						}
+						defer p.Close()
+						least := time.Duration(0)
+						if busy && o.Admit == nil {
+							least = long
+							h := &handlerFuncs{message: func(*sockhub.Reply, []byte) { <-time.After(long) }}
+							_, p := serveMemory(t, hub, nil, sockhub.ListenOptions{Handler: func(*sockhub.Conn) sockhub.Handler { return h }})
+							p.Write(frame("x"))
+							synctest.Wait() // it is called
+						}
+						begun := time.Now()
+						go func() {
+							if lo.TLS != nil {
+								p = tls.Client(p, client)
+							}
+							p.Write(frame("x"))
+						}()
+						<-asked
+						if !within {
+							shutdown()
+						}
+						if err, took := <-done, time.Since(begun); err != nil || took < least || took > least+3*sockhub.DefaultLinger {
+							t.Errorf("%v after %v", err, took)
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
 func TestCloseWithinClassify(t *testing.T) {
 	hub, _ := sockhub.New(context.Background(), nil)
 	done := make(chan struct{})

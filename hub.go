@@ -26,6 +26,7 @@ import (
 	"github.com/sockhub/sockhub/internal/pending"
 	"github.com/sockhub/sockhub/internal/places"
 	"github.com/sockhub/sockhub/internal/registry"
+	"github.com/sockhub/sockhub/internal/transport"
 	"github.com/sockhub/sockhub/internal/turnstile"
 	"github.com/sockhub/sockhub/internal/watch"
 )
@@ -606,7 +607,7 @@ func (h *Hub) everything() (conns []*Conn, listeners []*Listener) {
 func (h *Hub) join() {
 	const look, patience = 5 * time.Millisecond, 4
 	for in := 0; ; {
-		rest, inCall, _ := h.liveConns()
+		rest, inCall, _, _ := h.liveConns()
 		switch {
 		case rest == 0:
 			return
@@ -624,15 +625,18 @@ func (h *Hub) join() {
 	}
 }
 
-// liveConns counts connections, those whose reader is in a callback, and others
-// that send from a reader of the user's, which is called beside theirs.
-func (h *Hub) liveConns() (n, inCall, fed int) {
+// liveConns counts connections, those whose reader is in a callback, of these the ones in
+// their handshake, and others that send from a reader of the user's, which is called beside
+// theirs.
+func (h *Hub) liveConns() (n, inCall, shaking, fed int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for c := range h.live {
 		switch {
 		case c.inCall.Load():
-			inCall++
+			if inCall++; c.client == nil {
+				shaking++
+			}
 		case c.hasFeeders():
 			fed++
 		}
@@ -640,9 +644,10 @@ func (h *Hub) liveConns() (n, inCall, fed int) {
 	for p := range h.prefaces {
 		if p.inCall.Load() {
 			inCall++
+			shaking++
 		}
 	}
-	return len(h.live) + len(h.prefaces) + h.logging, inCall, fed
+	return len(h.live) + len(h.prefaces) + h.logging, inCall, shaking, fed
 }
 
 // Shutdown ends everything gracefully: it stops accepting and dialing, and
@@ -663,6 +668,9 @@ func (h *Hub) liveConns() (n, inCall, fed int) {
 // Connections with HalfOpen set are the user's to Finish until ctx ends. Each of the
 // others ends by itself: what is passed on to it may be refused with ErrClosed while
 // there is input from others.
+//
+// Handshakes end at once. A rule, a Classify or a callback of TLS that is running in one is
+// waited for no longer than Linger (likewise).
 //
 // Of a hub that is closed already, Shutdown waits for the end and returns nil.
 //
@@ -697,7 +705,8 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 //
 // A caller in a callback would wait for its own connection, which waits for the
 // callback. So if for Linger nothing is left but connections whose callbacks wait here,
-// drain returns.
+// drain returns; likewise if nothing is but handshakes in callbacks, which let nobody in any
+// more.
 func (h *Hub) drain(ctx context.Context) error {
 	const look = 5 * time.Millisecond
 	linger := orElse(h.o.Linger, DefaultLinger) // without one, the user gets as much time all the same
@@ -709,11 +718,11 @@ func (h *Hub) drain(ctx context.Context) error {
 	}
 	var alone time.Duration // since when
 	for {
-		n, inCall, fed := h.liveConns()
-		switch {
+		n, inCall, shaking, fed := h.liveConns()
+		switch in := n - shaking; {
 		case n == 0:
 			return nil
-		case !within || n > int(h.within.Load()) || inCall+fed < n:
+		case in > 0 && (!within || in > int(h.within.Load())) || inCall+fed < n:
 			alone = 0
 		case alone == 0:
 			alone = h.watch.Now()
@@ -740,7 +749,8 @@ func (h *Hub) drain(ctx context.Context) error {
 	}
 }
 
-// withinCallback reports whether this goroutine is in a callback of some hub's. Nothing
+// withinCallback reports whether this goroutine is in a callback of some hub's, other than
+// those of a handshake, which drain does not wait for anyway. Nothing
 // but the stack can tell: Shutdown is given neither the callback's Reply nor its Conn.
 // Every goroutine of the hub that runs code of the user's begins with one of these
 // functions; one that is added has to be named here.
@@ -753,7 +763,9 @@ func withinCallback() bool {
 			var f runtime.Frame
 			f, more = frames.Next()
 			switch f.Function {
-			case nameOfServe, nameOfPreface, nameOfFeeder, nameOfCloser:
+			case nameOfAsk, nameOfTLS, nameOfPreface: // the first two are called by serve
+				return false
+			case nameOfServe, nameOfFeeder, nameOfCloser:
 				return true
 			}
 		}
@@ -765,6 +777,8 @@ func withinCallback() bool {
 
 var (
 	nameOfServe   = nameOf((*Conn).serve)
+	nameOfAsk     = nameOf((*Conn).ask)
+	nameOfTLS     = nameOf(transport.Handshake)
 	nameOfPreface = nameOf((*preface).run)
 	nameOfFeeder  = nameOf((*Conn).feedFrom)
 	nameOfCloser  = nameOf((*Conn).callClose)
