@@ -336,6 +336,9 @@ func (l *Listener) accept() {
 	pause := first
 	for {
 		nc, err := l.inner.Accept()
+		if nc == nil && err == nil {
+			err = errNoConn
+		}
 		switch {
 		case err == nil:
 			pause = first
@@ -357,6 +360,10 @@ func (l *Listener) accept() {
 		}
 	}
 }
+
+// errNoConn is what nil is in place of a connection; it has the error of those of package net
+// that have no socket.
+var errNoConn = fmt.Errorf("sockhub: no connection: %w", syscall.EINVAL)
 
 // accepted begins the handshake of a connection that a listener has accepted.
 func (h *Hub) accepted(l *Listener, nc net.Conn) {
@@ -719,6 +726,9 @@ func (p *preface) call(f func() error) (err error) {
 // *PanicError, those of TLS and of the transport, and io.ErrUnexpectedEOF where the
 // peer has left; the cause of ctx's end; ErrClosed.
 func (h *Hub) ServeConn(ctx context.Context, rwc io.ReadWriteCloser, o *ListenOptions) (*Conn, error) {
+	if rwc == nil {
+		return nil, errNoConn
+	}
 	r, set, err := h.resolve(o, packetNetwork(rwc))
 	switch {
 	case err != nil:
@@ -1005,6 +1015,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // within DialOptions.Timeout; options that are wrong; one that matches
 // errors.ErrUnsupported where that of ServeConn does.
 func (h *Hub) Attach(ctx context.Context, rwc io.ReadWriteCloser, o *DialOptions) (*Conn, error) {
+	if rwc == nil {
+		return nil, errNoConn
+	}
 	r, set, err := o.resolve(&h.o, packetNetwork(rwc))
 	if err == nil && r.Reconnect != nil {
 		err = optionError("DialOptions.Reconnect", "set for Attach, which has nothing to dial")

@@ -693,3 +693,21 @@ func TestConnWithoutASocket(t *testing.T) {
 		}
 	}
 }
+
+// No connection at all is an error too, and one of Accept for a listener that gives none.
+func TestNoConn(t *testing.T) {
+	hub := openHub(t, nil)
+	if _, err := hub.ServeConn(t.Context(), nil, nil); !errors.Is(err, syscall.EINVAL) {
+		t.Error(err)
+	}
+	if _, err := hub.Attach(t.Context(), nil, &sockhub.DialOptions{Mode: sockhub.Raw}); !errors.Is(err, syscall.EINVAL) {
+		t.Error(err)
+	}
+	l := some{memnet.Listen(nil), make(chan net.Conn, 1)}
+	defer l.Listener.Close()
+	if _, err := hub.Serve(l, nil); err != nil {
+		t.Fatal(err)
+	}
+	l.conns <- nil
+	eventually(t, "Accept has failed", func() bool { return hub.Stats().AcceptErrors == 1 })
+}
