@@ -24,12 +24,36 @@ func (l *list) toFront(s *session) {
 }
 
 // last is the one that was not moved to the front for longest, or nil.
-func (l *list) last() *session { return l.before(&l.root) }
-
-// before is the one in front of s, or nil.
-func (l *list) before(s *session) *session {
-	if s.prev == &l.root {
+func (l *list) last() *session {
+	if l.root.prev == &l.root {
 		return nil
 	}
-	return s.prev
+	return l.root.prev
+}
+
+// quiet is a heap of sessions, of which the first was not heard of for longest. It is
+// guarded by socket.mu.
+type quiet []*session
+
+// Len, Less, Swap, Push and Pop implement heap.Interface.
+func (q quiet) Len() int           { return len(q) }
+func (q quiet) Less(i, j int) bool { return q[i].heard < q[j].heard }
+
+func (q quiet) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].place, q[j].place = i, j
+}
+
+func (q *quiet) Push(x any) {
+	s := x.(*session)
+	s.place = len(*q)
+	*q = append(*q, s)
+}
+
+func (q *quiet) Pop() any {
+	last := len(*q) - 1
+	x := (*q)[last]
+	(*q)[last] = nil
+	*q = (*q)[:last]
+	return x
 }

@@ -2,8 +2,10 @@ package packet
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -332,5 +334,80 @@ func TestUnreadDatagramsOfAnEndedSession(t *testing.T) {
 		if n := stats.Dropped.Load(); n != uint64(want) {
 			t.Fatalf("%d counted; want %d of %d", n, want, len(ends))
 		}
+	}
+}
+
+// Whoever has to make place was heard of before all others that are let in.
+func TestWhoHasToMakePlace(t *testing.T) {
+	for seed := range uint64(100) {
+		r := rand.New(rand.NewPCG(1, seed))
+		s := newSocket(nowhere{}, Options{Max: MaxUDP, Sessions: 1 + r.IntN(20), Evicted: io.EOF, Stats: new(Stats)})
+		s.listening = true
+		var known, waiting []string // who was heard of last, last; who waits, first
+		for range 2000 {
+			key := string(rune('a' + r.IntN(40)))
+			switch r.IntN(4) {
+			case 0, 1:
+				(&round{s: s}).datagram(&source{key: []byte(key)}, nil, true)
+				if i := slices.Index(known, key); i >= 0 {
+					known = append(slices.Delete(known, i, i+1), key)
+				} else if !slices.Contains(waiting, key) {
+					waiting = append(waiting, key)
+				}
+			case 2:
+				if len(waiting) == 0 {
+					continue
+				}
+				key := waiting[r.IntN(len(waiting))]
+				waiting = slices.DeleteFunc(waiting, func(k string) bool { return k == key })
+				x := s.sessions[key]
+				if evicted, ok := s.letIn(x, false, true); !ok || evicted != (len(known) == s.o.Sessions) {
+					t.Fatal(seed, evicted, ok)
+				} else if evicted {
+					if s.sessions[known[0]] != nil {
+						t.Fatalf("seed %d: %q had to go, and not somebody else", seed, known[0])
+					}
+					known = known[1:]
+				}
+				i, _ := slices.BinarySearchFunc(known, x.heard, func(k string, heard uint64) int { return cmp.Compare(s.sessions[k].heard, heard) })
+				known = slices.Insert(known, i, key)
+			default:
+				if x := s.sessions[key]; x != nil {
+					x.Close()
+					known = slices.DeleteFunc(known, func(k string) bool { return k == key })
+					waiting = slices.DeleteFunc(waiting, func(k string) bool { return k == key })
+				}
+			}
+			if s.known != len(known) || len(s.sessions) != len(known)+len(waiting) {
+				t.Fatalf("seed %d: %d of %d are let in; want %d of %d", seed, s.known, len(s.sessions), len(known), len(known)+len(waiting))
+			}
+		}
+		for range len(known) {
+			s.evictLocked()
+		}
+		if s.evictLocked() || s.idle.last() != nil || len(s.quiet) > 0 {
+			t.Fatal(seed, "somebody is left")
+		}
+	}
+}
+
+// As many as a rule holds up cost nothing when others are let in.
+func TestWhoWaitsDelaysNobody(t *testing.T) {
+	s := newSocket(nowhere{}, Options{Max: MaxUDP, Sessions: 100, Evicted: io.EOF, Stats: new(Stats)})
+	s.listening = true
+	admit := func(n int) *session {
+		defer func() { s.accepts = nil }()
+		return s.admitLocked(&source{key: binary.BigEndian.AppendUint32(nil, uint32(n))})
+	}
+	const held, others = 100_000, 3000
+	for n := range held {
+		admit(n)
+	}
+	begun := time.Now()
+	for n := range others {
+		s.letIn(admit(held+n), false, true)
+	}
+	if took := time.Since(begun); took > 2*time.Second { // a few ms; where all are passed over, 5 s and more
+		t.Error(took)
 	}
 }

@@ -22,9 +22,11 @@ type session struct {
 	device uint32     // likewise
 
 	// Guarded by socket.mu.
-	known      bool // it was let in, and is in socket.sessions
-	entered    bool // it was let in
-	next, prev *session
+	known      bool     // it was let in, and is in socket.sessions
+	entered    bool     // it was let in
+	heard      uint64   // when something came for it last, in datagrams of the socket
+	next, prev *session // in socket.idle, or nil
+	place      int      // else in socket.quiet, if it is known
 
 	ending atomic.Bool // err or hung is set
 

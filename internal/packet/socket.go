@@ -1,6 +1,7 @@
 package packet
 
 import (
+	"container/heap"
 	"errors"
 	"net"
 	"net/netip"
@@ -26,8 +27,10 @@ type socket struct {
 	// mu guards what follows. A session's mu may be taken inside it.
 	mu        sync.Mutex
 	sessions  map[string]*session // by the key of their source
-	idle      list                // of the same, who was heard of last first; see evictLocked
-	known     int                 // of these, those that were let in
+	known     int                 // of these, those that were let in; each is in idle or in quiet
+	idle      list                // who was heard of since; the last one first
+	quiet     quiet               // who was not
+	heard     uint64              // datagrams; see session.heard
 	live      int                 // sessions that are not closed
 	listening bool
 	closed    bool       // the socket is, or is about to be
@@ -249,7 +252,7 @@ func (r *round) datagram(from *source, body []byte, whole bool) {
 			return
 		}
 	} else if x != s.only {
-		s.idle.toFront(x)
+		s.heardLocked(x)
 	}
 	r.last, r.woken = x, true
 	if !x.put(body) {
@@ -271,11 +274,25 @@ func (s *socket) admitLocked(from *source) *session {
 	}
 	x := s.newSession(*from)
 	s.sessions[x.key] = x
-	s.idle.add(x)
+	s.heardLocked(x)
 	s.live++
 	s.accepts = append(s.accepts, x)
 	s.accepting.Signal()
 	return x
+}
+
+// heardLocked notes that something came for a session.
+func (s *socket) heardLocked(x *session) {
+	s.heard++
+	x.heard = s.heard
+	switch {
+	case !x.known:
+	case x.next == nil:
+		heap.Remove(&s.quiet, x.place)
+		s.idle.add(x)
+	default:
+		s.idle.toFront(x)
+	}
 }
 
 // answerable reports whether a source is one that a peer can have: port 0 is
@@ -312,18 +329,19 @@ func (s *socket) letIn(x *session, full, mayEvict bool) (evicted, ok bool) {
 	if s.sessions[x.key] == x { // else it has hung up
 		x.known = true
 		s.known++
+		heap.Push(&s.quiet, x)
 	}
 	return evicted, true
 }
 
-// evictLocked is Listener.Evict. Who is not let in yet has a place in the list all the same:
-// if it got that only then, in front of all, it would seem to have been heard of later than
-// those who have spoken meanwhile, and these would have to go. Passed over are as many as
-// have waited since the one that goes was heard of: few, where they are let in soon.
+// evictLocked is Listener.Evict. Who was let in late was silent since it was heard, and not
+// since it was let in, so that its place is not in front of all. Nor is it in the list of all,
+// those included that are not let in yet: as many as a rule holds up would have to be passed
+// over each time.
 func (s *socket) evictLocked() bool {
 	old := s.idle.last()
-	for old != nil && !old.known {
-		old = s.idle.before(old)
+	if len(s.quiet) > 0 && (old == nil || s.quiet[0].heard < old.heard) {
+		old = s.quiet[0]
 	}
 	if old == nil {
 		return false
@@ -336,11 +354,16 @@ func (s *socket) evictLocked() bool {
 func (s *socket) forgetLocked(x *session) {
 	if s.sessions[x.key] == x {
 		delete(s.sessions, x.key)
-		s.idle.remove(x)
 	}
-	if x.known {
-		x.known = false
-		s.known--
+	if !x.known {
+		return
+	}
+	x.known = false
+	s.known--
+	if x.next == nil {
+		heap.Remove(&s.quiet, x.place)
+	} else {
+		s.idle.remove(x)
 	}
 }
 
