@@ -33,7 +33,9 @@ func TestNothingLeftNeedsWholeMessageOfZero(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		messages []message
-		cut      int
+		bare     bool // without the padding behind the last
+		cut      int  // bytes of it, too
+		told     bool // and its length says so, as the kernel has it
 		want     bool
 	}{
 		{name: "absent"},
@@ -47,7 +49,11 @@ func TestNothingLeftNeedsWholeMessageOfZero(t *testing.T) {
 		{name: "behind an odd one", messages: []message{
 			{unix.SOL_SOCKET, unix.SO_MARK, make([]byte, 3)},
 			{unix.SOL_TCP, unix.TCP_CM_INQ, one}}},
-		{name: "cut", messages: []message{{unix.SOL_TCP, unix.TCP_CM_INQ, zero}}, cut: 5},
+		{name: "without padding", messages: []message{{unix.SOL_TCP, unix.TCP_CM_INQ, zero}}, bare: true, want: true},
+		{name: "cut", messages: []message{{unix.SOL_TCP, unix.TCP_CM_INQ, zero}}, bare: true, cut: 1, told: true},
+		{name: "cut before the number", messages: []message{{unix.SOL_TCP, unix.TCP_CM_INQ, zero}}, bare: true, cut: 4, told: true},
+		{name: "cut before its data", messages: []message{{unix.SOL_TCP, unix.TCP_CM_INQ, zero}}, bare: true, cut: 5, told: true},
+		{name: "longer than there is", messages: []message{{unix.SOL_TCP, unix.TCP_CM_INQ, zero}}, bare: true, cut: 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var space inqSpace
@@ -59,10 +65,11 @@ func TestNothingLeftNeedsWholeMessageOfZero(t *testing.T) {
 				copy(unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(h), unix.CmsgLen(0))), len(m.data)), m.data)
 				n += unix.CmsgSpace(len(m.data))
 			}
-			if test.cut > 0 {
+			if test.bare {
 				n -= unix.CmsgSpace(4) - unix.CmsgLen(4) + test.cut
-				h := (*unix.Cmsghdr)(unsafe.Pointer(&space))
-				h.SetLen(n) // as the kernel does
+			}
+			if test.told {
+				(*unix.Cmsghdr)(unsafe.Pointer(&space)).SetLen(n)
 			}
 			if got := nothingLeft(&space, n); got != test.want {
 				t.Errorf("nothingLeft = %v, want %v", got, test.want)
