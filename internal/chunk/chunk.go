@@ -104,7 +104,7 @@ func (c *Chunk) Release() {
 		Poison(c.mem)
 	}
 	switch b := class(len(c.mem) - Lead); {
-	case b > maxBits || len(c.mem)-Lead != 1<<b:
+	case b > maxBits: // made for the occasion
 	case b == minBits:
 		pool.Put(c)
 	default:

@@ -28,6 +28,29 @@ func TestChunkIsFoundByAnyPartOfIt(t *testing.T) {
 	}
 }
 
+// A chunk may lie right behind another, and where a collected one of another size lay that is
+// not taken out of the table yet.
+func TestChunkIsFoundAmongOthers(t *testing.T) {
+	mem := make([]byte, 3000)
+	at := func(from, to int) *Chunk {
+		c := &Chunk{mem: mem[from:to]}
+		register(c)
+		return c
+	}
+	a, b := at(0, 1000), at(1000, 3000)
+	if Of(mem[999:]) != a || Of(mem[1000:]) != b || Of(mem[2999:]) != b {
+		t.Error("another is found at their border")
+	}
+	c := at(500, 1500)
+	for i := 500; i < 1500; i++ {
+		if Of(mem[i:]) != c {
+			t.Fatalf("another is found %d bytes into the one that came last", i-500)
+		}
+	}
+	runtime.KeepAlive(a)
+	runtime.KeepAlive(b)
+}
+
 func TestMemoryIsPoisonedAtTheLastRelease(t *testing.T) {
 	n := 0
 	Poison = func([]byte) { n++ }
@@ -103,10 +126,14 @@ func TestLargeMemoryLiesReadyForAsLongAsItIsUsed(t *testing.T) {
 	if len(s.free) != len(cs) {
 		t.Error("swept what was used:", len(s.free))
 	}
+	two := []*Chunk{Idle(size), Idle(size)}
+	for _, c := range two {
+		c.Release()
+	}
 	Idle(size).Release()
 	s.sweep()
-	if len(s.free) != 1 {
-		t.Errorf("%d are left, of which one was used", len(s.free))
+	if len(s.free) != len(two) {
+		t.Errorf("%d are left, of which %d were used at a time", len(s.free), len(two))
 	}
 }
 

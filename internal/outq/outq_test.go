@@ -297,6 +297,31 @@ func TestSlabHoldsOnlyWhatIsWorthIt(t *testing.T) {
 
 // TakeWhole gives the slab's memory away, if that is worth it, and the slab writes
 // no more in it.
+// What was taken before is not taken again with the rest, though the queue is empty by then.
+func TestRestOfASlabIsTakenOnce(t *testing.T) {
+	var (
+		s Slab
+		q Queue
+		w Writing
+	)
+	s.Reset(1 << 30)
+	add := func(n int) {
+		for range n {
+			if !s.AddDefault(make([]byte, 90)) {
+				t.Fatal("no room")
+			}
+		}
+		s.Publish()
+	}
+	add(10)
+	q.Take(&s)
+	w.Take(&q)
+	add(100)
+	if n, _ := q.TakeWhole(&s); n != 100 || q.Len() != 100 {
+		t.Errorf("%d were taken, and %d are there", n, q.Len())
+	}
+}
+
 func TestSlabIsTakenWhole(t *testing.T) {
 	bodies := func(q *Queue) (all []string) {
 		for b := range q.Bodies() {

@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"github.com/sockhub/sockhub/internal/chunk"
 )
 
 // Many queues that take a run at different times, among messages of their own, have
@@ -111,5 +113,87 @@ func TestBodyIsNotCutForAFewBytes(t *testing.T) {
 		if n != c.first {
 			t.Errorf("%d bytes: the first write has %d, want %d", c.size, n, c.first)
 		}
+	}
+}
+
+// What a queue refers to behind a run is let go of when it has left.
+func TestBodiesBehindARunAreLetGo(t *testing.T) {
+	var (
+		run  Run
+		q, p Queue
+		w    Writing
+	)
+	run.Add([]byte("run"))
+	q.AppendRun(&run)
+	c := chunk.Get(1)
+	defer c.Release()
+	p.AppendBorrowed(nil, c.Mem()) // raw, so that nothing has to be copied
+	q.Absorb(&p)
+	w.Take(&q)
+	w.Wrote(int(w.Bytes()) + defaultSize)
+	if !w.Empty() || !c.Alone() {
+		t.Errorf("empty %v, let go of %v", w.Empty(), c.Alone())
+	}
+}
+
+// What is left of a run that was cut off is its owner's alone.
+func TestWhatIsLeftOfARunIsNobodyElses(t *testing.T) {
+	var (
+		run Run
+		ws  [2]Writing
+	)
+	run.Add([]byte("message"))
+	for i := range ws {
+		var q Queue
+		q.AppendRun(&run)
+		ws[i].Take(&q)
+		ws[i].Own()
+	}
+	for b := range ws[0].Unwritten() {
+		copy(b, "changed")
+	}
+	for b := range ws[1].Unwritten() {
+		if string(b) != "message" {
+			t.Errorf("%q", b)
+		}
+	}
+}
+
+// The block that Absorb leaves to a queue is not in the way of what comes by others.
+func TestDropFirstAfterAbsorb(t *testing.T) {
+	for name, appends := range map[string]func(q *Queue){
+		"AppendRun": func(q *Queue) {
+			var run Run
+			run.Add([]byte("x"))
+			q.AppendRun(&run)
+		},
+		"Splice": func(q *Queue) {
+			var p Queue
+			p.Append(Default, []byte("x"))
+			q.Splice(&p)
+		},
+	} {
+		var q, p Queue
+		q.Append(Default, []byte("before"))
+		p.Append(Default, []byte("moved"))
+		q.Absorb(&p)
+		appends(&p)
+		if n := p.DropFirst(); n != 1 || !p.Empty() {
+			t.Errorf("%s: a message of %d bytes, and then empty %v", name, n, p.Empty())
+		}
+	}
+}
+
+// A header that is cut is nothing of the body.
+func TestCutInTheHeader(t *testing.T) {
+	var (
+		q Queue
+		w Writing
+	)
+	q.Append(Default, []byte("body"))
+	w.Take(&q)
+	w.Wrote(3)
+	if body, written, ok := w.Cut(); string(body) != "body" || written != 0 || !ok {
+		t.Errorf("%q, %d, %v", body, written, ok)
 	}
 }
