@@ -417,3 +417,19 @@ func TestTimeoutBehindDataIsNoOrderlyEnd(t *testing.T) {
 		}
 	}
 }
+
+// The system tells of an error once, Gone as often as it is asked.
+func TestGoneStaysTheSame(t *testing.T) {
+	a, b := sockets(t, "unix")
+	c := transport.New(a)
+	defer c.Close()
+	if _, _, err := c.WriteNow([][]byte{[]byte("x")}); err != nil {
+		t.Fatal(err)
+	}
+	b.Close() // with something unread
+	for range 2 {
+		if err := c.Gone(); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("Gone = %v, want ECONNRESET", err)
+		}
+	}
+}
