@@ -390,3 +390,76 @@ func TestWhoHasToMakePlace(t *testing.T) {
 		}
 	}
 }
+
+// Who is new behind the end of the Listener is nobody's, and would keep the socket open.
+func TestNewSourceBehindTheEndOfTheListener(t *testing.T) {
+	stats := new(Stats)
+	s := newSocket(nowhere{}, Options{Max: MaxUDP, Sessions: 10, Stats: stats})
+	for range 3 {
+		(&round{s: s}).datagram(&source{key: []byte("x")}, []byte("body"), true)
+	}
+	if len(s.sessions) > 0 || s.live > 0 || len(s.accepts) > 0 || stats.Dropped.Load() != 3 {
+		t.Errorf("%d sessions, %d of them live, %d wait; %d dropped", len(s.sessions), s.live, len(s.accepts), stats.Dropped.Load())
+	}
+}
+
+// A session has room for one datagram, however long, and for no more than inBytes else. What
+// it has no room for is counted.
+func TestDatagramsForWhichASessionHasNoRoom(t *testing.T) {
+	stats := new(Stats)
+	s := newSocket(nowhere{}, Options{Max: MaxUnix, Sessions: 10, Stats: stats})
+	s.listening = true
+	come := func(key string, size int, dropped uint64) {
+		t.Helper()
+		(&round{s: s}).datagram(&source{key: []byte(key)}, make([]byte, size), true)
+		if n := stats.Dropped.Load(); n != dropped {
+			t.Errorf("%d dropped, want %d", n, dropped)
+		}
+	}
+	come("a", MaxUnix, 0)
+	come("a", 0, 1)
+	come("b", inBytes/2-HeaderSize, 1)
+	come("b", inBytes/2-HeaderSize, 1)
+	come("b", 0, 2)
+}
+
+// What a session's memory takes beyond its small buffer is asked for, as little as has to be
+// if there is no room for more, and given back, all of it once.
+func TestRoomOfASessionIsGivenBack(t *testing.T) {
+	for seed := range uint64(60) {
+		r := rand.New(rand.NewPCG(2, seed))
+		limit, used := r.IntN(300_000), 0
+		s := newSocket(nowhere{}, Options{
+			Max: MaxUDP, Sessions: 1, Stats: new(Stats),
+			Room: func(n int) bool {
+				if used+n > limit {
+					return false
+				}
+				used += n
+				return true
+			},
+			Free: func(n int) { used -= n },
+		})
+		s.listening = true
+		x := s.admitLocked(&source{key: []byte("x")})
+		for range 100 {
+			if r.IntN(4) > 0 {
+				body := make([]byte, r.IntN(1+r.IntN(MaxUDP)))
+				waiting, n := len(x.in)-x.r, HeaderSize+len(body)
+				fits := waiting == 0 || waiting+n <= inBytes
+				if got, want := x.put(body), fits && waiting+n-smallBuffer <= limit; got != want {
+					t.Fatalf("seed %d: %d bytes behind %d, with room for %d: %v", seed, n, waiting, limit, got)
+				}
+			} else if _, _, err := x.TryRead(make([]byte, r.IntN(200_000))); err != nil {
+				t.Fatal(err)
+			}
+			if want := max(0, cap(x.in)-smallBuffer); used != want {
+				t.Fatalf("seed %d: room for %d, and %d bytes of memory", seed, used, want)
+			}
+		}
+		x.Close()
+		if used != 0 {
+			t.Fatalf("seed %d: %d are left", seed, used)
+		}
+	}
+}

@@ -248,7 +248,6 @@ func (r *round) datagram(from *source, body []byte, whole bool) {
 	if x == nil {
 		if x = s.admitLocked(from); x == nil {
 			s.o.Stats.Dropped.Add(1)
-			r.last = nil
 			return
 		}
 	} else if x != s.only {
