@@ -188,12 +188,6 @@ func TestShutdownDuringAHandshakeThatBlocks(t *testing.T) {
 							t.Fatal(err)
 						}
 						defer close(leave)
-						var p net.Conn
-						p, err := inner.Dial(t.Context())
-						if err != nil {
-							t.Fatal(err)
-						}
-						defer p.Close()
 						least := time.Duration(0)
 						if busy && o.Admit == nil {
 							least = long
@@ -203,6 +197,12 @@ func TestShutdownDuringAHandshakeThatBlocks(t *testing.T) {
 							synctest.Wait() // it is called
 						}
 						begun := time.Now()
+						var p net.Conn
+						p, err := inner.Dial(t.Context())
+						if err != nil {
+							t.Fatal(err)
+						}
+						defer p.Close()
 						go func() {
 							if lo.TLS != nil {
 								p = tls.Client(p, client)
