@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -431,5 +432,51 @@ func TestGoneStaysTheSame(t *testing.T) {
 		if err := c.Gone(); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("Gone = %v, want ECONNRESET", err)
 		}
+	}
+}
+
+// Keep-alive finds a silent peer after the first probe's time and those of all the others.
+func TestPatienceIsThatOfKeepAlive(t *testing.T) {
+	a, _ := sockets(t, "tcp")
+	c := transport.New(a)
+	defer c.Close()
+	for _, tt := range []struct {
+		net.KeepAliveConfig
+		want time.Duration
+	}{
+		{net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}, 30 * time.Second},
+		{net.KeepAliveConfig{Enable: true, Idle: 7 * time.Second, Interval: 2 * time.Second, Count: 1}, 9 * time.Second},
+		{net.KeepAliveConfig{Enable: false}, 0},
+	} {
+		if err := a.(*net.TCPConn).SetKeepAliveConfig(tt.KeepAliveConfig); err != nil {
+			t.Fatal(err)
+		}
+		if d := transport.Patience(c); d != tt.want {
+			t.Errorf("%+v: %v, want %v", tt.KeepAliveConfig, d, tt.want)
+		}
+	}
+}
+
+// What a peer has no room for waits for its answer, though all that was sent is acknowledged.
+func TestOutputWithoutRoomWaits(t *testing.T) {
+	a, _ := sockets(t, "tcp")
+	c := transport.New(a)
+	defer c.Close()
+	if waits, tries, _ := c.(transport.Prober).Unanswered(); waits || tries > 0 {
+		t.Errorf("%v, %d tries, where nothing was sent", waits, tries)
+	}
+	eventually(t, "full", func() bool {
+		n, _, err := c.WriteNow([][]byte{make([]byte, 1<<20)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n == 0
+	})
+	begun := time.Now()
+	for time.Since(begun) < 100*time.Millisecond { // before the first probe of its window
+		if waits, _, _ := c.(transport.Prober).Unanswered(); !waits {
+			t.Fatal("nothing waits")
+		}
+		runtime.Gosched()
 	}
 }
