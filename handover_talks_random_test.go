@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,16 +53,13 @@ func handOverAmongAllElse(t *testing.T, seed uint64) {
 			v.receive(hub)
 		})
 	}
+	if rng.IntN(4) == 0 {
+		v.shut = hubs[0]
+	}
 	for i := range 1 + rng.IntN(3) {
 		v.begin(hubs[i%len(hubs)], fmt.Sprint("peer ", i), rng)
 	}
-	if rng.IntN(4) == 0 {
-		for _, k := range v.all {
-			if k.hub == hubs[0] {
-				k.ender = 4
-			}
-		}
-	}
+	v.begun.Store(true)
 	behind := make(chan struct{})
 	var peers sync.WaitGroup
 	for _, k := range v.all {
@@ -120,8 +118,10 @@ func handOverAmongAllElse(t *testing.T, seed uint64) {
 type talks struct {
 	t       *testing.T
 	all     []*talk
-	untaken bool // nobody receives from Events before Handlers have had all
-	much    bool // is sent
+	untaken bool         // nobody receives from Events before Handlers have had all
+	much    bool         // is sent
+	shut    *sockhub.Hub // ends by Shutdown, perhaps; nil: none
+	begun   atomic.Bool  // all have: not before that
 
 	// mu guards what follows, and what of each talk is. Who takes a batch has it until he
 	// has noted what is in it, so that all is noted in the order in which it was heard.
@@ -176,6 +176,9 @@ func (v *talks) begin(hub *sockhub.Hub, name string, rng *rand.Rand) {
 		gone: make(chan struct{}), spoken: make(chan struct{}), settled: make(chan struct{}), switched: make(chan struct{}, 9)}
 	if rng.IntN(3) == 0 {
 		k.ender = 1 + rng.IntN(3)
+	}
+	if hub == v.shut {
+		k.ender = 4
 	}
 	if _, err := hub.Expect(name, nil); err != nil {
 		v.t.Fatal(err)
@@ -360,7 +363,7 @@ func (k *talk) end(r *sockhub.Reply) {
 		r.CloseWrite()
 	case k.ender == 3:
 		k.c.CloseWrite()
-	case k.ender == 4:
+	case k.ender == 4 && k.v.begun.Load():
 		go k.hub.Shutdown(context.Background())
 	}
 }
