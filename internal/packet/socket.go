@@ -28,8 +28,8 @@ type socket struct {
 	mu        sync.Mutex
 	sessions  map[string]*session // by the key of their source
 	known     int                 // of these, those that were let in; each is in idle or in quiet
-	idle      list                // who was heard of since; the last one first
-	quiet     quiet               // who was not
+	idle      list                // those that were heard of since they were let in; the last one first
+	quiet     quiet               // those that were not
 	heard     uint64              // datagrams; see session.heard
 	live      int                 // sessions that are not closed
 	listening bool
@@ -333,10 +333,10 @@ func (s *socket) letIn(x *session, full, mayEvict bool) (evicted, ok bool) {
 	return evicted, true
 }
 
-// evictLocked is Listener.Evict. Who was let in late was silent since it was heard, and not
-// since it was let in, so that its place is not in front of all. Nor is it in the list of all,
-// those included that are not let in yet: as many as a rule holds up would have to be passed
-// over each time.
+// evictLocked is Listener.Evict. Who was let in late was silent since it was heard of, which
+// others may have been after that: so it cannot just come in front of idle, and waits in quiet
+// until it is heard of again. (A list that has those too who are not let in yet would do, but
+// as many as a rule holds up would have to be passed over each time.)
 func (s *socket) evictLocked() bool {
 	old := s.idle.last()
 	if len(s.quiet) > 0 && (old == nil || s.quiet[0].heard < old.heard) {
